@@ -1,0 +1,29 @@
+# tests/<label>/test_*.c: one program a file, one ctest entry a test function, labelled by folder.
+pkg_check_modules(CMOCKA REQUIRED IMPORTED_TARGET cmocka)
+set(BTC_SHARED "${CMAKE_SOURCE_DIR}/../shared" CACHE PATH "Folder with the golden vectors and test images")
+
+add_library(btc_test_support STATIC tests/support/support.c)
+target_link_libraries(btc_test_support PUBLIC PkgConfig::CMOCKA btc_base)
+target_include_directories(btc_test_support PUBLIC ${CMAKE_SOURCE_DIR} ${CMAKE_SOURCE_DIR}/tests/support)
+
+set(BTC_TEST_ENVIRONMENT
+  "BTCCHAT_SHARED=${BTC_SHARED}" "BTCCHAT_BINARY=$<TARGET_FILE:btcchat>" "BTCCHAT_SOURCE=${CMAKE_SOURCE_DIR}"
+  "ASAN_OPTIONS=abort_on_error=0:allocator_may_return_null=1:detect_leaks=1" "UBSAN_OPTIONS=print_stacktrace=1")
+
+foreach(label unit golden integration fault)
+  file(GLOB files CONFIGURE_DEPENDS ${CMAKE_SOURCE_DIR}/tests/${label}/test_*.c)
+  foreach(file ${files})
+    get_filename_component(program ${file} NAME_WE)
+    add_executable(${program} ${file})
+    target_link_libraries(${program} PRIVATE btc_test_support btc_engine)
+    set_target_properties(${program} PROPERTIES RUNTIME_OUTPUT_DIRECTORY ${CMAKE_BINARY_DIR}/tests)
+    set_property(DIRECTORY APPEND PROPERTY CMAKE_CONFIGURE_DEPENDS ${file})
+    file(STRINGS ${file} lines REGEX "cmocka_unit_test[a-z_]*\\([a-z0-9_]+")
+    foreach(line ${lines})
+      string(REGEX REPLACE ".*cmocka_unit_test[a-z_]*\\(([a-z0-9_]+).*" "\\1" test "${line}")
+      add_test(NAME ${program}.${test} COMMAND ${program} ${test})
+      set_tests_properties(${program}.${test} PROPERTIES LABELS ${label} TIMEOUT 300
+        ENVIRONMENT "${BTC_TEST_ENVIRONMENT}" SKIP_REGULAR_EXPRESSION "\\[  SKIPPED \\]")
+    endforeach()
+  endforeach()
+endforeach()
