@@ -29,7 +29,7 @@ btc_status btc_image_decode_memory(const void *data, size_t len, const char *lab
 void btc_image_free(btc_image *im); /* sets the pointer to NULL */
 
 /* File to side x side RGB: decode rows as they come, pad with (127,127,127) if asked (spec 3.2), Pillow bicubic (spec 3.3).
- * Memory is bounded by limits whatever the image's size: rows stream through the horizontal pass. *width/*height (may be NULL)
+ * Memory is bounded by limits whatever the image's size: rows stream through the horizontal pass. *width and *height (may be NULL)
  * receive the file's own size. Errors name the file: NOT_FOUND, IO, FORMAT (not an image, truncated, corrupt), UNSUPPORTED
  * (another image format, by name), LIMIT. out.rgb is malloc'ed [side, side, 3]. */
 btc_status btc_image_load(const char *path, int64_t side, btc_image_mode mode, const btc_image_limits *lim, btc_image *out,
