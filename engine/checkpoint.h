@@ -1,6 +1,8 @@
 /*
  * A checkpoint directory in the real layout (spec 2): configs, tokenizer path, and every tensor the model uses, found by
- * name, checked for shape and dtype, used in place. VILA projector names are accepted (spec 2.4 [P]); the number of CE
+ * name, checked for shape and dtype, used in place. Tensors that never influence the result (the vision blocks behind the selected
+ * one, post_layernorm, the pooling head, to_v, counters, inv_freq) may be absent. Prefixes of whole-model states ("llm.",
+ * "vision_tower.vision_tower.", "mm_projector.") are accepted (spec 8.1 item 30). VILA projector names are accepted (spec 2.4 [P]); the number of CE
  * layers is inferred from the tensors; without layers.change.* there is no pair support.
  */
 #ifndef BTC_CHECKPOINT_H
@@ -21,6 +23,7 @@ void btc_checkpoint_close(btc_checkpoint **c);
 const btc_config *btc_checkpoint_config(const btc_checkpoint *c);
 const char *btc_checkpoint_dir(const btc_checkpoint *c);
 int64_t btc_checkpoint_ce_layers(const btc_checkpoint *c); /* -1: no change module, pairs not supported */
+int64_t btc_checkpoint_ce_width(const btc_checkpoint *c);  /* attention width A of the CE layers (spec 1.3), 0 without layers */
 
 /* Looks a tensor up in a part; projector names are always the UniRS ones ("layers.single.1.weight") whatever the file uses.
  * Checks the exact shape. On mismatch or absence: BTC_ERR_MODEL. */

@@ -32,7 +32,7 @@ typedef struct btc_generation_config {
 typedef struct btc_preprocess_config {
   float mean[3], std[3];
   double rescale;
-  int64_t size; /* square side; equals vision.image */
+  int64_t size; /* square side; btc_checkpoint_open checks that it equals vision.image */
 } btc_preprocess_config;
 
 typedef struct btc_config {
@@ -48,7 +48,8 @@ typedef struct btc_config {
   size_t n_no_change;
 } btc_config;
 
-/* Reads <dir>/config.json and the sub-configs of llm, vision_tower, mm_projector. On success free with btc_config_free. */
+/* Reads <dir>/config.json and the sub-configs of llm, vision_tower, mm_projector. Absent generation_config.json is fine; every
+ * other file must be there. On success free with btc_config_free; after an error nothing is owned. */
 btc_status btc_config_load(const char *dir, btc_config *out, btc_error *err);
 void btc_config_free(btc_config *c);
 

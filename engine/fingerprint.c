@@ -1,0 +1,88 @@
+/*
+ * The fingerprint of a checkpoint: SHA-256 over a text that lists, one a line, the configuration values that change results,
+ * the SHA-256 of the tokenizer, and name, dtype, shape and SHA-256 of every tensor in order of canonical name. So it does not
+ * depend on how the tensors are spread over shards, on prefixes, on header padding, or on keys that we do not read.
+ */
+#define _GNU_SOURCE
+#include "checkpoint_internal.h"
+
+#include <errno.h>
+#include <inttypes.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define MAX_TOKENIZER_BYTES (64u << 20)
+
+static const char *const dtype_name[] = {[BTC_F32] = "f32", [BTC_F16] = "f16", [BTC_BF16] = "bf16", [BTC_I64] = "i64"};
+
+static void describe_config(FILE *t, const btc_config *c) {
+  const btc_vision_config *v = &c->vision;
+  const btc_llm_config *l = &c->llm;
+  fprintf(t, "btcchat checkpoint 1\n");
+  fprintf(t, "vision %" PRId64 " %" PRId64 " %" PRId64 " %" PRId64 " %" PRId64 " %" PRId64 " %" PRId64 " %a\n", v->hidden, v->mlp,
+          v->blocks, v->heads, v->image, v->patch, v->channels, (double)v->eps);
+  fprintf(t, "llm %" PRId64 " %" PRId64 " %" PRId64 " %" PRId64 " %" PRId64 " %" PRId64 " %a %a %a %" PRId64 " %d %d\n", l->hidden,
+          l->mlp, l->layers, l->heads, l->kv_heads, l->vocab, (double)l->eps, l->rope_theta, l->rope_factor, l->context, l->bos,
+          l->tied_head);
+  for (int i = 0; i < l->n_eos; i++) fprintf(t, "eos %d\n", l->eos[i]);
+  fprintf(t, "preprocess %a", c->pre.rescale);
+  for (int i = 0; i < 3; i++) fprintf(t, " %a %a", (double)c->pre.mean[i], (double)c->pre.std[i]);
+  fprintf(t, "\nroot %" PRId64 " %" PRId64 " %d\n", c->cc_head, c->num_video_frames, c->aspect_pad);
+  for (size_t i = 0; i < c->n_no_change; i++) fprintf(t, "no-change %zu %s\n", strlen(c->no_change[i]), c->no_change[i]);
+}
+
+static btc_status describe_tokenizer(FILE *t, const btc_checkpoint *c, btc_error *err) {
+  char *dir = btc_path_join(c->dir, btc_part_folder[BTC_PART_LLM]);
+  char *path = dir ? btc_path_join(dir, "tokenizer.model") : NULL;
+  uint8_t *bytes = NULL;
+  size_t len = 0;
+  btc_status st = path ? btc_file_read(path, MAX_TOKENIZER_BYTES, &bytes, &len, err)
+                       : btc_fail(err, BTC_ERR_NOMEM, "'%s': out of memory", c->dir);
+  if (st == BTC_OK) {
+    char hex[65];
+    btc_sha256_hex(bytes, len, hex);
+    fprintf(t, "tokenizer %s\n", hex);
+  }
+  free(bytes);
+  free(path);
+  free(dir);
+  return st;
+}
+
+static void describe_tensors(FILE *t, const btc_checkpoint *c) {
+  for (int part = 0; part < BTC_PART_COUNT; part++) {
+    const btc_part_tensors *p = &c->part[part];
+    for (size_t i = 0; i < p->n; i++) {
+      const btc_tensor_view *v = p->entry[i].view;
+      char hex[65], shape[192];
+      btc_sha256_hex(v->data, (size_t)v->bytes, hex);
+      btc_shape_text(v->rank, v->dim, shape, sizeof shape);
+      fprintf(t, "%s %zu %s %s %s %s\n", btc_part_folder[part], strlen(p->entry[i].name), p->entry[i].name, dtype_name[v->dtype],
+              shape, hex);
+    }
+  }
+}
+
+btc_status btc_checkpoint_fingerprint(btc_checkpoint *c, char out[72], btc_error *err) {
+  if (!c->fingerprint[0]) {
+    char *text = NULL;
+    size_t len = 0;
+    FILE *t = open_memstream(&text, &len);
+    if (!t) return btc_fail(err, BTC_ERR_NOMEM, "'%s': out of memory", c->dir);
+    describe_config(t, &c->config);
+    btc_status st = describe_tokenizer(t, c, err);
+    if (st == BTC_OK) describe_tensors(t, c);
+    bool written = !ferror(t);
+    if (fclose(t) != 0) written = false;
+    if (st == BTC_OK && !written) st = btc_fail(err, BTC_ERR_NOMEM, "'%s': out of memory", c->dir);
+    if (st == BTC_OK) {
+      memcpy(c->fingerprint, "sha256:", 7);
+      btc_sha256_hex(text, len, c->fingerprint + 7);
+    }
+    free(text);
+    if (st != BTC_OK) return st;
+  }
+  memcpy(out, c->fingerprint, sizeof c->fingerprint);
+  return BTC_OK;
+}
