@@ -10,6 +10,8 @@
 extern "C" {
 #endif
 
+#define BTC_TOKENIZER_MAX_BYTES (1u << 20) /* longest text encoded in one call */
+
 typedef struct btc_tokenizer btc_tokenizer;
 
 /* Opens <dir>/tokenizer.model (and reads special_tokens_map.json / tokenizer_config.json / added_tokens.json beside it where
@@ -23,12 +25,13 @@ int32_t btc_tokenizer_vocab(const btc_tokenizer *t);
 int32_t btc_tokenizer_bos(const btc_tokenizer *t);
 int32_t btc_tokenizer_eos(const btc_tokenizer *t);
 
-/* Encodes text[len] (any bytes but NUL; invalid UTF-8 as sentencepiece does) to ids with BOS first. *ids is malloc'ed, caller
- * frees. Any thread. */
+/* Encodes text[len] to ids with BOS first. Any bytes but NUL (BTC_ERR_ARG); each byte outside UTF-8 counts as one U+FFFD, as
+ * sentencepiece does. BTC_ERR_LIMIT when longer than BTC_TOKENIZER_MAX_BYTES. *ids is malloc'ed, caller frees. Any thread. */
 btc_status btc_tokenizer_encode(const btc_tokenizer *t, const char *text, size_t len, int32_t **ids, size_t *n, btc_error *err);
 
 /* Decodes n ids: specials skipped, one leading marker removed, markers to spaces, byte pieces joined to UTF-8 with each invalid
- * byte its own U+FFFD (spec 2.6). Ids out of range are an error. *text is malloc'ed and 0-terminated (*len excludes it; text may hold NULs). */
+ * byte its own U+FFFD (spec 2.6). Ids out of range are an error. *text is malloc'ed and 0-terminated
+ * (*len excludes it; text may hold NULs). Any thread. */
 btc_status btc_tokenizer_decode(const btc_tokenizer *t, const int32_t *ids, size_t n, char **text, size_t *len, btc_error *err);
 
 #ifdef __cplusplus
