@@ -29,10 +29,9 @@ static void need(checker *k, int rank, const int64_t *dim, const char *fmt, ...)
   k->status = btc_checkpoint_tensor(k->c, k->part, name, rank, dim, &v, k->err);
 }
 
-#define DIM(...)                                                                 \
-  (int)(sizeof((int64_t[]){__VA_ARGS__}) / sizeof(int64_t)), (const int64_t[]) { \
-    __VA_ARGS__                                                                  \
-  }
+/* clang-format off */
+#define DIM(...) (int)(sizeof((int64_t[]){__VA_ARGS__}) / sizeof(int64_t)), (const int64_t[]){__VA_ARGS__}
+/* clang-format on */
 
 static void need_linear(checker *k, const char *name, int64_t out, int64_t in) {
   need(k, DIM(out, in), "%s.weight", name);

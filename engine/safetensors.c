@@ -71,7 +71,7 @@ static btc_status read_shape(const btc_safetensors *f, const json_t *entry, btc_
 static btc_status read_entry(const btc_safetensors *f, const json_t *entry, const uint8_t *data, uint64_t data_len,
                              btc_tensor_view *v, btc_error *err) {
   if (!json_is_object(entry)) return REFUSE("%s", "its header entry is not an object");
-  uint64_t want;
+  uint64_t want = 0;
   btc_status st = read_shape(f, entry, v, &want, err);
   if (st != BTC_OK) return st;
   const json_t *offsets = json_object_get(entry, "data_offsets");
