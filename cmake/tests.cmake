@@ -2,7 +2,8 @@
 pkg_check_modules(CMOCKA REQUIRED IMPORTED_TARGET cmocka)
 set(BTC_SHARED "${CMAKE_SOURCE_DIR}/../shared" CACHE PATH "Folder with the golden vectors and test images")
 
-add_library(btc_test_support STATIC tests/support/support.c)
+file(GLOB support CONFIGURE_DEPENDS tests/support/*.c)
+add_library(btc_test_support STATIC ${support})
 target_link_libraries(btc_test_support PUBLIC PkgConfig::CMOCKA btc_base)
 target_include_directories(btc_test_support PUBLIC ${CMAKE_SOURCE_DIR} ${CMAKE_SOURCE_DIR}/tests/support)
 
