@@ -1,0 +1,162 @@
+/*
+ * Kernel text of attention.c and causal.c. Softmax over blocks of keys in ascending order with a running maximum and sum
+ * (Milakov & Gimelshein 2018): o and the sum are scaled by e^(old maximum - new maximum) at each block. Blocks start at fixed keys,
+ * so a row's sums do not depend on the rows computed with it.
+ */
+
+/* s[count] becomes e^(s*scale - top); s has room up to a multiple of VW. Updates the running maximum and sum of the row and returns
+ * what its earlier output must be scaled by. */
+inl float softmax_block(float *s, int64_t count, float scale, float *top, float *sum) {
+  int64_t padded = btc_ceil_div(count, VW) * VW;
+  for (int64_t j = count; j < padded; j++) s[j] = -INFINITY;
+  V best = vset(*top);
+  for (int64_t j = 0; j < padded; j += VW) {
+    V x = vmul(vload(s + j), vset(scale));
+    vstore(s + j, x);
+    best = vmax(x, best);
+  }
+  float now = vtop(best), last[VW];
+  V total = vzero();
+  for (int64_t j = 0; j < padded; j += VW) {
+    V p = vexp(vsub(vload(s + j), vset(now)));
+    vstore(s + j, p);
+    total = vadd(total, p);
+  }
+  vstore(last, vexp(vset(*top - now)));
+  *sum = *sum * last[0] + vsum(total);
+  *top = now;
+  return last[0];
+}
+
+inl void scale_row(float *y, float by, int64_t n) {
+  int64_t i = 0;
+  for (; i + VW <= n; i += VW) vstore(y + i, vmul(vload(y + i), vset(by)));
+  if (i < n) vstore_n(y + i, vmul(vload_n(y + i, n - i), vset(by)), n - i);
+}
+
+/* ---- blocked, for many queries ---- */
+
+enum { SUB = 4 * MR }; /* queries whose scores are held at a time */
+
+/* v[keys][d] to dst[panels of NR][keys][NR], zeros right of d */
+fn void pack_v(float *dst, const float *v, int64_t stride, int64_t keys, int64_t d) {
+  for (int64_t c = 0; c < d; c += NR, dst += keys * NR) {
+    int64_t width = btc_min64(d - c, NR), first = btc_min64(width, VW);
+    for (int64_t j = 0; j < keys; j++) {
+      const float *from = v + j * stride + c;
+      vstore(dst + j * NR, vload_n(from, first));
+      vstore(dst + j * NR + VW, vload_n(from + first, width - first));
+    }
+  }
+}
+
+typedef struct attention_block {
+  float *q;      /* [ATTENTION_QUERIES][GEMM_KC] */
+  float *o;      /* [ATTENTION_QUERIES][width] */
+  float *k, *v;  /* packed keys and values of a block */
+  float *s;      /* [SUB][GEMM_KC] */
+  float *top, *sum; /* [ATTENTION_QUERIES] */
+  int64_t d, width, keys; /* width: d rounded up to NR */
+  float scale;
+} attention_block;
+
+/* Queries [i, i+SUB) of the block against its keys */
+fn void attend_sub(const attention_block *b, int64_t i, int64_t rows) {
+  int64_t panels = btc_ceil_div(rows, MR);
+  for (int64_t j = 0; j < b->keys; j += NR)
+    for (int64_t p = 0; p < panels; p++) tile(b->q + (i + p * MR) * GEMM_KC, b->k + j * b->d, b->d, b->s + p * MR * GEMM_KC + j, GEMM_KC, false);
+  for (int64_t r = 0; r < rows; r++) {
+    float by = softmax_block(b->s + r * GEMM_KC, b->keys, b->scale, b->top + i + r, b->sum + i + r);
+    scale_row(b->o + (i + r) * b->width, by, b->width);
+  }
+  for (int64_t c = 0; c < b->width; c += NR)
+    for (int64_t p = 0; p < panels; p++) tile(b->s + p * MR * GEMM_KC, b->v + c * b->keys, b->keys, b->o + (i + p * MR) * b->width + c, b->width, true);
+}
+
+fn void attend(const btc_cpu_attention *a, int64_t seq, int64_t head, int64_t query, int64_t rows, float *scratch) {
+  int64_t row0 = seq * a->t, channel = head * a->d, width = btc_ceil_div(a->d, NR) * NR;
+  float *at = scratch;
+  attention_block b = {.d = a->d, .width = width, .scale = a->scale};
+  b.q = at, at += ATTENTION_QUERIES * GEMM_KC;
+  b.o = at, at += ATTENTION_QUERIES * ATTENTION_WIDTH;
+  b.k = at, at += ATTENTION_KEYS * ATTENTION_WIDTH;
+  b.v = at, at += ATTENTION_KEYS * ATTENTION_WIDTH;
+  b.s = at, at += SUB * GEMM_KC;
+  b.top = at, at += ATTENTION_QUERIES;
+  b.sum = at;
+  const float *q = a->q + (row0 + query) * a->q_stride + channel;
+  for (int64_t i = 0; i < rows; i += MR) pack_x(b.q + i * GEMM_KC, q + i * a->q_stride, a->q_stride, btc_min64(rows - i, MR), a->d, false);
+  memset(b.o, 0, (size_t)(btc_ceil_div(rows, MR) * MR * width) * sizeof *b.o);
+  for (int64_t i = 0; i < rows; i++) b.top[i] = -INFINITY, b.sum[i] = 0;
+  /* rows of s behind the last query are multiplied too, into outputs nobody reads */
+  memset(b.s, 0, SUB * GEMM_KC * sizeof *b.s);
+  for (int64_t key = 0; key < a->t; key += ATTENTION_KEYS) {
+    b.keys = btc_min64(a->t - key, ATTENTION_KEYS);
+    pack_w(b.k, a->k + (row0 + key) * a->k_stride + channel, BTC_CPU_F32, false, a->k_stride, b.keys, a->d);
+    pack_v(b.v, a->v + (row0 + key) * a->v_stride + channel, a->v_stride, b.keys, a->d);
+    for (int64_t i = 0; i < rows; i += SUB) attend_sub(&b, i, btc_min64(rows - i, SUB));
+  }
+  for (int64_t i = 0; i < rows; i++) {
+    scale_row(b.o + i * width, 1.0f / b.sum[i], width);
+    memcpy(a->o + (row0 + query + i) * a->o_stride + channel, b.o + i * width, (size_t)a->d * sizeof *a->o);
+  }
+}
+
+/* ---- row-wise, straight from the cache, for few queries and any width ---- */
+
+/* o[d] = o*by + sum over j of p[j] v[j][d]; nv vectors from column c, the last of `last` lanes */
+inl void weigh_columns(float *o, float by, const float *p, const char *v, int mode, int64_t v_bytes, int64_t count, int nv) {
+  V acc[8];
+  for (int c = 0; c < nv; c++) acc[c] = vzero();
+  for (int64_t j = 0; j < count; j++)
+    for (int c = 0; c < nv; c++) acc[c] = vfma(vset(p[j]), vload_as(v + j * v_bytes + c * VW * (int64_t)load_size(mode), mode), acc[c]);
+  for (int c = 0; c < nv; c++) vstore(o + c * VW, vfma(vload(o + c * VW), vset(by), acc[c]));
+}
+
+inl void weigh(float *o, float by, const float *p, const char *v, int mode, int64_t v_bytes, int64_t count, int64_t d) {
+  int64_t c = 0, size = (int64_t)load_size(mode);
+  for (; c + 8 * VW <= d; c += 8 * VW) weigh_columns(o + c, by, p, v + c * size, mode, v_bytes, count, 8);
+  for (; c + VW <= d; c += VW) weigh_columns(o + c, by, p, v + c * size, mode, v_bytes, count, 1);
+  if (c == d) return;
+  V acc = vzero();
+  for (int64_t j = 0; j < count; j++) acc = vfma(vset(p[j]), vload_as_n(v + j * v_bytes + c * size, mode, d - c), acc);
+  vstore_n(o + c, vfma(vload_n(o + c, d - c), vset(by), acc), d - c);
+}
+
+fn void attend_rows(const btc_cpu_rows *r) {
+  float s[CAUSAL_QUERIES][CAUSAL_KEYS], top[CAUSAL_QUERIES], sum[CAUSAL_QUERIES];
+  int64_t last = r->count + (r->rows - 1) * r->step, size = (int64_t)btc_cpu_type_size(r->type);
+  for (int64_t i = 0; i < r->rows; i++) {
+    top[i] = -INFINITY, sum[i] = 0;
+    memset(r->o + i * r->o_stride, 0, (size_t)r->d * sizeof *r->o);
+  }
+  for (int64_t key = 0; key < last; key += CAUSAL_KEYS) {
+    const char *k = (const char *)r->k + key * r->k_stride * size, *v = (const char *)r->v + key * r->v_stride * size;
+    dots(s[0], CAUSAL_KEYS, r->q, r->q_stride, r->rows, k, r->type, false, r->k_stride, btc_min64(last - key, CAUSAL_KEYS), r->d);
+    for (int64_t i = 0; i < r->rows; i++) {
+      int64_t count = btc_min64(r->count + i * r->step - key, CAUSAL_KEYS);
+      if (count <= 0) continue;
+      float by = softmax_block(s[i], count, r->scale, &top[i], &sum[i]), *o = r->o + i * r->o_stride;
+      if (r->type == BTC_CPU_BF16)
+        weigh(o, by, s[i], v, LOAD_BF16, r->v_stride * size, count, r->d);
+      else
+        weigh(o, by, s[i], v, LOAD_F32, r->v_stride * size, count, r->d);
+    }
+  }
+  for (int64_t i = 0; i < r->rows; i++) scale_row(r->o + i * r->o_stride, 1.0f / sum[i], r->d);
+}
+
+fn void store_kv(void *dst, btc_cpu_type type, const float *x, int64_t n) {
+  if (type == BTC_CPU_F32) {
+    memcpy(dst, x, (size_t)n * sizeof *x);
+    return;
+  }
+  for (int64_t i = 0; i < n; i += VW) {
+    int64_t here = btc_min64(n - i, VW);
+    float wide[VW];
+    uint32_t bits[VW];
+    vstore(wide, vround_bf16(here == VW ? vload(x + i) : vload_n(x + i, here)));
+    memcpy(bits, wide, sizeof bits);
+    for (int64_t j = 0; j < here; j++) ((uint16_t *)dst)[i + j] = (uint16_t)(bits[j] >> 16);
+  }
+}

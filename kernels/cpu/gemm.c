@@ -1,0 +1,91 @@
+/*
+ * Products of many rows. x is packed once a chunk of rows, shared by the threads; a task is a block of GEMM_NB outputs for a run of
+ * rows: it widens its part of the weights (GEMM_KC columns at a time, into cache) and multiplies all its rows with it. Every output
+ * is, for each block of GEMM_KC columns in order, one chain of fused multiply-adds, added to the blocks before: the same whatever
+ * the row stands next to. That is the row promise, kept by construction.
+ */
+#include "isa.h"
+
+typedef struct job {
+  const btc_cpu *c;
+  const btc_cpu_matrix *w;
+  const btc_cpu_epilogue *e;
+  const float *x;
+  float *y;
+  int64_t first, rows;    /* the chunk */
+  int64_t panels;         /* of mr rows in the chunk */
+  int64_t panels_a_task, column_blocks;
+} job;
+
+enum { PACK_PANELS = 8, CACHED_PANELS = 32 };
+
+/* The packed rows of panel p for columns from block*GEMM_KC on: [mr][GEMM_KC] */
+static float *packed(const job *j, int64_t block, int64_t p) {
+  return j->c->rows + (size_t)((block * j->panels + p) * j->c->isa->mr * GEMM_KC);
+}
+
+static void pack_task(void *arg, int64_t task, int worker) {
+  (void)worker;
+  const job *j = arg;
+  int64_t k = j->w->k, mr = j->c->isa->mr, end = btc_min64((task + 1) * PACK_PANELS, j->panels);
+  for (int64_t p = task * PACK_PANELS; p < end; p++)
+    for (int64_t at = 0; at < k; at += GEMM_KC)
+      j->c->isa->pack_x(packed(j, at / GEMM_KC, p), j->x + (j->first + p * mr) * k + at, k, btc_min64(j->rows - p * mr, mr),
+                        btc_min64(k - at, GEMM_KC), j->c->bf16);
+}
+
+/* dot products of panels [p0, p1) with `width` <= GEMM_NB outputs from n0, to sums[rows][GEMM_NB] */
+static void multiply(const job *j, float *sums, float *weights, int64_t p0, int64_t p1, int64_t n0, int64_t width) {
+  const btc_cpu_isa *isa = j->c->isa;
+  int64_t k = j->w->k, mr = isa->mr, nr = isa->nr;
+  size_t size = btc_cpu_type_size(j->w->type);
+  for (int64_t at = 0; at < k; at += GEMM_KC) {
+    int64_t kc = btc_min64(k - at, GEMM_KC);
+    isa->pack_w(weights, (const char *)j->w->data + (size_t)(n0 * k + at) * size, j->w->type, j->c->bf16, k, width, kc);
+    for (int64_t c0 = p0; c0 < p1; c0 += CACHED_PANELS) {
+      int64_t c1 = btc_min64(c0 + CACHED_PANELS, p1);
+      for (int64_t n = 0; n < width; n += nr)
+        for (int64_t p = c0; p < c1; p++)
+          isa->tile(packed(j, at / GEMM_KC, p), weights + n * kc, kc, sums + (p - p0) * mr * GEMM_NB + n, GEMM_NB, at > 0);
+    }
+  }
+}
+
+static const float *offset(const float *p, int64_t by) {
+  return p ? p + by : NULL;
+}
+
+static void multiply_task(void *arg, int64_t task, int worker) {
+  const job *j = arg;
+  int64_t mr = j->c->isa->mr, n = j->w->n;
+  int64_t p0 = task / j->column_blocks * j->panels_a_task, p1 = btc_min64(p0 + j->panels_a_task, j->panels);
+  int64_t n0 = task % j->column_blocks * GEMM_NB, width = btc_min64(n - n0, GEMM_NB);
+  float *weights = btc_cpu_scratch(j->c, worker), *sums = weights + GEMM_NB * GEMM_KC;
+  multiply(j, sums, weights, p0, p1, n0, width);
+  btc_cpu_epilogue e = *j->e;
+  e.scale = offset(e.scale, n0);
+  e.bias = offset(e.bias, n0);
+  for (int64_t i = p0 * mr; i < btc_min64(p1 * mr, j->rows); i++) {
+    int64_t at = (j->first + i) * n + n0;
+    e.residual = offset(j->e->residual, at);
+    j->c->isa->finish(j->y + at, sums + (i - p0 * mr) * GEMM_NB, width, &e);
+  }
+}
+
+void btc_cpu_matmul(btc_cpu *c, float *y, const float *x, int64_t m, const btc_cpu_matrix *w, const btc_cpu_epilogue *e) {
+  static const btc_cpu_epilogue none;
+  int64_t mr = c->isa->mr, k = btc_ceil_div(w->k, GEMM_KC) * GEMM_KC;
+  int64_t most = btc_min64(GEMM_CHUNK_ROWS, (int64_t)(c->rows_floats / (size_t)k)) / mr * mr;
+  int64_t chunks = btc_ceil_div(m, most), chunk = btc_ceil_div(btc_ceil_div(m, chunks), mr) * mr;
+  job j = {.c = c, .w = w, .e = e ? e : &none, .x = x, .y = y, .column_blocks = btc_ceil_div(w->n, GEMM_NB)};
+  for (j.first = 0; j.first < m; j.first += chunk) {
+    j.rows = btc_min64(m - j.first, chunk);
+    j.panels = btc_ceil_div(j.rows, mr);
+    /* Rows are divided only when there are too few columns to keep the threads busy: each part widens the weights again. */
+    int64_t parts = btc_min64(btc_ceil_div(2 * c->threads, j.column_blocks), btc_ceil_div(j.panels, 4));
+    if (c->threads == 1) parts = 1;
+    j.panels_a_task = btc_ceil_div(j.panels, parts);
+    btc_pool_run(c->pool, btc_ceil_div(j.panels, PACK_PANELS), pack_task, &j);
+    btc_pool_run(c->pool, j.column_blocks * btc_ceil_div(j.panels, j.panels_a_task), multiply_task, &j);
+  }
+}

@@ -1,0 +1,9 @@
+/* The table of the instruction set that includes this, last in isa_*.c. */
+#define ISA_TABLE                                                                                                                     \
+  {                                                                                                                                   \
+    .name = ISA_NAME, .mr = MR, .nr = NR, .pack_x = pack_x, .pack_w = pack_w, .tile = tile, .finish = finish, .dots = dots,           \
+    .round_bf16 = round_bf16, .attend = attend, .attend_rows = attend_rows, .store_kv = store_kv, .layernorm = layernorm,             \
+    .rmsnorm = rmsnorm, .cosine_concat = cosine_concat, .rope = rope, .add = add_rows, .silu_mul = silu_mul, .widen = widen           \
+  }
+_Static_assert(MR <= MR_MAX && NR <= NR_MAX && GEMM_NB % NR == 0, "the scratch is sized for this tile");
+_Static_assert(ATTENTION_QUERIES % SUB == 0 && ATTENTION_KEYS <= GEMM_KC && ATTENTION_WIDTH <= GEMM_KC, "blocks fit packed rows");

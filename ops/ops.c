@@ -1,0 +1,125 @@
+/* The public operators: backend choice and dispatch, nothing else. */
+#define _GNU_SOURCE
+#include <sched.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "ops/backend.h"
+
+#define MAX_THREADS 256
+#define MAX_COLS (INT64_C(1) << 24) /* keeps every scratch product far from overflow */
+
+static const btc_ops_table *const tables[] = {&btc_ops_cpu, &btc_ops_plain};
+
+static const btc_ops_table *find_table(const char *kind) {
+  for (size_t i = 0; i < sizeof tables / sizeof tables[0]; i++)
+    if (!strcmp(tables[i]->kind, kind)) return tables[i];
+  return NULL;
+}
+
+static int usable_processors(void) {
+  cpu_set_t set;
+  if (sched_getaffinity(0, sizeof set, &set) != 0) return 1;
+  int n = CPU_COUNT(&set);
+  return n < 1 ? 1 : n > MAX_THREADS ? MAX_THREADS : n;
+}
+
+btc_status btc_backend_create(const btc_backend_options *o, btc_backend **out, btc_error *err) {
+  *out = NULL;
+  const btc_ops_table *table = o->kind ? find_table(o->kind) : NULL;
+  if (!table) return btc_fail(err, BTC_ERR_ARG, "backend '%s' is not one of: cpu, plain", o->kind ? o->kind : "(none)");
+  if (o->threads < 0 || o->threads > MAX_THREADS)
+    return btc_fail(err, BTC_ERR_ARG, "%d threads: want 1 to %d, or 0 for all processors", o->threads, MAX_THREADS);
+  if (o->compute != BTC_COMPUTE_F32 && o->compute != BTC_COMPUTE_BF16)
+    return btc_fail(err, BTC_ERR_ARG, "compute mode %d is unknown", (int)o->compute);
+  if (o->max_cols < 1 || o->max_cols > MAX_COLS)
+    return btc_fail(err, BTC_ERR_LIMIT, "%lld matrix columns: want 1 to %lld", (long long)o->max_cols, (long long)MAX_COLS);
+  btc_backend *b = btc_alloc_zero(1, sizeof *b);
+  if (!b) return btc_fail(err, BTC_ERR_NOMEM, "no memory for a backend");
+  b->table = table;
+  b->compute = o->compute;
+  b->threads = o->threads ? o->threads : usable_processors();
+  btc_status s = table->create(b, o, err);
+  if (s != BTC_OK) {
+    free(b);
+    return s;
+  }
+  *out = b;
+  return BTC_OK;
+}
+
+void btc_backend_destroy(btc_backend **b) {
+  if (!*b) return;
+  (*b)->table->destroy(*b);
+  free(*b);
+  *b = NULL;
+}
+
+const char *btc_backend_describe(const btc_backend *b) {
+  return b->description;
+}
+
+int btc_backend_threads(const btc_backend *b) {
+  return b->threads;
+}
+
+void btc_op_matmul(btc_backend *b, float *y, const float *x, int64_t m, const btc_weight *w, const btc_epilogue *e) {
+  b->table->matmul(b, y, x, m, w, e);
+}
+
+void btc_op_matvec(btc_backend *b, float *y, const float *x, int64_t m, const btc_weight *w, const btc_epilogue *e) {
+  b->table->matvec(b, y, x, m, w, e);
+}
+
+void btc_op_layernorm(btc_backend *b, float *y, const float *x, int64_t m, int64_t n, const float *weight, const float *bias, float eps) {
+  b->table->layernorm(b, y, x, m, n, weight, bias, eps);
+}
+
+void btc_op_rmsnorm(btc_backend *b, float *y, const float *x, int64_t m, int64_t n, const float *weight, float eps) {
+  b->table->rmsnorm(b, y, x, m, n, weight, eps);
+}
+
+void btc_op_attention(btc_backend *b, const btc_attention *a) {
+  b->table->attention(b, a);
+}
+
+void btc_op_kv_store(btc_backend *b, const btc_kv *kv, int64_t pos, const float *k, int64_t k_stride, const float *v, int64_t v_stride, int64_t m) {
+  b->table->kv_store(b, kv, pos, k, k_stride, v, v_stride, m);
+}
+
+void btc_op_attention_causal(btc_backend *b, float *o, const float *q, int64_t q_stride, int64_t m, int64_t pos, int64_t heads, const btc_kv *kv,
+                             float scale) {
+  b->table->attention_causal(b, o, q, q_stride, m, pos, heads, kv, scale);
+}
+
+void btc_op_rope(btc_backend *b, float *x, int64_t stride, int64_t m, int64_t heads, int64_t d, int64_t pos, const float *cos, const float *sin) {
+  b->table->rope(b, x, stride, m, heads, d, pos, cos, sin);
+}
+
+void btc_op_add(btc_backend *b, float *y, const float *a, const float *c, int64_t n) {
+  b->table->add(b, y, a, c, n);
+}
+
+void btc_op_silu_mul(btc_backend *b, float *y, const float *gate, const float *up, int64_t n) {
+  b->table->silu_mul(b, y, gate, up, n);
+}
+
+void btc_op_unfold_patches(btc_backend *b, float *dst, const float *x, int64_t side, int64_t p, int64_t g) {
+  b->table->unfold_patches(b, dst, x, side, p, g);
+}
+
+void btc_op_unfold_3x3(btc_backend *b, float *dst, const float *x, int64_t g, int64_t c) {
+  b->table->unfold_3x3(b, dst, x, g, c);
+}
+
+void btc_op_space_to_depth(btc_backend *b, float *dst, const float *x, int64_t g, int64_t c) {
+  b->table->space_to_depth(b, dst, x, g, c);
+}
+
+void btc_op_cosine_concat(btc_backend *b, float *z, float *cos, const float *s1, const float *s2, int64_t t, int64_t c) {
+  b->table->cosine_concat(b, z, cos, s1, s2, t, c);
+}
+
+void btc_op_embed(btc_backend *b, float *y, const btc_weight *table, const int32_t *ids, int64_t m) {
+  b->table->embed(b, y, table, ids, m);
+}
