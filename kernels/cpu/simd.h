@@ -195,9 +195,9 @@ inl V vexp(V x) {
   return vzero_below(vmul(p, vpow2(n)), x, vset(-87.33f));
 }
 
-/* 1/(1+e^-x); 0 and 1 at the ends */
+/* 1/(1+e^-x); exactly 0 below -88 (so that a huge negative factor gives 0) and 1 at the other end */
 inl V vsigmoid(V x) {
-  return vdiv(vset(1.0f), vadd(vset(1.0f), vexp(vsub(vzero(), x))));
+  return vzero_below(vdiv(vset(1.0f), vadd(vset(1.0f), vexp(vsub(vzero(), x)))), x, vset(-88.0f));
 }
 
 /* How a stored element becomes a factor. The last two round to bf16 what was stored finer. */
