@@ -9,7 +9,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "tokenizer_utf8.h"
+#include "marker.h"
 
 enum { WIRE_VARINT = 0, WIRE_64 = 1, WIRE_BYTES = 2, WIRE_32 = 5 };
 enum { MODEL_PIECES = 1, MODEL_TRAINER = 2, MODEL_NORMALIZER = 3, MODEL_DENORMALIZER = 5 };
@@ -267,6 +267,9 @@ static btc_status check_types(btc_spm_model *m, const char *label, btc_error *er
     if (type == BTC_SPM_UNKNOWN && n_unknown++ == 0) m->unk = i;
     n_bytes += type == BTC_SPM_BYTE;
     n_user += type == BTC_SPM_USER_DEFINED;
+    /* found by the fuzzer: SentencePiece takes such a character in a text for the control symbol and then gives up */
+    if (type == BTC_SPM_CONTROL && btc_utf8_char(m->pieces[i].text, m->pieces[i].len) == m->pieces[i].len)
+      return btc_fail(err, BTC_ERR_UNSUPPORTED, "'%s': control piece %d is a single character, which is not supported", label, i);
   }
   if (n_unknown != 1)
     return btc_fail(err, BTC_ERR_FORMAT, "'%s': %d unknown pieces in place of one", label, n_unknown);

@@ -234,6 +234,7 @@ static void add_byte(tiny_model *m) { tiny_piece(m, "<0xff>", 0, TINY_BYTE); }
 static void add_nan(tiny_model *m) { tiny_piece(m, "q", __builtin_nanf(""), TINY_NORMAL); }
 static void add_infinity(tiny_model *m) { tiny_piece(m, "q", -__builtin_inff(), TINY_NORMAL); }
 static void add_denormalizer(tiny_model *m) { tiny_field(m, 5, "\x12\x02xy", 4); }
+static void add_short_control(tiny_model *m) { tiny_piece(m, "\xC3\xA8", 0, TINY_CONTROL); }
 static void add_group(tiny_model *m) { tiny_byte(m, 6 << 3 | 3); }
 static void add_field_0(tiny_model *m) { tiny_put(m, "\x02\x00", 2); }
 static void add_wrong_wire(tiny_model *m) { tiny_put(m, "\x08\x01", 2); }
@@ -264,6 +265,7 @@ static void test_tokenizer_refuses_bad_pieces(void **state) {
       {add_infinity, BTC_ERR_FORMAT, "finite"},
       {add_long, BTC_ERR_FORMAT, "more than 256 bytes"},
       {add_denormalizer, BTC_ERR_UNSUPPORTED, "character map"},
+      {add_short_control, BTC_ERR_UNSUPPORTED, "single character"},
       {add_group, BTC_ERR_FORMAT, "wire type"},
       {add_field_0, BTC_ERR_FORMAT, "field number"},
       {add_wrong_wire, BTC_ERR_FORMAT, "wrong type"},
