@@ -77,6 +77,14 @@ btc_status btc_file_publish(const char *path, const void *data, size_t len, btc_
 /* "dir/name" in fresh memory (caller frees), or NULL when there is no memory. name is returned alone if it is absolute. */
 char *btc_path_join(const char *dir, const char *name);
 
+/* ---- UTF-8 ---- */
+
+/* Bytes (1..4) of the well-formed character at p, 0 when there is none: overlong forms, surrogates, values over U+10FFFF and
+ * truncated sequences are not characters (Unicode 15, table 3-7). left > 0. */
+size_t btc_utf8_char(const char *p, size_t left);
+/* Offset of the first byte that is not part of a well-formed character; n when there is none. */
+size_t btc_utf8_valid(const char *p, size_t n);
+
 /* ---- SHA-256 (FIPS 180-4) ---- */
 typedef struct btc_sha256 {
   uint32_t state[8];

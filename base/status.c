@@ -51,6 +51,6 @@ btc_status btc_fail_prefix(btc_error *err, const char *fmt, ...) {
   memcpy(rest, err->message, sizeof rest);
   size_t used = strlen(prefix);
   memcpy(err->message, prefix, used);
-  snprintf(err->message + used, sizeof err->message - used, ": %s", rest);
+  snprintf(err->message + used, sizeof err->message - used, ": %.*s", (int)(sizeof err->message - used - 3), rest);
   return err->code;
 }

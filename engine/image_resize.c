@@ -14,6 +14,7 @@
 #define PAD_VALUE 127     /* spec 3.2: int(0.5 * 255) */
 /* Samples taken at once by the horizontal filter: a multiple of 3 channels and of 8 lanes. */
 #define H_BLOCK 24
+#define FEW_TAPS 5 /* an axis that grows never has more */
 /* Samples taken at once by the vertical filter. */
 #define V_BLOCK 32
 
@@ -123,21 +124,35 @@ static inline __attribute__((always_inline)) uint8_t clip(int32_t sum) {
   return (uint8_t)(v < 0 ? 0 : v > 255 ? 255 : v);
 }
 
-/* Outputs first..last-1 of r->line. Lane j of the accumulator always belongs to channel j % channels. */
-static inline __attribute__((always_inline)) void filter_h_body(const btc_resizer *r, uint8_t *out) {
-  int channels = r->plan.channels;
+/* The sums of a few taps, as in enlarging: shorter than one block, so not worth a vector and its folding. */
+static inline __attribute__((always_inline)) void few_taps(const uint8_t *p, const int32_t *q, int n, int channels, uint8_t *out) {
+  for (int c = 0; c < channels; c++) {
+    int32_t sum = 1 << (PRECISION_BITS - 1);
+    for (int j = c; j < n; j += channels) sum += q[j] * p[j];
+    out[c] = clip(sum);
+  }
+}
+
+/* Outputs first..last-1 of r->line. Lane j of the accumulator always belongs to channel j % channels, also while folding it to
+ * three lanes. */
+static inline __attribute__((always_inline)) void filter_h_body(const btc_resizer *r, int channels, uint8_t *out) {
   for (int64_t o = r->first; o < r->last; o++) {
-    int32_t acc[H_BLOCK] = {0};
     const uint8_t *p = r->line + (int64_t)r->h.start[o] * channels;
     const int32_t *q = r->h.q + o * r->h.stride;
-    for (int64_t n = (int64_t)r->h.count[o] * channels; n > 0; n -= H_BLOCK, p += H_BLOCK, q += H_BLOCK) {
+    int64_t n = (int64_t)r->h.count[o] * channels;
+    if (n <= FEW_TAPS * channels) {
+      few_taps(p, q, (int)n, channels, out + o * channels);
+      continue;
+    }
+    int32_t acc[H_BLOCK] = {0};
+    for (; n > 0; n -= H_BLOCK, p += H_BLOCK, q += H_BLOCK) {
       for (int j = 0; j < H_BLOCK; j++) acc[j] += q[j] * p[j];
     }
-    for (int c = 0; c < channels; c++) {
-      int32_t sum = 1 << (PRECISION_BITS - 1);
-      for (int j = c; j < H_BLOCK; j += channels) sum += acc[j];
-      out[o * channels + c] = clip(sum);
+    for (int half = H_BLOCK / 2; half >= 3; half /= 2) {
+      for (int j = 0; j < half; j++) acc[j] += acc[j + half];
     }
+    if (channels == 1) acc[0] += acc[1] + acc[2];
+    for (int c = 0; c < channels; c++) out[o * channels + c] = clip(acc[c] + (1 << (PRECISION_BITS - 1)));
   }
 }
 
@@ -157,7 +172,8 @@ static inline __attribute__((always_inline)) void filter_v_body(const btc_resize
 }
 
 static void filter_h_plain(const btc_resizer *r, uint8_t *out) {
-  filter_h_body(r, out);
+  if (r->plan.channels == 3) filter_h_body(r, 3, out);
+  else filter_h_body(r, 1, out);
 }
 
 static void filter_v_plain(const btc_resizer *r, const int32_t *q, int64_t taps, uint8_t *out) {
@@ -167,7 +183,8 @@ static void filter_v_plain(const btc_resizer *r, const int32_t *q, int64_t taps,
 #if defined(__x86_64__)
 /* The same loops where the compiler may use a 32-bit vector multiply, which baseline x86-64 lacks. */
 __attribute__((target("avx2"))) static void filter_h_avx2(const btc_resizer *r, uint8_t *out) {
-  filter_h_body(r, out);
+  if (r->plan.channels == 3) filter_h_body(r, 3, out);
+  else filter_h_body(r, 1, out);
 }
 
 __attribute__((target("avx2"))) static void filter_v_avx2(const btc_resizer *r, const int32_t *q, int64_t taps, uint8_t *out) {

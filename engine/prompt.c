@@ -5,7 +5,7 @@
 #include <string.h>
 
 #include "tokenizer_sp.h"
-#include "tokenizer_utf8.h"
+#include "marker.h"
 
 const char btc_prompt_system[] =
     "A chat between a curious user and an artificial intelligence assistant. The assistant gives helpful, detailed, and polite "

@@ -10,7 +10,7 @@
 #include "tokenizer_model.h"
 #include "tokenizer_sp.h"
 #include "tokenizer_special.h"
-#include "tokenizer_utf8.h"
+#include "marker.h"
 
 struct btc_tokenizer {
   btc_spm_model model;

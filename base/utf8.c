@@ -1,5 +1,5 @@
 /* Well-formed UTF-8, byte by byte after table 3-7 of the Unicode standard. */
-#include "tokenizer_utf8.h"
+#include "base.h"
 
 static bool in(unsigned char c, unsigned low, unsigned high) {
   return c >= low && c <= high;

@@ -1,0 +1,180 @@
+/* btcchat bench: make-model writes a random checkpoint, stages times the parts of one caption. */
+#include <jansson.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "engine/prompt.h"
+#include "engine/session.h"
+#include "make_model.h"
+#include "model_options.h"
+
+static int run(int argc, char **argv);
+
+const cli_command cmd_bench = {
+    .name = "bench",
+    .arguments = "make-model DIR | stages BEFORE AFTER",
+    .summary = "make-model writes a random checkpoint; stages times the parts of one caption",
+    .details = "make-model: --size full is the real model (6.3 GB of bf16, about a minute), small a hundredth of its work.\n"
+               "stages: runs the pair --runs times with answers of exactly --tokens tokens and prints, per stage, the fastest run.",
+    .run = run,
+};
+
+typedef struct bench_options {
+  model_options model;
+  const char *size, *tokenizer;
+  int64_t shard_mb, runs, tokens, positions;
+  bool json;
+} bench_options;
+
+static int make_model(const bench_options *b, const char *dir) {
+  char tokenizer[4096];
+  const char *nano = default_model_dir();
+  btc_error err;
+  if (!b->tokenizer && !nano) {
+    cli_error("make-model needs a tokenizer: give --tokenizer DIR (a directory with tokenizer.model)");
+    return CLI_USAGE;
+  }
+  if (!b->tokenizer) snprintf(tokenizer, sizeof tokenizer, "%s/llm", nano);
+  const make_model_size *size = !strcmp(b->size, "full") ? &make_model_full : &make_model_small;
+  if (make_model_write(dir, size, b->tokenizer ? b->tokenizer : tokenizer, b->shard_mb * 1000000, (uint64_t)b->model.seed, &err) == BTC_OK) return CLI_OK;
+  cli_error("%s", err.message);
+  return CLI_FAILED;
+}
+
+typedef struct stage_figures {
+  double vision, change, prefill, decode; /* ms; decode per token */
+  int64_t positions;
+} stage_figures;
+
+static double least(double a, double b) {
+  return a == 0 || b < a ? b : a;
+}
+
+/* One run, from the stage's own clocks: what a pair costs without reading files. */
+static btc_status one_run(btc_session *s, const btc_item *item, int tokens, stage_figures *best, btc_error *err) {
+  btc_stage_times a = btc_session_times(s);
+  btc_result r;
+  btc_session_run(s, item, 1, &r, err);
+  btc_status st = r.status;
+  if (st != BTC_OK) *err = r.error;
+  btc_result_clear(&r);
+  if (st != BTC_OK) return st;
+  btc_stage_times b = btc_session_times(s);
+  double ms[BTC_BLOCK_HEAD + 1], decode = 0;
+  for (int k = 0; k <= BTC_BLOCK_HEAD; k++) {
+    ms[k] = b.prefill_ms[k] - a.prefill_ms[k];
+    decode += b.decode_ms[k] - a.decode_ms[k];
+  }
+  best->vision = least(best->vision, ms[BTC_BLOCK_PATCH] + ms[BTC_BLOCK_VISION]);
+  best->change = least(best->change, ms[BTC_BLOCK_CHANGE]);
+  best->prefill = least(best->prefill, ms[BTC_BLOCK_SPLICE] + ms[BTC_BLOCK_LLM] + ms[BTC_BLOCK_HEAD]);
+  best->decode = least(best->decode, decode / (tokens - 1));
+  return BTC_OK;
+}
+
+static void print_figures(const bench_options *b, btc_model *m, btc_session *s, const stage_figures *f) {
+  btc_load load = {.images = 2, .blocks = 1, .positions = f->positions, .pairs = true};
+  double flop[BTC_BLOCK_HEAD + 1] = {0}, bytes = 0;
+  for (int i = 0; i < btc_block_count(m); i++) {
+    btc_block k = btc_block_at(m, i);
+    flop[k.kind] += btc_block_flops(m, i, &load);
+    if (k.kind == BTC_BLOCK_LLM || k.kind == BTC_BLOCK_HEAD) bytes += (double)k.weight_bytes;
+  }
+  double vision = (flop[BTC_BLOCK_PATCH] + flop[BTC_BLOCK_VISION]) / f->vision * 1e-6, change = flop[BTC_BLOCK_CHANGE] / f->change * 1e-6;
+  double prefill = (flop[BTC_BLOCK_LLM] + flop[BTC_BLOCK_HEAD]) / f->prefill * 1e-6, decode = bytes / f->decode * 1e-6;
+  if (b->json) {
+    json_t *o = json_pack("{s:s,s:I,s:f,s:f,s:f,s:f,s:f,s:f,s:f,s:f}", "backend", btc_session_describe(s), "positions", (json_int_t)f->positions, "vision_ms",
+                          f->vision, "change_ms", f->change, "prefill_ms", f->prefill, "decode_ms", f->decode, "vision_gflops", vision, "change_gflops",
+                          change, "prefill_gflops", prefill, "decode_gbs", decode);
+    char *line = json_dumps(o, JSON_COMPACT | JSON_REAL_PRECISION(6));
+    if (line) puts(line);
+    free(line);
+    json_decref(o);
+    return;
+  }
+  printf("%s, fastest of %lld runs\n", btc_session_describe(s), (long long)b->runs);
+  printf("%-28s %10.1f ms %8.1f GFLOP/s\n", "vision, 2 images", f->vision, vision);
+  printf("%-28s %10.1f ms %8.1f GFLOP/s\n", "change and projector", f->change, change);
+  printf("prefill, %-5lld positions     %10.1f ms %8.1f GFLOP/s\n", (long long)f->positions, f->prefill, prefill);
+  printf("%-28s %10.1f ms %8.1f GB/s of weights\n", "decode, one token", f->decode, decode);
+}
+
+/* A question that makes the prompt exactly `positions` long, since tokenizers differ: words are added until it fits. */
+static char *question_for(const btc_model *m, int64_t positions, int64_t *got) {
+  enum { MAX = 8192 };
+  char *q = btc_alloc(MAX, 1);
+  btc_error err;
+  if (!q) return NULL;
+  strcpy(q, positions ? "" : btc_prompt_caption);
+  for (size_t len = strlen(q); len + 3 < MAX; len = strlen(q)) {
+    char *text = NULL;
+    int32_t *ids = NULL;
+    size_t n = 0;
+    bool ok = btc_prompt_question(q, 1, &text, &err) == BTC_OK && btc_prompt_encode(m->tok, text, &ids, &n, &err) == BTC_OK;
+    free(text);
+    free(ids);
+    *got = (int64_t)n - 1 + m->block_tokens;
+    if (!ok || *got >= positions) break;
+    strcpy(q + len, "\n");
+  }
+  return q;
+}
+
+static int stages(const bench_options *b, char **images) {
+  btc_model *m = NULL;
+  btc_session *s = NULL;
+  stage_figures best = {0};
+  btc_error err;
+  char *question = NULL;
+  int32_t *force = NULL;
+  int code = open_model(&b->model, &m);
+  if (code == CLI_OK) code = open_session(&b->model, m, &s);
+  if (code == CLI_OK) {
+    question = question_for(m, b->positions, &best.positions);
+    force = btc_alloc((size_t)b->tokens, sizeof *force);
+    for (int64_t i = 0; force && i < b->tokens; i++) force[i] = (int32_t)(3 + i % (m->cfg->llm.vocab - 3));
+    if (!question || !force) {
+      cli_error("out of memory");
+      code = CLI_FAILED;
+    }
+  }
+  if (code == CLI_OK) {
+    btc_item item = {.images = (const char *const *)images, .n_images = 2, .question = question};
+    btc_session_set_probe(s, &(btc_session_probe){.force = force, .n_force = (size_t)b->tokens});
+    btc_status st = BTC_OK;
+    for (int64_t i = 0; i < b->runs && st == BTC_OK; i++) st = one_run(s, &item, (int)b->tokens, &best, &err);
+    if (st == BTC_OK) {
+      print_figures(b, m, s, &best);
+    } else {
+      cli_error("%s", err.message);
+      code = st == BTC_ERR_CANCELLED ? CLI_INTERRUPTED : CLI_FAILED;
+    }
+  }
+  free(question);
+  free(force);
+  btc_session_destroy(&s);
+  btc_model_close(&m);
+  return code;
+}
+
+static int run(int argc, char **argv) {
+  bench_options b = {.model = model_options_default, .size = "full", .shard_mb = 5000, .runs = 3, .tokens = 16};
+  cli_option table[] = {
+      MODEL_OPTION_ROWS(b.model),
+      {.name = "size", .type = CLI_CHOICE, .target = &b.size, .value = "S", .help = "make-model: full or small (default full)", .choices = "full|small"},
+      {.name = "tokenizer", .type = CLI_TEXT, .target = &b.tokenizer, .value = "DIR", .help = "make-model: where tokenizer.model is (default: the nano model's)"},
+      {.name = "shard-mb", .type = CLI_INT, .target = &b.shard_mb, .value = "N", .help = "make-model: largest shard of the language model, MB (default 5000)", .low = 200, .high = 1e6},
+      {.name = "seed", .type = CLI_INT, .target = &b.model.seed, .value = "S", .help = "make-model: seed of the weights (default 0)", .low = 0, .high = 9007199254740992.0},
+      {.name = "runs", .type = CLI_INT, .target = &b.runs, .value = "N", .help = "stages: runs, the fastest counts (default 3)", .low = 1, .high = 1000},
+      {.name = "tokens", .type = CLI_INT, .target = &b.tokens, .value = "N", .help = "stages: tokens of an answer (default 16)", .low = 2, .high = 128},
+      {.name = "positions", .type = CLI_INT, .target = &b.positions, .value = "N", .help = "stages: lengthen the prompt to this many positions (default: as it is)", .low = 0, .high = 4096},
+      {.name = "json", .type = CLI_FLAG, .target = &b.json, .help = "one JSON object"},
+  };
+  char **args;
+  int n, code;
+  if (!cli_parse(&cmd_bench, table, sizeof table / sizeof table[0], argc, argv, &args, &n, &code)) return code;
+  if (n == 2 && !strcmp(args[0], "make-model")) return make_model(&b, args[1]);
+  if (n == 3 && !strcmp(args[0], "stages")) return stages(&b, args + 1);
+  return cli_usage_error(&cmd_bench, "'make-model DIR' or 'stages BEFORE AFTER' expected");
+}

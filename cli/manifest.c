@@ -1,0 +1,387 @@
+/* Manifests: see manifest.h. Lines come from manifest_lines.c, folders and the ids seen so far from manifest_pairs.c. */
+#define _GNU_SOURCE
+#include "manifest.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <inttypes.h>
+#include <jansson.h>
+#include <limits.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <strings.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "manifest_lines.h"
+#include "manifest_pairs.h"
+
+#define MAX_PIXELS 2147483647 /* largest window coordinate */
+
+typedef enum format { FORMAT_JSONL, FORMAT_CSV, FORMAT_FOLDERS } format;
+enum { COLUMN_BEFORE, COLUMN_AFTER, COLUMN_ID, COLUMNS };
+static const char *const column_names[COLUMNS] = {"before", "after", "id"};
+
+struct btc_manifest {
+  char *path, *dir; /* for messages; what paths are relative to */
+  bool strict, ended;
+  bool own_id; /* the current id was read, not made from the line number */
+  format format;
+  int fd;
+  off_t size; /* of the file, 0 when unknown */
+  btc_lines lines;
+  int column[COLUMNS]; /* CSV: which field, or -1 */
+  btc_names before, after;
+  size_t next_before, next_after;
+  uint64_t items;
+  btc_id_set ids;
+  json_t *doc;                   /* the line that item texts point into */
+  char *before_path, *after_path; /* [PATH_MAX] */
+  char *meta;
+  char id[BTC_MANIFEST_MAX_ID + 1];
+  char problem[320];
+};
+
+/* ---- one item ---- */
+
+/* Marks the item bad; the text becomes one printable line. */
+static void bad(btc_manifest *m, btc_manifest_item *item, const char *fmt, ...) __attribute__((format(printf, 3, 4)));
+static void bad(btc_manifest *m, btc_manifest_item *item, const char *fmt, ...) {
+  if (item->kind == BTC_MANIFEST_BAD) return;
+  va_list ap;
+  va_start(ap, fmt);
+  vsnprintf(m->problem, sizeof m->problem, fmt, ap);
+  va_end(ap);
+  bool utf8 = btc_utf8_valid(m->problem, strlen(m->problem)); /* quoted text may have been cut inside a character */
+  for (char *c = m->problem; *c; c++)
+    if ((unsigned char)*c < 0x20 || *c == 0x7f || (!utf8 && (unsigned char)*c >= 0x80)) *c = '?';
+  item->kind = BTC_MANIFEST_BAD;
+  item->problem = m->problem;
+}
+
+static bool has_control(const char *s) {
+  for (; *s; s++)
+    if ((unsigned char)*s < 0x20 || *s == 0x7f) return true;
+  return false;
+}
+
+static void set_id(btc_manifest *m, btc_manifest_item *item, const char *id) {
+  size_t len = strlen(id);
+  m->own_id = len && len <= BTC_MANIFEST_MAX_ID && !has_control(id) && btc_utf8_valid(id, len);
+  if (m->own_id) memcpy(m->id, id, len + 1);
+  else bad(m, item, "the id must have 1 to %d bytes of UTF-8 without control characters", BTC_MANIFEST_MAX_ID);
+}
+
+/* The path from the working directory, into a buffer of PATH_MAX bytes. */
+static const char *resolve(btc_manifest *m, btc_manifest_item *item, const char *key, const char *path, char *out) {
+  bool alone = path[0] == '/' || !m->dir[0];
+  int n = snprintf(out, PATH_MAX, "%s%s%s", alone ? "" : m->dir, alone ? "" : "/", path);
+  if (!path[0]) bad(m, item, "'%s' is empty", key);
+  else if (n < 0 || n >= PATH_MAX) bad(m, item, "the path '%s' is too long", key);
+  return out;
+}
+
+/* ---- JSON lines ---- */
+
+/* Behind the string that begins at s. The text is valid JSON. */
+static const char *skip_string(const char *s) {
+  for (s++; *s != '"'; s++)
+    if (*s == '\\') s++;
+  return s + 1;
+}
+
+/* Where the value of "meta" stands in the line and how long it is; so numbers in it are copied as written. NULL when the key is
+ * written with escapes. */
+static const char *find_meta(const char *s, size_t *len) {
+  int depth = 0;
+  const char *value = NULL;
+  for (; *s; s++) {
+    if (*s == '"') {
+      bool key = depth == 1 && strncmp(s, "\"meta\"", 6) == 0;
+      s = skip_string(s);
+      s += strspn(s, " \t\r");
+      if (key && *s == ':') value = s + 1 + strspn(s + 1, " \t\r");
+      s--;
+    } else if (*s == '{' || *s == '[') {
+      depth++;
+    } else if (*s == '}' || *s == ']') {
+      if (--depth == 1 && value && value < s) {
+        *len = (size_t)(s - value) + 1;
+        return value;
+      }
+    }
+  }
+  return NULL;
+}
+
+static const char *json_text(btc_manifest *m, btc_manifest_item *item, const char *key, bool required) {
+  const json_t *v = json_object_get(m->doc, key);
+  if (json_is_string(v)) return json_string_value(v);
+  if (required && !v) bad(m, item, "'%s' is missing", key);
+  else if (required || (v && !json_is_null(v))) bad(m, item, "'%s' is not a string", key);
+  return NULL;
+}
+
+static void read_window(btc_manifest *m, btc_manifest_item *item) {
+  const json_t *w = json_object_get(m->doc, "window");
+  if (!w || json_is_null(w)) return;
+  bool good = json_is_array(w) && json_array_size(w) == 4;
+  for (size_t i = 0; i < 4 && good; i++) {
+    const json_t *v = json_array_get(w, i);
+    item->window[i] = json_integer_value(v);
+    good = json_is_integer(v) && item->window[i] >= (i < 2 ? 0 : 1) && item->window[i] <= MAX_PIXELS;
+  }
+  if (!good) bad(m, item, "'window' must be [x, y, width, height] in pixels");
+  item->has_window = good;
+}
+
+static btc_status read_meta(btc_manifest *m, btc_manifest_item *item, const char *line, btc_error *err) {
+  const json_t *v = json_object_get(m->doc, "meta");
+  if (!v || json_is_null(v)) return BTC_OK;
+  if (!json_is_object(v)) {
+    bad(m, item, "'meta' is not an object");
+    return BTC_OK;
+  }
+  size_t len = 0;
+  const char *text = find_meta(line, &len);
+  free(m->meta);
+  m->meta = text ? btc_strndup(text, len) : json_dumps(v, JSON_COMPACT);
+  item->meta = m->meta;
+  return m->meta ? BTC_OK : btc_fail(err, BTC_ERR_NOMEM, "'%s': out of memory", m->path);
+}
+
+static void check_keys(btc_manifest *m, btc_manifest_item *item) {
+  static const char *const known[] = {"id", "before", "after", "prompt", "window", "meta"};
+  const char *key;
+  json_t *v;
+  json_object_foreach(m->doc, key, v) {
+    size_t i = 0;
+    while (i < sizeof known / sizeof known[0] && strcmp(known[i], key) != 0) i++;
+    if (i == sizeof known / sizeof known[0]) bad(m, item, "unknown key '%.64s'", key);
+  }
+}
+
+static btc_status json_item(btc_manifest *m, const btc_record *r, btc_manifest_item *item, btc_error *err) {
+  json_error_t why;
+  json_decref(m->doc);
+  m->doc = json_loadb(r->text, r->len, JSON_REJECT_DUPLICATES, &why);
+  if (!m->doc && json_error_code(&why) == json_error_out_of_memory) return btc_fail(err, BTC_ERR_NOMEM, "'%s': out of memory", m->path);
+  if (!m->doc) bad(m, item, "not valid JSON: %s", why.text);
+  else if (!json_is_object(m->doc)) bad(m, item, "not a JSON object");
+  if (item->kind == BTC_MANIFEST_BAD) return BTC_OK;
+  const char *id = json_text(m, item, "id", false);
+  if (id) set_id(m, item, id);
+  check_keys(m, item);
+  const char *before = json_text(m, item, "before", true), *after = json_text(m, item, "after", true);
+  item->prompt = json_text(m, item, "prompt", false);
+  read_window(m, item);
+  if (before) item->before = resolve(m, item, "before", before, m->before_path);
+  if (after) item->after = resolve(m, item, "after", after, m->after_path);
+  return read_meta(m, item, r->text, err);
+}
+
+/* ---- CSV ---- */
+
+static btc_status csv_header(btc_manifest *m, btc_error *err) {
+  btc_record r;
+  btc_lines_result got = btc_lines_next_csv(&m->lines, &r);
+  if (got == BTC_LINES_FAILED) return btc_fail(err, BTC_ERR_IO, "cannot read '%s': %s", m->path, strerror(errno));
+  for (int c = 0; c < COLUMNS; c++) m->column[c] = -1;
+  bool good = got == BTC_LINES_OK;
+  for (size_t f = 0; good && f < r.n_fields; f++) {
+    int c = 0;
+    while (c < COLUMNS && strcmp(column_names[c], r.field[f]) != 0) c++;
+    good = c < COLUMNS && m->column[c] < 0;
+    if (good) m->column[c] = (int)f;
+  }
+  if (!good || m->column[COLUMN_BEFORE] < 0 || m->column[COLUMN_AFTER] < 0)
+    return btc_fail(err, BTC_ERR_FORMAT, "'%s': a CSV manifest begins with the line before,after or before,after,id", m->path);
+  return BTC_OK;
+}
+
+static void csv_item(btc_manifest *m, const btc_record *r, btc_manifest_item *item) {
+  size_t want = m->column[COLUMN_ID] < 0 ? 2 : 3;
+  if (want == 3 && (size_t)m->column[COLUMN_ID] < r->n_fields && r->field[m->column[COLUMN_ID]][0])
+    set_id(m, item, r->field[m->column[COLUMN_ID]]);
+  if (r->n_fields != want) {
+    bad(m, item, "%zu fields, the header has %zu", r->n_fields, want);
+    return;
+  }
+  for (size_t f = 0; f < want; f++)
+    if (btc_utf8_valid(r->field[f], strlen(r->field[f])) != strlen(r->field[f])) bad(m, item, "not valid UTF-8");
+  item->before = resolve(m, item, "before", r->field[m->column[COLUMN_BEFORE]], m->before_path);
+  item->after = resolve(m, item, "after", r->field[m->column[COLUMN_AFTER]], m->after_path);
+}
+
+/* ---- folders ---- */
+
+static bool next_pair(btc_manifest *m, btc_manifest_item *item) {
+  bool a = m->next_before < m->before.n, b = m->next_after < m->after.n;
+  if (!a && !b) return false;
+  const char *x = a ? btc_names_at(&m->before, m->next_before) : NULL, *y = b ? btc_names_at(&m->after, m->next_after) : NULL;
+  int order = !a ? 1 : !b ? -1 : strcmp(x, y);
+  const char *name = order <= 0 ? x : y;
+  if (order <= 0) m->next_before++;
+  if (order >= 0) m->next_after++;
+  item->line = ++m->items;
+  snprintf(m->id, sizeof m->id, "%" PRIu64, item->line);
+  if (btc_utf8_valid(name, strlen(name)) != strlen(name)) bad(m, item, "a file name that is not valid UTF-8");
+  else set_id(m, item, name);
+  if (order) bad(m, item, "there is no '%s' of this name", order < 0 ? "B" : "A");
+  char relative[4 * NAME_MAX]; /* some file systems count characters */
+  snprintf(relative, sizeof relative, "A/%s", name);
+  item->before = resolve(m, item, "before", relative, m->before_path);
+  relative[0] = 'B';
+  item->after = resolve(m, item, "after", relative, m->after_path);
+  return true;
+}
+
+/* ---- opening ---- */
+
+static btc_status open_folders(btc_manifest *m, btc_error *err) {
+  btc_status st = BTC_OK;
+  for (int side = 0; side < 2 && st == BTC_OK; side++) {
+    const char *name = side ? "B" : "A";
+    char *path = btc_path_join(m->dir, name);
+    if (!path) return btc_fail(err, BTC_ERR_NOMEM, "'%s': out of memory", m->path);
+    st = btc_names_read(side ? &m->after : &m->before, path, BTC_MANIFEST_MAX_ITEMS, err);
+    if (st == BTC_ERR_NOT_FOUND)
+      st = btc_fail(err, BTC_ERR_FORMAT, "'%s': a folder as manifest needs folders A and B inside; there is no '%s'", m->path, name);
+    free(path);
+  }
+  return st;
+}
+
+/* A first line without braces that names both columns can only be a header. */
+static bool looks_like_csv(btc_manifest *m) {
+  size_t len = strlen(m->path);
+  if (len > 4 && strcasecmp(m->path + len - 4, ".csv") == 0) return true;
+  const char *line = btc_lines_peek(&m->lines, &len);
+  return line && !memchr(line, '{', len) && memmem(line, len, "before", 6) && memmem(line, len, "after", 5) && memchr(line, ',', len);
+}
+
+static btc_status open_lines(btc_manifest *m, btc_error *err) {
+  if (!btc_lines_init(&m->lines, m->fd, BTC_MANIFEST_MAX_LINE)) return btc_fail(err, BTC_ERR_NOMEM, "'%s': out of memory", m->path);
+  m->format = looks_like_csv(m) ? FORMAT_CSV : FORMAT_JSONL;
+  return m->format == FORMAT_CSV ? csv_header(m, err) : BTC_OK;
+}
+
+/* Folder of a file's path: "" for the working directory. */
+static char *folder_of(const char *path) {
+  const char *slash = strrchr(path, '/');
+  if (!slash) return btc_strdup("");
+  return btc_strndup(path, slash == path ? 1 : (size_t)(slash - path));
+}
+
+static btc_status open_source(btc_manifest *m, const char *path, btc_error *err) {
+  bool in = strcmp(path, "-") == 0;
+  m->path = btc_strdup(in ? "standard input" : path);
+  m->before_path = btc_alloc(PATH_MAX, 1);
+  m->after_path = btc_alloc(PATH_MAX, 1);
+  if (!m->path || !m->before_path || !m->after_path) return btc_fail(err, BTC_ERR_NOMEM, "'%s': out of memory", path);
+  m->fd = in ? STDIN_FILENO : open(path, O_RDONLY | O_CLOEXEC | O_NOCTTY);
+  struct stat sb;
+  if (m->fd < 0 || fstat(m->fd, &sb) != 0)
+    return btc_fail(err, errno == ENOENT || errno == ENOTDIR ? BTC_ERR_NOT_FOUND : BTC_ERR_IO, "cannot open '%s': %s", path, strerror(errno));
+  bool folders = S_ISDIR(sb.st_mode);
+  m->size = S_ISREG(sb.st_mode) ? sb.st_size : 0;
+  m->dir = in ? btc_strdup("") : folders ? btc_strdup(path) : folder_of(path);
+  if (!m->dir) return btc_fail(err, BTC_ERR_NOMEM, "'%s': out of memory", path);
+  m->format = FORMAT_FOLDERS;
+  return folders ? open_folders(m, err) : open_lines(m, err);
+}
+
+btc_status btc_manifest_open(const char *path, const btc_manifest_options *options, btc_manifest **out, btc_error *err) {
+  *out = NULL;
+  btc_manifest *m = btc_alloc_zero(1, sizeof *m);
+  if (!m) return btc_fail(err, BTC_ERR_NOMEM, "'%s': out of memory", path);
+  m->fd = -1;
+  m->strict = options && options->strict;
+  btc_status st = open_source(m, path, err);
+  if (st != BTC_OK) btc_manifest_close(&m);
+  *out = m;
+  return st;
+}
+
+void btc_manifest_close(btc_manifest **manifest) {
+  btc_manifest *m = *manifest;
+  *manifest = NULL;
+  if (!m) return;
+  if (m->fd > STDIN_FILENO) close(m->fd);
+  btc_lines_free(&m->lines);
+  btc_names_free(&m->before);
+  btc_names_free(&m->after);
+  btc_id_set_free(&m->ids);
+  json_decref(m->doc);
+  free(m->before_path);
+  free(m->after_path);
+  free(m->meta);
+  free(m->dir);
+  free(m->path);
+  free(m);
+}
+
+/* ---- reading ---- */
+
+static btc_status next_line(btc_manifest *m, btc_manifest_item *item, btc_error *err) {
+  btc_record r = {0};
+  btc_lines_result got = m->format == FORMAT_CSV ? btc_lines_next_csv(&m->lines, &r) : btc_lines_next(&m->lines, &r);
+  if (got == BTC_LINES_FAILED) return btc_fail(err, BTC_ERR_IO, "cannot read '%s': %s", m->path, strerror(errno));
+  if (got == BTC_LINES_END) {
+    item->kind = BTC_MANIFEST_END;
+    return BTC_OK;
+  }
+  m->items++;
+  item->line = r.line;
+  snprintf(m->id, sizeof m->id, "%" PRIu64, r.line);
+  if (got == BTC_LINES_BAD) {
+    bad(m, item, "%s", r.problem);
+    return BTC_OK;
+  }
+  if (m->format == FORMAT_JSONL) return json_item(m, &r, item, err);
+  csv_item(m, &r, item);
+  return BTC_OK;
+}
+
+/* Names of one folder are distinct already. A line number that stands for the id of a bad line claims nothing. */
+static btc_status check_duplicate(btc_manifest *m, btc_manifest_item *item, btc_error *err) {
+  if (m->format == FORMAT_FOLDERS || (item->kind == BTC_MANIFEST_BAD && !m->own_id)) return BTC_OK;
+  bool fresh;
+  btc_status st = btc_id_set_add(&m->ids, m->id, BTC_MANIFEST_MAX_ITEMS, &fresh, err);
+  if (st != BTC_OK) {
+    btc_fail_prefix(err, "'%s'", m->path);
+    return st;
+  }
+  if (!fresh) bad(m, item, "the id '%.128s' was used before", m->id);
+  return BTC_OK;
+}
+
+btc_status btc_manifest_next(btc_manifest *m, btc_manifest_item *item, btc_error *err) {
+  *item = (btc_manifest_item){.id = m->id};
+  m->own_id = false;
+  if (m->ended) {
+    item->kind = BTC_MANIFEST_END;
+    return BTC_OK;
+  }
+  btc_status st = BTC_OK;
+  if (m->format != FORMAT_FOLDERS) st = next_line(m, item, err);
+  else if (!next_pair(m, item)) item->kind = BTC_MANIFEST_END;
+  if (st == BTC_OK && item->kind != BTC_MANIFEST_END) st = check_duplicate(m, item, err);
+  if (st == BTC_OK && item->kind == BTC_MANIFEST_BAD && m->strict)
+    st = btc_fail(err, BTC_ERR_FORMAT, "'%s' %s %" PRIu64 " (id '%.128s'): %s", m->path, m->format == FORMAT_FOLDERS ? "pair" : "line", item->line,
+                  m->id, item->problem);
+  m->ended = st != BTC_OK || item->kind == BTC_MANIFEST_END;
+  return st;
+}
+
+double btc_manifest_progress(const btc_manifest *m) {
+  if (m->ended) return 1;
+  if (m->format == FORMAT_FOLDERS) {
+    size_t total = m->before.n + m->after.n;
+    return total ? (double)(m->next_before + m->next_after) / (double)total : 1;
+  }
+  if (!m->size) return -1;
+  double done = (double)(m->lines.bytes - (m->lines.end - m->lines.start)) / (double)m->size;
+  return done < 1 ? done : 1;
+}

@@ -1,0 +1,94 @@
+/*
+ * The model as one line of blocks (architecture: "The model as one line of blocks"):
+ *
+ *   patch | vision 0.. | change+project | splice | llm 0.. | head
+ *
+ * A stage runs any contiguous range [first,last) of it on its own backend, with its own working memory and key/value slots. A
+ * whole model is the range of all blocks; a pipeline is several stages whose flow tensor is handed from one to the next.
+ * Cutting changes no bit: every operator's rows depend on their own inputs only (ops.h).
+ *
+ * The flow tensor at a cut is float32 [rows, width], items one after another:
+ *   before patch            images      [3*side*side]          pixels
+ *   patch .. last vision    images*T    [C]                    features
+ *   after change+project    blocks*T'   [D]                    visual tokens (one block an image, pair or frame)
+ *   after splice .. llm     positions   [D]                    embeddings / hidden states
+ *   after head              items       [vocab]                logits of the last position
+ * In a decode step only splice, llm and head take part, with one row an item; splice then reads the item's token.
+ *
+ * Private to engine/ (and to worker/ later). Thread: one stage, one thread at a time.
+ */
+#ifndef BTC_STAGE_H
+#define BTC_STAGE_H
+
+#include "model.h"
+
+typedef enum btc_block_kind { BTC_BLOCK_PATCH, BTC_BLOCK_VISION, BTC_BLOCK_CHANGE, BTC_BLOCK_SPLICE, BTC_BLOCK_LLM, BTC_BLOCK_HEAD } btc_block_kind;
+
+typedef struct btc_block {
+  btc_block_kind kind;
+  int64_t index;        /* which vision or llm block */
+  int64_t weight_bytes; /* matrices and vectors it reads, as stored */
+} btc_block;
+
+/* What a block costs for a load: images (as pairs if pairs), positions prefilled, and decode steps of one position. */
+typedef struct btc_load {
+  int64_t images, blocks, positions;
+  bool pairs;
+} btc_load;
+
+int btc_block_count(const btc_model *m);
+btc_block btc_block_at(const btc_model *m, int i);
+void btc_block_name(const btc_model *m, int i, char out[32]); /* "patch", "vision 3", "change", "splice", "llm 0", "head" */
+double btc_block_flops(const btc_model *m, int i, const btc_load *load); /* multiply and add count as two */
+
+/* What every stage of a pipeline knows of an item. ids are prompt ids with BTC_IMAGE_ID holes. */
+typedef struct btc_stage_item {
+  int n_images;       /* 1, 2 or video_frames */
+  const int32_t *ids; /* prefill: the prompt */
+  int64_t n_ids;
+  int64_t positions;  /* prefill: length after splicing; decode: 1 */
+  int64_t past;       /* positions already in the slot: 0 for a prefill */
+  int32_t token;      /* decode: the token to feed */
+  int slot;           /* key/value slot, 0..slots-1 */
+  float *cosine;      /* [T] receives the change map of a pair; may be NULL */
+} btc_stage_item;
+
+int btc_item_blocks(const btc_stage_item *it); /* visual blocks it becomes: 1 for an image or a pair, else one a frame */
+
+/* Sees intermediate tensors as they are computed (verify); names as in the golden vectors: "tower.embed", "ce.out", ... */
+typedef void btc_tap(void *user, const char *name, const float *data, int64_t rows, int64_t cols);
+
+typedef struct btc_stage_options {
+  const char *backend; /* "cpu" or "plain" */
+  int threads;
+  btc_compute compute;
+  int slots; /* items with live keys and values, and most items of a batch */
+  const volatile int *cancel; /* checked between blocks; may be NULL */
+} btc_stage_options;
+
+typedef struct btc_stage btc_stage;
+
+btc_status btc_stage_create(const btc_model *m, int first, int last, const btc_stage_options *o, btc_stage **out, btc_error *err);
+void btc_stage_destroy(btc_stage **s);
+/* Grows working memory so that these items can be prefilled and then decoded up to slot_positions positions each. All of the
+ * stage's growing happens here; running allocates nothing. What slots hold is lost when they grow. NOMEM leaves it usable. */
+btc_status btc_stage_reserve(btc_stage *s, const btc_stage_item *items, int n, int64_t slot_positions, btc_error *err);
+void btc_stage_set_tap(btc_stage *s, btc_tap *tap, void *user); /* NULL: none */
+const char *btc_stage_describe(const btc_stage *s);
+
+/* Floats of the flow tensor before block i (i == block count: after the last) for a prefill or a decode step of these items. */
+int64_t btc_flow_floats(const btc_model *m, int i, const btc_stage_item *items, int n, bool decode);
+
+/* Runs the stage's range over n items: a prefill of their images and prompts, or one decode step. in and out are flow tensors at
+ * its two ends (of btc_flow_floats floats; not overlapping). CANCELLED when asked to stop; then the slots of these items hold
+ * nothing of use. A stage that ends before splice ignores decode steps. */
+btc_status btc_stage_prefill(btc_stage *s, const btc_stage_item *items, int n, const float *in, float *out, btc_error *err);
+btc_status btc_stage_decode(btc_stage *s, const btc_stage_item *items, int n, const float *in, float *out, btc_error *err);
+
+/* Milliseconds spent so far per block kind, [BTC_BLOCK_HEAD + 1], prefill and decode apart. */
+typedef struct btc_stage_times {
+  double prefill_ms[BTC_BLOCK_HEAD + 1], decode_ms[BTC_BLOCK_HEAD + 1];
+} btc_stage_times;
+btc_stage_times btc_stage_get_times(const btc_stage *s);
+
+#endif
