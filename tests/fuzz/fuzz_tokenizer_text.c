@@ -3,7 +3,7 @@
 #include <string.h>
 
 #include "engine/prompt.h"
-#include "engine/tokenizer_utf8.h"
+#include "engine/marker.h"
 #include "tests/support/tiny_tokenizer.h"
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);

@@ -8,7 +8,7 @@
 #include <unistd.h>
 
 #include "engine/tokenizer.h"
-#include "engine/tokenizer_utf8.h"
+#include "engine/marker.h"
 #include "tests/support/tiny_tokenizer.h"
 
 #define M BTC_MARKER
