@@ -29,7 +29,7 @@ int cli_finish_stdout(int code) {
 }
 
 /* in the order of --help */
-static const cli_command *const commands[] = {&cmd_ask, &cmd_inspect, &cmd_verify, &cmd_doctor, &cmd_bench, NULL};
+static const cli_command *const commands[] = {&cmd_caption, &cmd_ask, &cmd_inspect, &cmd_verify, &cmd_doctor, &cmd_bench, NULL};
 
 static const cli_command *find(const char *name) {
   for (int i = 0; commands[i]; i++)

@@ -36,7 +36,7 @@ struct btc_manifest {
   size_t next_before, next_after;
   uint64_t items;
   btc_id_set ids;
-  json_t *doc;                   /* the line that item texts point into */
+  json_t *doc;                    /* the line that item texts point into */
   char *before_path, *after_path; /* [PATH_MAX] */
   char *meta;
   char id[BTC_MANIFEST_MAX_ID + 1];
@@ -44,6 +44,11 @@ struct btc_manifest {
 };
 
 /* ---- one item ---- */
+
+static bool is_utf8(const char *s) {
+  size_t len = strlen(s);
+  return btc_utf8_valid(s, len) == len;
+}
 
 /* Marks the item bad; the text becomes one printable line. */
 static void bad(btc_manifest *m, btc_manifest_item *item, const char *fmt, ...) __attribute__((format(printf, 3, 4)));
@@ -53,7 +58,7 @@ static void bad(btc_manifest *m, btc_manifest_item *item, const char *fmt, ...) 
   va_start(ap, fmt);
   vsnprintf(m->problem, sizeof m->problem, fmt, ap);
   va_end(ap);
-  bool utf8 = btc_utf8_valid(m->problem, strlen(m->problem)); /* quoted text may have been cut inside a character */
+  bool utf8 = is_utf8(m->problem); /* quoted text may have been cut inside a character */
   for (char *c = m->problem; *c; c++)
     if ((unsigned char)*c < 0x20 || *c == 0x7f || (!utf8 && (unsigned char)*c >= 0x80)) *c = '?';
   item->kind = BTC_MANIFEST_BAD;
@@ -68,17 +73,21 @@ static bool has_control(const char *s) {
 
 static void set_id(btc_manifest *m, btc_manifest_item *item, const char *id) {
   size_t len = strlen(id);
-  m->own_id = len && len <= BTC_MANIFEST_MAX_ID && !has_control(id) && btc_utf8_valid(id, len);
-  if (m->own_id) memcpy(m->id, id, len + 1);
-  else bad(m, item, "the id must have 1 to %d bytes of UTF-8 without control characters", BTC_MANIFEST_MAX_ID);
+  m->own_id = len && len <= BTC_MANIFEST_MAX_ID && !has_control(id) && is_utf8(id);
+  if (m->own_id)
+    memcpy(m->id, id, len + 1);
+  else
+    bad(m, item, "the id must have 1 to %d bytes of UTF-8 without control characters", BTC_MANIFEST_MAX_ID);
 }
 
 /* The path from the working directory, into a buffer of PATH_MAX bytes. */
 static const char *resolve(btc_manifest *m, btc_manifest_item *item, const char *key, const char *path, char *out) {
   bool alone = path[0] == '/' || !m->dir[0];
   int n = snprintf(out, PATH_MAX, "%s%s%s", alone ? "" : m->dir, alone ? "" : "/", path);
-  if (!path[0]) bad(m, item, "'%s' is empty", key);
-  else if (n < 0 || n >= PATH_MAX) bad(m, item, "the path '%s' is too long", key);
+  if (!path[0])
+    bad(m, item, "'%s' is empty", key);
+  else if (n < 0 || n >= PATH_MAX)
+    bad(m, item, "the path '%s' is too long", key);
   return out;
 }
 
@@ -118,8 +127,10 @@ static const char *find_meta(const char *s, size_t *len) {
 static const char *json_text(btc_manifest *m, btc_manifest_item *item, const char *key, bool required) {
   const json_t *v = json_object_get(m->doc, key);
   if (json_is_string(v)) return json_string_value(v);
-  if (required && !v) bad(m, item, "'%s' is missing", key);
-  else if (required || (v && !json_is_null(v))) bad(m, item, "'%s' is not a string", key);
+  if (required && !v)
+    bad(m, item, "'%s' is missing", key);
+  else if (required || (v && !json_is_null(v)))
+    bad(m, item, "'%s' is not a string", key);
   return NULL;
 }
 
@@ -166,9 +177,12 @@ static btc_status json_item(btc_manifest *m, const btc_record *r, btc_manifest_i
   json_error_t why;
   json_decref(m->doc);
   m->doc = json_loadb(r->text, r->len, JSON_REJECT_DUPLICATES, &why);
-  if (!m->doc && json_error_code(&why) == json_error_out_of_memory) return btc_fail(err, BTC_ERR_NOMEM, "'%s': out of memory", m->path);
-  if (!m->doc) bad(m, item, "not valid JSON: %s", why.text);
-  else if (!json_is_object(m->doc)) bad(m, item, "not a JSON object");
+  if (!m->doc && json_error_code(&why) == json_error_out_of_memory)
+    return btc_fail(err, BTC_ERR_NOMEM, "'%s': out of memory", m->path);
+  if (!m->doc)
+    bad(m, item, "not valid JSON: %s", why.text);
+  else if (!json_is_object(m->doc))
+    bad(m, item, "not a JSON object");
   if (item->kind == BTC_MANIFEST_BAD) return BTC_OK;
   const char *id = json_text(m, item, "id", false);
   if (id) set_id(m, item, id);
@@ -209,7 +223,7 @@ static void csv_item(btc_manifest *m, const btc_record *r, btc_manifest_item *it
     return;
   }
   for (size_t f = 0; f < want; f++)
-    if (btc_utf8_valid(r->field[f], strlen(r->field[f])) != strlen(r->field[f])) bad(m, item, "not valid UTF-8");
+    if (!is_utf8(r->field[f])) bad(m, item, "not valid UTF-8");
   item->before = resolve(m, item, "before", r->field[m->column[COLUMN_BEFORE]], m->before_path);
   item->after = resolve(m, item, "after", r->field[m->column[COLUMN_AFTER]], m->after_path);
 }
@@ -226,8 +240,10 @@ static bool next_pair(btc_manifest *m, btc_manifest_item *item) {
   if (order >= 0) m->next_after++;
   item->line = ++m->items;
   snprintf(m->id, sizeof m->id, "%" PRIu64, item->line);
-  if (btc_utf8_valid(name, strlen(name)) != strlen(name)) bad(m, item, "a file name that is not valid UTF-8");
-  else set_id(m, item, name);
+  if (!is_utf8(name))
+    bad(m, item, "a file name that is not valid UTF-8");
+  else
+    set_id(m, item, name);
   if (order) bad(m, item, "there is no '%s' of this name", order < 0 ? "B" : "A");
   char relative[4 * NAME_MAX]; /* some file systems count characters */
   snprintf(relative, sizeof relative, "A/%s", name);
@@ -247,7 +263,8 @@ static btc_status open_folders(btc_manifest *m, btc_error *err) {
     if (!path) return btc_fail(err, BTC_ERR_NOMEM, "'%s': out of memory", m->path);
     st = btc_names_read(side ? &m->after : &m->before, path, BTC_MANIFEST_MAX_ITEMS, err);
     if (st == BTC_ERR_NOT_FOUND)
-      st = btc_fail(err, BTC_ERR_FORMAT, "'%s': a folder as manifest needs folders A and B inside; there is no '%s'", m->path, name);
+      st =
+          btc_fail(err, BTC_ERR_FORMAT, "'%s': a folder as manifest needs folders A and B inside; there is no '%s'", m->path, name);
     free(path);
   }
   return st;
@@ -258,7 +275,8 @@ static bool looks_like_csv(btc_manifest *m) {
   size_t len = strlen(m->path);
   if (len > 4 && strcasecmp(m->path + len - 4, ".csv") == 0) return true;
   const char *line = btc_lines_peek(&m->lines, &len);
-  return line && !memchr(line, '{', len) && memmem(line, len, "before", 6) && memmem(line, len, "after", 5) && memchr(line, ',', len);
+  return line && !memchr(line, '{', len) && memmem(line, len, "before", 6) && memmem(line, len, "after", 5) &&
+         memchr(line, ',', len);
 }
 
 static btc_status open_lines(btc_manifest *m, btc_error *err) {
@@ -283,7 +301,8 @@ static btc_status open_source(btc_manifest *m, const char *path, btc_error *err)
   m->fd = in ? STDIN_FILENO : open(path, O_RDONLY | O_CLOEXEC | O_NOCTTY);
   struct stat sb;
   if (m->fd < 0 || fstat(m->fd, &sb) != 0)
-    return btc_fail(err, errno == ENOENT || errno == ENOTDIR ? BTC_ERR_NOT_FOUND : BTC_ERR_IO, "cannot open '%s': %s", path, strerror(errno));
+    return btc_fail(err, errno == ENOENT || errno == ENOTDIR ? BTC_ERR_NOT_FOUND : BTC_ERR_IO, "cannot open '%s': %s", path,
+                    strerror(errno));
   bool folders = S_ISDIR(sb.st_mode);
   m->size = S_ISREG(sb.st_mode) ? sb.st_size : 0;
   m->dir = in ? btc_strdup("") : folders ? btc_strdup(path) : folder_of(path);
@@ -365,12 +384,14 @@ btc_status btc_manifest_next(btc_manifest *m, btc_manifest_item *item, btc_error
     return BTC_OK;
   }
   btc_status st = BTC_OK;
-  if (m->format != FORMAT_FOLDERS) st = next_line(m, item, err);
-  else if (!next_pair(m, item)) item->kind = BTC_MANIFEST_END;
+  if (m->format != FORMAT_FOLDERS)
+    st = next_line(m, item, err);
+  else if (!next_pair(m, item))
+    item->kind = BTC_MANIFEST_END;
   if (st == BTC_OK && item->kind != BTC_MANIFEST_END) st = check_duplicate(m, item, err);
   if (st == BTC_OK && item->kind == BTC_MANIFEST_BAD && m->strict)
-    st = btc_fail(err, BTC_ERR_FORMAT, "'%s' %s %" PRIu64 " (id '%.128s'): %s", m->path, m->format == FORMAT_FOLDERS ? "pair" : "line", item->line,
-                  m->id, item->problem);
+    st = btc_fail(err, BTC_ERR_FORMAT, "'%s' %s %" PRIu64 " (id '%.128s'): %s", m->path,
+                  m->format == FORMAT_FOLDERS ? "pair" : "line", item->line, m->id, item->problem);
   m->ended = st != BTC_OK || item->kind == BTC_MANIFEST_END;
   return st;
 }

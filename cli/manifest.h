@@ -40,10 +40,10 @@ typedef struct btc_manifest_item {
   const char *id;      /* of a bad line: its id if that could be read, else the line number */
   const char *problem; /* BAD: what is wrong with the line, one line of text, without file and line number; else NULL */
   const char *before, *after;
-  const char *prompt;  /* NULL: the caller's default */
+  const char *prompt; /* NULL: the caller's default */
   bool has_window;
-  int64_t window[4];   /* x, y, width, height in pixels */
-  const char *meta;    /* a JSON object as it stands in the line, or NULL */
+  int64_t window[4]; /* x, y, width, height in pixels */
+  const char *meta;  /* a JSON object as it stands in the line, or NULL */
 } btc_manifest_item;
 
 /* NOT_FOUND, IO; FORMAT for a CSV without header or a directory without A/ and B/. options may be NULL. */

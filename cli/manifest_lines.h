@@ -22,8 +22,8 @@ typedef struct btc_lines {
 typedef enum btc_lines_result { BTC_LINES_OK, BTC_LINES_BAD, BTC_LINES_END, BTC_LINES_FAILED } btc_lines_result;
 
 typedef struct btc_record {
-  uint64_t line;       /* its first line */
-  char *text;          /* OK, of a line: without its end, terminated; may hold NULs */
+  uint64_t line; /* its first line */
+  char *text;    /* OK, of a line: without its end, terminated; may hold NULs */
   size_t len;
   const char *problem; /* BAD */
   size_t n_fields;     /* OK, of a CSV record */
@@ -40,6 +40,5 @@ btc_lines_result btc_lines_next(btc_lines *l, btc_record *out);
 btc_lines_result btc_lines_next_csv(btc_lines *l, btc_record *out);
 /* The next line without taking it, or NULL. */
 const char *btc_lines_peek(btc_lines *l, size_t *len);
-
 
 #endif

