@@ -137,7 +137,7 @@ json_t *recipes_load(const char *bad_json_path) {
 static const char *text_of(const json_t *step, const char *key) {
   const char *s = json_string_value(json_object_get(step, key));
   if (!s) fail_msg("step without '%s'", key);
-  return s;
+  return s ? s : "";
 }
 
 static size_t size_of(const json_t *step, const char *key, size_t fallback) {
