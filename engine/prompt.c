@@ -5,13 +5,11 @@
 #include <string.h>
 
 #include "tokenizer_sp.h"
-#include "marker.h"
 
 const char btc_prompt_system[] =
     "A chat between a curious user and an artificial intelligence assistant. The assistant gives helpful, detailed, and polite "
     "answers to the user's questions.";
-const char btc_prompt_caption[] =
-    "Please briefly describe the main changes between the above two remote sensing images.";
+const char btc_prompt_caption[] = "Please briefly describe the main changes between the above two remote sensing images.";
 
 /* ---- rendering ---- */
 

@@ -180,7 +180,8 @@ static btc_status find_largest(const btc_sampler *s, const float *logits, int64_
     if (logits[i] > logits[*best]) *best = i;
   }
   if (logits[*best] == -INFINITY)
-    return btc_fail(err, BTC_ERR_INTERNAL, "the model computed minus infinity for every token: its weights or the arithmetic are broken");
+    return btc_fail(err, BTC_ERR_INTERNAL,
+                    "the model computed minus infinity for every token: its weights or the arithmetic are broken");
   return BTC_OK;
 }
 

@@ -19,9 +19,9 @@ struct btc_tokenizer {
   uint8_t *special;          /* [vocab] 1: a special token, left out when decoding */
   bool starts[256];          /* first bytes of special tokens */
   int32_t vocab, bos, eos;
-  int32_t marker;            /* id of the lone space marker, -1 when the model has none */
+  int32_t marker; /* id of the lone space marker, -1 when the model has none */
   const btc_special *unk;
-  size_t unk_ids;            /* ids of the unk text, see encode_stretch */
+  size_t unk_ids; /* ids of the unk text, see encode_stretch */
 };
 
 /* ---- opening ---- */
@@ -43,10 +43,10 @@ static btc_status resolve_specials(btc_tokenizer *t, const char *label, btc_erro
       return btc_fail(err, BTC_ERR_MODEL, "'%s': added_tokens.json gives '%s' the id %d, but here it has another", label, s->text,
                       s->id);
     if (s->id >= t->vocab)
-      return btc_fail(err, BTC_ERR_MODEL, "'%s': added_tokens.json gives '%s' the id %d, but there are %d pieces and %d added tokens",
-                      label, s->text, s->id, t->model.n_pieces, n_added);
-    if (t->special[s->id])
-      return btc_fail(err, BTC_ERR_MODEL, "'%s': added_tokens.json gives the id %d twice", label, s->id);
+      return btc_fail(err, BTC_ERR_MODEL,
+                      "'%s': added_tokens.json gives '%s' the id %d, but there are %d pieces and %d added tokens", label, s->text,
+                      s->id, t->model.n_pieces, n_added);
+    if (t->special[s->id]) return btc_fail(err, BTC_ERR_MODEL, "'%s': added_tokens.json gives the id %d twice", label, s->id);
     t->special[s->id] = 1;
   }
   return BTC_OK;
@@ -291,8 +291,10 @@ static void close_run(decoder *d) {
   memmove(from, d->out + d->run, len);
   for (size_t at = 0; at < len;) {
     size_t step = btc_utf8_char(from + at, len - at);
-    if (step) memmove(to + grown, from + at, step);
-    else memcpy(to + grown, "\xEF\xBF\xBD", 3);
+    if (step)
+      memmove(to + grown, from + at, step);
+    else
+      memcpy(to + grown, "\xEF\xBF\xBD", 3);
     grown += step ? step : 3;
     at += step ? step : 1;
   }

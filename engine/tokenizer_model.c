@@ -9,8 +9,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "marker.h"
-
 enum { WIRE_VARINT = 0, WIRE_64 = 1, WIRE_BYTES = 2, WIRE_32 = 5 };
 enum { MODEL_PIECES = 1, MODEL_TRAINER = 2, MODEL_NORMALIZER = 3, MODEL_DENORMALIZER = 5 };
 enum { PIECE_TEXT = 1, PIECE_SCORE = 2, PIECE_TYPE = 3 };
@@ -78,9 +76,15 @@ static bool next_field(cursor *c, field *f) {
     return false;
   }
   switch (f->wire) {
-    case WIRE_VARINT: f->value = read_varint(c); break;
-    case WIRE_64: f->value = read_fixed(c, 8); break;
-    case WIRE_32: f->value = read_fixed(c, 4); break;
+    case WIRE_VARINT:
+      f->value = read_varint(c);
+      break;
+    case WIRE_64:
+      f->value = read_fixed(c, 8);
+      break;
+    case WIRE_32:
+      f->value = read_fixed(c, 4);
+      break;
     case WIRE_BYTES: {
       uint64_t len = read_varint(c);
       if (!c->problem && len > c->end - c->at) cursor_fail(c, start, "a field is longer than what is left of the file");
@@ -90,7 +94,8 @@ static bool next_field(cursor *c, field *f) {
       c->at += f->len;
       break;
     }
-    default: cursor_fail(c, start, "an unknown wire type");
+    default:
+      cursor_fail(c, start, "an unknown wire type");
   }
   return !c->problem;
 }
@@ -271,8 +276,7 @@ static btc_status check_types(btc_spm_model *m, const char *label, btc_error *er
     if (type == BTC_SPM_CONTROL && btc_utf8_char(m->pieces[i].text, m->pieces[i].len) == m->pieces[i].len)
       return btc_fail(err, BTC_ERR_UNSUPPORTED, "'%s': control piece %d is a single character, which is not supported", label, i);
   }
-  if (n_unknown != 1)
-    return btc_fail(err, BTC_ERR_FORMAT, "'%s': %d unknown pieces in place of one", label, n_unknown);
+  if (n_unknown != 1) return btc_fail(err, BTC_ERR_FORMAT, "'%s': %d unknown pieces in place of one", label, n_unknown);
   if (m->byte_fallback && n_bytes != 256) /* no two are alike: 256 means all */
     return btc_fail(err, BTC_ERR_FORMAT, "'%s': byte_fallback is on, but there are %d byte pieces in place of 256", label, n_bytes);
   if (!m->byte_fallback && n_bytes != 0)
@@ -318,7 +322,8 @@ static btc_status parse(btc_spm_model *m, size_t len, const char *label, btc_err
 }
 
 btc_status btc_spm_parse(uint8_t *bytes, size_t len, const char *label, btc_spm_model *m, btc_error *err) {
-  *m = (btc_spm_model){.bytes = bytes, .unk = -1, .remove_extra_whitespaces = true, .bos_piece = {"<s>", 3}, .eos_piece = {"</s>", 4}};
+  *m = (btc_spm_model){
+      .bytes = bytes, .unk = -1, .remove_extra_whitespaces = true, .bos_piece = {"<s>", 3}, .eos_piece = {"</s>", 4}};
   btc_status st;
   if (len > BTC_SPM_MAX_BYTES)
     st = btc_fail(err, BTC_ERR_LIMIT, "'%s' is too large: %zu bytes, at most %u are read", label, len, BTC_SPM_MAX_BYTES);
@@ -344,8 +349,10 @@ int32_t btc_spm_find(const btc_spm_model *m, const char *text, size_t len) {
     const btc_spm_piece *p = &m->pieces[m->sorted[mid]];
     int order = compare_text(p->text, p->len, text, len);
     if (order == 0) return m->sorted[mid];
-    if (order < 0) low = mid + 1;
-    else high = mid;
+    if (order < 0)
+      low = mid + 1;
+    else
+      high = mid;
   }
   return -1;
 }

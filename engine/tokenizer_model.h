@@ -8,25 +8,25 @@
 
 #include "base/base.h"
 
-#define BTC_SPM_MAX_BYTES (32u << 20)  /* largest tokenizer.model; the 32000 pieces of Llama take 0.5 MB */
+#define BTC_SPM_MAX_BYTES (32u << 20) /* largest tokenizer.model; the 32000 pieces of Llama take 0.5 MB */
 #define BTC_SPM_MAX_PIECES (1 << 20)
-#define BTC_SPM_MIN_PIECES 3           /* unknown, begin, end */
-#define BTC_SPM_MAX_PIECE_BYTES 256    /* Llama: 48 */
+#define BTC_SPM_MIN_PIECES 3        /* unknown, begin, end */
+#define BTC_SPM_MAX_PIECE_BYTES 256 /* Llama: 48 */
 
 typedef enum btc_spm_type { /* values of ModelProto.SentencePiece.Type */
-  BTC_SPM_NORMAL = 1,
-  BTC_SPM_UNKNOWN = 2,
-  BTC_SPM_CONTROL = 3,
-  BTC_SPM_USER_DEFINED = 4,
-  BTC_SPM_UNUSED = 5,
-  BTC_SPM_BYTE = 6
+                            BTC_SPM_NORMAL = 1,
+                            BTC_SPM_UNKNOWN = 2,
+                            BTC_SPM_CONTROL = 3,
+                            BTC_SPM_USER_DEFINED = 4,
+                            BTC_SPM_UNUSED = 5,
+                            BTC_SPM_BYTE = 6
 } btc_spm_type;
 
 typedef struct btc_spm_piece {
   const char *text; /* into the model's bytes; not terminated */
   uint16_t len;
-  uint8_t type;     /* btc_spm_type */
-  uint8_t byte;     /* value of a BTC_SPM_BYTE piece */
+  uint8_t type; /* btc_spm_type */
+  uint8_t byte; /* value of a BTC_SPM_BYTE piece */
   float score;
 } btc_spm_piece;
 

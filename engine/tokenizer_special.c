@@ -18,8 +18,7 @@ btc_status btc_special_add(btc_special_list *list, btc_special_role role, const 
     return btc_fail(err, BTC_ERR_FORMAT, "'%s': a special token of %zu bytes; 1 to %d are supported", where, len,
                     BTC_SPECIAL_MAX_BYTES);
   if (memchr(text, 0, len)) return btc_fail(err, BTC_ERR_FORMAT, "'%s': a special token with a NUL byte", where);
-  if (list->n == BTC_SPECIAL_MAX)
-    return btc_fail(err, BTC_ERR_LIMIT, "'%s': more than %d special tokens", where, BTC_SPECIAL_MAX);
+  if (list->n == BTC_SPECIAL_MAX) return btc_fail(err, BTC_ERR_LIMIT, "'%s': more than %d special tokens", where, BTC_SPECIAL_MAX);
   char *copy = btc_strndup(text, len);
   if (!copy) return btc_fail(err, BTC_ERR_NOMEM, "'%s': no memory for a special token", where);
   list->v[list->n++] = (btc_special){copy, len, id, role};
@@ -85,8 +84,7 @@ static btc_status add_added(btc_special_list *list, json_t *json, const char *pa
   json_object_foreach(json, text, id) {
     if (!json_is_integer(id) || json_integer_value(id) < 0 || json_integer_value(id) > INT32_MAX)
       return btc_fail(err, BTC_ERR_FORMAT, "'%s': the id of '%s' is not an id", path, text);
-    btc_status st =
-        btc_special_add(list, BTC_SPECIAL_OTHER, text, strlen(text), (int32_t)json_integer_value(id), path, err);
+    btc_status st = btc_special_add(list, BTC_SPECIAL_OTHER, text, strlen(text), (int32_t)json_integer_value(id), path, err);
     if (st != BTC_OK) return st;
   }
   return BTC_OK;

@@ -10,7 +10,13 @@
 #define BTC_SPECIAL_MAX 256       /* special tokens of one tokenizer; the release has three, VILA adds up to three */
 #define BTC_SPECIAL_MAX_BYTES 256 /* the longest of them */
 
-typedef enum btc_special_role { BTC_SPECIAL_BOS, BTC_SPECIAL_EOS, BTC_SPECIAL_UNK, BTC_SPECIAL_PAD, BTC_SPECIAL_OTHER } btc_special_role;
+typedef enum btc_special_role {
+  BTC_SPECIAL_BOS,
+  BTC_SPECIAL_EOS,
+  BTC_SPECIAL_UNK,
+  BTC_SPECIAL_PAD,
+  BTC_SPECIAL_OTHER
+} btc_special_role;
 
 typedef struct btc_special {
   char *text;

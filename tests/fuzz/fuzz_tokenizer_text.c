@@ -41,7 +41,8 @@ static void decode(const uint8_t *data, size_t size) {
   int32_t ids[512];
   size_t n = 0, len;
   char *text;
-  for (size_t i = 0; i + 1 < size && n < 512; i += 2) ids[n++] = (data[i] | data[i + 1] << 8) % (TINY_PIECES + 1) - (data[i] == 255);
+  for (size_t i = 0; i + 1 < size && n < 512; i += 2)
+    ids[n++] = (data[i] | data[i + 1] << 8) % (TINY_PIECES + 1) - (data[i] == 255);
   bool good = true;
   for (size_t i = 0; i < n; i++) good = good && ids[i] >= 0 && ids[i] < TINY_PIECES;
   btc_status st = btc_tokenizer_decode(tokenizer(), ids, n, &text, &len, NULL);

@@ -164,10 +164,8 @@ static void test_tokenizer_encode_longest_text(void **state) {
 }
 
 static const struct CMUnitTest tests[] = {
-    cmocka_unit_test(test_tokenizer_encode_golden),
-    cmocka_unit_test(test_tokenizer_decode_golden),
-    cmocka_unit_test(test_tokenizer_decode_answers),
-    cmocka_unit_test(test_tokenizer_round_trip),
+    cmocka_unit_test(test_tokenizer_encode_golden),       cmocka_unit_test(test_tokenizer_decode_golden),
+    cmocka_unit_test(test_tokenizer_decode_answers),      cmocka_unit_test(test_tokenizer_round_trip),
     cmocka_unit_test(test_tokenizer_encode_longest_text),
 };
 

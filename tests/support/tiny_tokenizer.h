@@ -19,7 +19,20 @@ enum { TINY_NORMAL = 1, TINY_UNKNOWN, TINY_CONTROL, TINY_USER, TINY_UNUSED, TINY
 enum { TINY_UNIGRAM = 1, TINY_BPE = 2 };
 
 /* Ids of tiny_default's pieces behind unknown, begin, end and the 256 bytes */
-enum { TINY_BYTES = 3, TINY_MARKER = 259, TINY_A, TINY_B, TINY_C, TINY_AB, TINY_M_A, TINY_M_AB, TINY_ABC, TINY_MM, TINY_E_ACUTE, TINY_PIECES };
+enum {
+  TINY_BYTES = 3,
+  TINY_MARKER = 259,
+  TINY_A,
+  TINY_B,
+  TINY_C,
+  TINY_AB,
+  TINY_M_A,
+  TINY_M_AB,
+  TINY_ABC,
+  TINY_MM,
+  TINY_E_ACUTE,
+  TINY_PIECES
+};
 
 static inline void tiny_put(tiny_model *m, const void *data, size_t n) {
   if (n > sizeof m->bytes - m->n) return;
@@ -74,7 +87,18 @@ static inline void tiny_specials(tiny_model *m) {
 }
 
 static inline void tiny_letters(tiny_model *m) {
-  static const char *const texts[] = {"\xE2\x96\x81", "a", "b", "c", "ab", "\xE2\x96\x81""a", "\xE2\x96\x81""ab", "abc", "\xE2\x96\x81\xE2\x96\x81", "\xC3\xA9"};
+  static const char *const texts[] = {"\xE2\x96\x81",
+                                      "a",
+                                      "b",
+                                      "c",
+                                      "ab",
+                                      "\xE2\x96\x81"
+                                      "a",
+                                      "\xE2\x96\x81"
+                                      "ab",
+                                      "abc",
+                                      "\xE2\x96\x81\xE2\x96\x81",
+                                      "\xC3\xA9"};
   static const float scores[] = {-20, -21, -22, -23, -1, -3, -4, -5, -2, -24};
   for (size_t i = 0; i < sizeof texts / sizeof *texts; i++) tiny_piece(m, texts[i], scores[i], TINY_NORMAL);
 }

@@ -103,10 +103,11 @@ static void test_prompt_encodes_holes(void **state) {
   IDS(t, "", 1);
   IDS(t, "<image>", 1, -200);
   IDS(t, "<image><image>", 1, -200, -200);
-  IDS(t, "a<image>a", 1, TINY_M_A, -200, TINY_M_A);       /* every chunk gets its own marker, only the first its BOS */
+  IDS(t, "a<image>a", 1, TINY_M_A, -200, TINY_M_A); /* every chunk gets its own marker, only the first its BOS */
   IDS(t, "a <image>", 1, TINY_M_A, TINY_MARKER, -200);
   IDS(t, "<s>a<image><s>b", 1, 1, TINY_A, -200, 1, TINY_B); /* written specials stay */
-  IDS(t, "<image", 1, TINY_MARKER, TINY_BYTES + '<', TINY_BYTES + 'i', TINY_BYTES + 'm', TINY_A, TINY_BYTES + 'g', TINY_BYTES + 'e');
+  IDS(t, "<image", 1, TINY_MARKER, TINY_BYTES + '<', TINY_BYTES + 'i', TINY_BYTES + 'm', TINY_A, TINY_BYTES + 'g',
+      TINY_BYTES + 'e');
   btc_tokenizer_close(&t);
 }
 
@@ -135,8 +136,8 @@ static btc_status read_back(const void *data, size_t n, char **question, btc_err
 
 static void test_prompt_reads_files(void **state) {
   (void)state;
-  static const char *const texts[][2] = {{"what?\n", "what?"}, {"what?", "what?"},   {"a\n\n", "a\n"}, {"a\r\n", "a"},
-                                         {"", ""},             {"\n", ""},           {"\xC3\xA9\n", "\xC3\xA9"}};
+  static const char *const texts[][2] = {
+      {"what?\n", "what?"}, {"what?", "what?"}, {"a\n\n", "a\n"}, {"a\r\n", "a"}, {"", ""}, {"\n", ""}, {"\xC3\xA9\n", "\xC3\xA9"}};
   for (size_t i = 0; i < sizeof texts / sizeof *texts; i++) {
     char *question;
     assert_int_equal(read_back(texts[i][0], strlen(texts[i][0]), &question, NULL), BTC_OK);
@@ -195,16 +196,11 @@ static void test_prompt_without_memory(void **state) {
 }
 
 static const struct CMUnitTest tests[] = {
-    cmocka_unit_test(test_prompt_renders_turns),
-    cmocka_unit_test(test_prompt_refuses_roles),
-    cmocka_unit_test(test_prompt_question_puts_tags),
-    cmocka_unit_test(test_prompt_refuses_tags_in_question),
-    cmocka_unit_test(test_prompt_is_bounded),
-    cmocka_unit_test(test_prompt_encodes_holes),
-    cmocka_unit_test(test_prompt_encode_is_bounded),
-    cmocka_unit_test(test_prompt_reads_files),
-    cmocka_unit_test(test_prompt_refuses_files),
-    cmocka_unit_test(test_prompt_without_memory),
+    cmocka_unit_test(test_prompt_renders_turns),      cmocka_unit_test(test_prompt_refuses_roles),
+    cmocka_unit_test(test_prompt_question_puts_tags), cmocka_unit_test(test_prompt_refuses_tags_in_question),
+    cmocka_unit_test(test_prompt_is_bounded),         cmocka_unit_test(test_prompt_encodes_holes),
+    cmocka_unit_test(test_prompt_encode_is_bounded),  cmocka_unit_test(test_prompt_reads_files),
+    cmocka_unit_test(test_prompt_refuses_files),      cmocka_unit_test(test_prompt_without_memory),
 };
 
 BTC_TEST_MAIN(tests)

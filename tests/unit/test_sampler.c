@@ -34,8 +34,10 @@ static double chi_square(const int *counts, const double *share, int n, int draw
   for (int i = 0; i < n; i++) sum += share[i];
   for (int i = 0; i < n; i++) {
     double expected = share[i] / sum * draws;
-    if (share[i] == 0) assert_int_equal(counts[i], 0);
-    else statistic += (counts[i] - expected) * (counts[i] - expected) / expected;
+    if (share[i] == 0)
+      assert_int_equal(counts[i], 0);
+    else
+      statistic += (counts[i] - expected) * (counts[i] - expected) / expected;
   }
   return statistic;
 }
@@ -114,7 +116,7 @@ static void test_sampler_top_k_keeps_ties(void **state) {
   const double share[N] = {exp(1), exp(0.5), exp(0.5), exp(2), exp(0.5), 0};
   btc_sampling g = {.temperature = 1, .top_p = 1, .top_k = 3, .seed = 7};
   int counts[N];
-  count_picks(N, logits, &g, DRAWS, counts); /* the third largest is 0.5, and there are three of it */
+  count_picks(N, logits, &g, DRAWS, counts);               /* the third largest is 0.5, and there are three of it */
   assert_true(chi_square(counts, share, N, DRAWS) < 18.5); /* 4 degrees of freedom, 1 in 1000 */
   g.top_k = 2;
   count_picks(N, logits, &g, 2000, counts);
@@ -159,8 +161,8 @@ static void test_sampler_top_p_keeps_front(void **state) {
     float top_p;
     double share[N];
   } cases[] = {
-      {0.01f, {0, 0.4, 0, 0}},       {0.39f, {0, 0.4, 0, 0}},   {0.41f, {0, 0.4, 0, 0.3}}, {0.69f, {0, 0.4, 0, 0.3}},
-      {0.71f, {0.2, 0.4, 0, 0.3}}, {0.91f, {0.2, 0.4, 0.1, 0.3}},
+      {0.01f, {0, 0.4, 0, 0}},   {0.39f, {0, 0.4, 0, 0}},     {0.41f, {0, 0.4, 0, 0.3}},
+      {0.69f, {0, 0.4, 0, 0.3}}, {0.71f, {0.2, 0.4, 0, 0.3}}, {0.91f, {0.2, 0.4, 0.1, 0.3}},
   };
   for (size_t k = 0; k < sizeof cases / sizeof *cases; k++) {
     btc_sampling g = {.temperature = 1, .top_p = cases[k].top_p, .top_k = 0, .seed = 11};
@@ -238,7 +240,8 @@ static void test_sampler_is_deterministic(void **state) {
   for (int round = 0; round < 2; round++) {
     btc_sampler *s = sampler_of(N);
     btc_rng_seed(&rng, 123, 4);
-    if (round) pick_one(s, logits + 0, &(btc_sampling){.temperature = 2, .top_p = 1}, &(btc_rng){{1, 2, 3, 4}}); /* leaves no trace */
+    if (round)
+      pick_one(s, logits + 0, &(btc_sampling){.temperature = 2, .top_p = 1}, &(btc_rng){{1, 2, 3, 4}}); /* leaves no trace */
     for (int i = 0; i < DRAWS; i++) {
       int32_t id = pick_one(s, logits, &g, &rng);
       if (round) assert_int_equal(id, first[i]);
@@ -305,8 +308,9 @@ static void test_sampler_reports_broken_logits(void **state) {
 
 static void test_sampler_refuses_settings(void **state) {
   (void)state;
-  static const btc_sampling bad[] = {{.temperature = -1, .top_p = 1}, {.temperature = NAN, .top_p = 1}, {.temperature = INFINITY, .top_p = 1},
-                                     {.temperature = 1, .top_p = 0},  {.temperature = 1, .top_p = NAN}, {.temperature = 1, .top_p = 1, .top_k = -1}};
+  static const btc_sampling bad[] = {{.temperature = -1, .top_p = 1},       {.temperature = NAN, .top_p = 1},
+                                     {.temperature = INFINITY, .top_p = 1}, {.temperature = 1, .top_p = 0},
+                                     {.temperature = 1, .top_p = NAN},      {.temperature = 1, .top_p = 1, .top_k = -1}};
   const float logits[] = {0, 1};
   btc_sampler *s = sampler_of(2);
   btc_rng rng;

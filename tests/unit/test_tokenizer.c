@@ -26,6 +26,19 @@ static btc_tokenizer *open_tiny(void) {
   return open_model(&m);
 }
 
+static tiny_model hostile;
+
+static tiny_model *pieces_and(void (*extra)(tiny_model *)) {
+  hostile.n = 0;
+  tiny_specials(&hostile);
+  tiny_byte_pieces(&hostile);
+  tiny_letters(&hostile);
+  extra(&hostile);
+  tiny_trainer(&hostile, TINY_BPE, true);
+  tiny_normalizer(&hostile, false, true, NULL);
+  return &hostile;
+}
+
 /* ---- encoding ---- */
 
 static void assert_encodes(const btc_tokenizer *t, const char *text, size_t n_want, const int32_t *want) {
@@ -39,9 +52,22 @@ static void assert_encodes(const btc_tokenizer *t, const char *text, size_t n_wa
   free(ids);
 }
 
-#define ENCODES(t, text, ...) \
-  assert_encodes(t, text, sizeof((int32_t[]){__VA_ARGS__}) / sizeof(int32_t), (int32_t[]){__VA_ARGS__})
+#define ENCODES(t, text, ...) assert_encodes(t, text, sizeof((int32_t[]){__VA_ARGS__}) / sizeof(int32_t), (int32_t[]){__VA_ARGS__})
 #define BYTE(b) (TINY_BYTES + (b))
+
+static void assert_decodes(const btc_tokenizer *t, const char *want, size_t want_len, size_t n, const int32_t *ids) {
+  char *text;
+  size_t len;
+  btc_error err = {0};
+  if (btc_tokenizer_decode(t, ids, n, &text, &len, &err) != BTC_OK) fail_msg("%s", err.message);
+  assert_int_equal(len, want_len);
+  assert_memory_equal(text, want, want_len + 1);
+  free(text);
+}
+
+#define DECODES(t, want, ...) \
+  assert_decodes(t, want, sizeof want - 1, sizeof((int32_t[]){__VA_ARGS__}) / sizeof(int32_t), (int32_t[]){__VA_ARGS__})
+#define BAD "\xEF\xBF\xBD"
 
 static void test_tokenizer_encodes_pieces(void **state) {
   (void)state;
@@ -63,9 +89,9 @@ static void test_tokenizer_encodes_pieces(void **state) {
 static void test_tokenizer_cuts_special_tokens(void **state) {
   (void)state;
   btc_tokenizer *t = open_tiny();
-  ENCODES(t, "<s>", 1, 1);              /* the lone marker before a special token is dropped */
-  ENCODES(t, " <s>", 1, TINY_MM, 1);    /* but only a lone one */
-  ENCODES(t, "</s>a", 1, 2, TINY_A);    /* no marker after a special token */
+  ENCODES(t, "<s>", 1, 1);           /* the lone marker before a special token is dropped */
+  ENCODES(t, " <s>", 1, TINY_MM, 1); /* but only a lone one */
+  ENCODES(t, "</s>a", 1, 2, TINY_A); /* no marker after a special token */
   ENCODES(t, "</s> a", 1, 2, TINY_M_A);
   ENCODES(t, "a</s><unk>b", 1, TINY_M_A, 2, 0, TINY_B);
   ENCODES(t, "<s", 1, TINY_MARKER, BYTE('<'), BYTE('s'));
@@ -132,28 +158,17 @@ static void test_tokenizer_removing_extra_whitespace(void **state) {
   tiny_byte_pieces(&m);
   tiny_letters(&m);
   tiny_trainer(&m, TINY_BPE, true);
-  tiny_normalizer(&m, true, true, NULL);
-  btc_tokenizer *t = open_model(&m);
-  ENCODES(t, "ab  a ", 1, TINY_M_AB, TINY_M_A);
-  ENCODES(t, "a</s>  a", 1, TINY_M_A, 2, TINY_M_A);
-  btc_tokenizer_close(&t);
+  for (int with_spec = 0; with_spec < 2; with_spec++) { /* it is also the default of a model that does not say */
+    if (with_spec) tiny_normalizer(&m, true, true, NULL);
+    btc_tokenizer *t = open_model(&m);
+    ENCODES(t, "ab  a ", 1, TINY_M_AB, TINY_M_A);
+    ENCODES(t, "a</s>  a", 1, TINY_M_A, 2, TINY_M_A);
+    DECODES(t, "a ab", TINY_MM, TINY_M_A, TINY_M_AB);
+    btc_tokenizer_close(&t);
+  }
 }
 
 /* ---- decoding ---- */
-
-static void assert_decodes(const btc_tokenizer *t, const char *want, size_t want_len, size_t n, const int32_t *ids) {
-  char *text;
-  size_t len;
-  btc_error err = {0};
-  if (btc_tokenizer_decode(t, ids, n, &text, &len, &err) != BTC_OK) fail_msg("%s", err.message);
-  assert_int_equal(len, want_len);
-  assert_memory_equal(text, want, want_len + 1);
-  free(text);
-}
-
-#define DECODES(t, want, ...) \
-  assert_decodes(t, want, sizeof want - 1, sizeof((int32_t[]){__VA_ARGS__}) / sizeof(int32_t), (int32_t[]){__VA_ARGS__})
-#define BAD "\xEF\xBF\xBD"
 
 static void test_tokenizer_decodes_pieces(void **state) {
   (void)state;
@@ -175,11 +190,27 @@ static void test_tokenizer_decodes_bytes(void **state) {
   DECODES(t, "\xE6\xB0\xB4", BYTE(0xE6), 2, BYTE(0xB0), BYTE(0xB4)); /* specials leave before bytes join */
   DECODES(t, BAD BAD, BYTE(0xE6), BYTE(0xB0));
   DECODES(t, BAD "a" BAD BAD, BYTE(0xE6), TINY_A, BYTE(0xB0), BYTE(0xB4));
-  DECODES(t, BAD BAD BAD "z", BYTE(0xED), BYTE(0xA0), BYTE(0x80), BYTE('z')); /* a surrogate */
-  DECODES(t, BAD BAD, BYTE(0xC0), BYTE(0x80));                                /* overlong */
+  DECODES(t, BAD BAD BAD "z", BYTE(0xED), BYTE(0xA0), BYTE(0x80), BYTE('z'));  /* a surrogate */
+  DECODES(t, BAD BAD, BYTE(0xC0), BYTE(0x80));                                 /* overlong */
   DECODES(t, BAD BAD BAD BAD, BYTE(0xF4), BYTE(0x90), BYTE(0x80), BYTE(0x80)); /* over U+10FFFF */
   DECODES(t, "\xF4\x8F\xBF\xBF" BAD, BYTE(0xF4), BYTE(0x8F), BYTE(0xBF), BYTE(0xBF), BYTE(0x80));
   DECODES(t, "a\0b", TINY_A, BYTE(0), TINY_B);
+  btc_tokenizer_close(&t);
+}
+
+static void add_control(tiny_model *m) {
+  tiny_piece(m, "<pad>", 0, TINY_CONTROL);
+}
+
+/* A control piece that is not a special token is no text, but it keeps bytes apart and nobody can write it. */
+static void test_tokenizer_control_pieces(void **state) {
+  (void)state;
+  btc_tokenizer *t = open_model(pieces_and(add_control));
+  const int32_t pad = TINY_PIECES;
+  DECODES(t, "ab a", TINY_AB, pad, TINY_M_A);
+  DECODES(t, " a", pad, TINY_M_A);
+  DECODES(t, BAD BAD "\xC3\xA9", BYTE(0xC3), pad, BYTE(0xA9), pad, BYTE(0xC3), BYTE(0xA9));
+  ENCODES(t, "<pad>", 1, TINY_MARKER, BYTE('<'), BYTE('p'), TINY_A, BYTE('d'), BYTE('>'));
   btc_tokenizer_close(&t);
 }
 
@@ -210,35 +241,54 @@ static void assert_refused(const void *data, size_t n, btc_status want, const ch
     fail_msg("status %d, expected %d with '%s': %s", st, want, reason, err.message);
 }
 
-static tiny_model hostile;
-
-static tiny_model *pieces_and(void (*extra)(tiny_model *)) {
-  hostile.n = 0;
-  tiny_specials(&hostile);
-  tiny_byte_pieces(&hostile);
-  tiny_letters(&hostile);
-  extra(&hostile);
-  tiny_trainer(&hostile, TINY_BPE, true);
-  tiny_normalizer(&hostile, false, true, NULL);
-  return &hostile;
+static void add_empty(tiny_model *m) {
+  tiny_piece(m, "", 0, TINY_NORMAL);
 }
-
-static void add_empty(tiny_model *m) { tiny_piece(m, "", 0, TINY_NORMAL); }
-static void add_twin(tiny_model *m) { tiny_piece(m, "ab", 0, TINY_NORMAL); }
-static void add_unknown(tiny_model *m) { tiny_piece(m, "<u>", 0, TINY_UNKNOWN); }
-static void add_type_0(tiny_model *m) { tiny_piece(m, "q", 0, 0); }
-static void add_type_7(tiny_model *m) { tiny_piece(m, "q", 0, 7); }
-static void add_invalid(tiny_model *m) { tiny_piece(m, "q\xFF", 0, TINY_NORMAL); }
-static void add_nul(tiny_model *m) { tiny_piece_bytes(m, "q\0q", 3, 0, TINY_USER); }
-static void add_byte(tiny_model *m) { tiny_piece(m, "<0xff>", 0, TINY_BYTE); }
-static void add_nan(tiny_model *m) { tiny_piece(m, "q", __builtin_nanf(""), TINY_NORMAL); }
-static void add_infinity(tiny_model *m) { tiny_piece(m, "q", -__builtin_inff(), TINY_NORMAL); }
-static void add_denormalizer(tiny_model *m) { tiny_field(m, 5, "\x12\x02xy", 4); }
-static void add_short_control(tiny_model *m) { tiny_piece(m, "\xC3\xA8", 0, TINY_CONTROL); }
-static void add_group(tiny_model *m) { tiny_byte(m, 6 << 3 | 3); }
-static void add_field_0(tiny_model *m) { tiny_put(m, "\x02\x00", 2); }
-static void add_wrong_wire(tiny_model *m) { tiny_put(m, "\x08\x01", 2); }
-static void add_wide_number(tiny_model *m) { tiny_put(m, "\x30\xFF\xFF\xFF\xFF\xFF\xFF\xFF\xFF\xFF\x7F", 11); }
+static void add_twin(tiny_model *m) {
+  tiny_piece(m, "ab", 0, TINY_NORMAL);
+}
+static void add_unknown(tiny_model *m) {
+  tiny_piece(m, "<u>", 0, TINY_UNKNOWN);
+}
+static void add_type_0(tiny_model *m) {
+  tiny_piece(m, "q", 0, 0);
+}
+static void add_type_7(tiny_model *m) {
+  tiny_piece(m, "q", 0, 7);
+}
+static void add_invalid(tiny_model *m) {
+  tiny_piece(m, "q\xFF", 0, TINY_NORMAL);
+}
+static void add_nul(tiny_model *m) {
+  tiny_piece_bytes(m, "q\0q", 3, 0, TINY_USER);
+}
+static void add_byte(tiny_model *m) {
+  tiny_piece(m, "<0xff>", 0, TINY_BYTE);
+}
+static void add_nan(tiny_model *m) {
+  tiny_piece(m, "q", __builtin_nanf(""), TINY_NORMAL);
+}
+static void add_infinity(tiny_model *m) {
+  tiny_piece(m, "q", -__builtin_inff(), TINY_NORMAL);
+}
+static void add_denormalizer(tiny_model *m) {
+  tiny_field(m, 5, "\x12\x02xy", 4);
+}
+static void add_short_control(tiny_model *m) {
+  tiny_piece(m, "\xC3\xA8", 0, TINY_CONTROL);
+}
+static void add_group(tiny_model *m) {
+  tiny_byte(m, 6 << 3 | 3);
+}
+static void add_field_0(tiny_model *m) {
+  tiny_put(m, "\x02\x00", 2);
+}
+static void add_wrong_wire(tiny_model *m) {
+  tiny_put(m, "\x08\x01", 2);
+}
+static void add_wide_number(tiny_model *m) {
+  tiny_put(m, "\x30\xFF\xFF\xFF\xFF\xFF\xFF\xFF\xFF\xFF\x7F", 11);
+}
 static void add_long(tiny_model *m) {
   char text[258];
   memset(text, 'q', 257);
@@ -318,6 +368,8 @@ static void test_tokenizer_refuses_noise(void **state) {
   make(true, TINY_BPE, true, true, NULL);
   memcpy(hostile.bytes + 1, "\xFF\xFF\xFF\xFF\x0F", 5); /* a first piece of 4 GiB */
   assert_refused(hostile.bytes, hostile.n, BTC_ERR_FORMAT, "longer than what is left");
+  make(true, TINY_BPE, true, true, NULL);
+  assert_refused(hostile.bytes, hostile.n - 1, BTC_ERR_FORMAT, "longer than what is left"); /* by one byte */
 }
 
 /* A model cut anywhere or with any byte turned over is refused with its name, or it works: there is no third way. */
@@ -375,11 +427,13 @@ static const char *write_dir(const char *name, const char *const files[][2]) {
 
 static void test_tokenizer_reads_added_tokens(void **state) {
   (void)state;
-  const char *dir = write_dir("added", (const char *const[][2]){
-      {"special_tokens_map.json", "{\"bos_token\": {\"content\": \"<s>\", \"lstrip\": false}, \"eos_token\": \"c\", \"pad_token\": null}"},
-      {"tokenizer_config.json", "{\"add_bos_token\": true, \"eos_token\": \"</s>\", \"pad_token\": \"<nowhere>\"}"},
-      {"added_tokens.json", "{\"<s>x\": 270, \"<im_patch>\": 269, \"</s>\": 2}"},
-      {NULL, NULL}});
+  const char *dir = write_dir(
+      "added", (const char *const[][2]){
+                   {"special_tokens_map.json",
+                    "{\"bos_token\": {\"content\": \"<s>\", \"lstrip\": false}, \"eos_token\": \"c\", \"pad_token\": null}"},
+                   {"tokenizer_config.json", "{\"add_bos_token\": true, \"eos_token\": \"</s>\", \"pad_token\": \"<nowhere>\"}"},
+                   {"added_tokens.json", "{\"<s>x\": 270, \"<im_patch>\": 269, \"</s>\": 2}"},
+                   {NULL, NULL}});
   btc_tokenizer *t;
   btc_error err = {0};
   if (btc_tokenizer_open(dir, &t, &err) != BTC_OK) fail_msg("%s", err.message);
@@ -390,6 +444,20 @@ static void test_tokenizer_reads_added_tokens(void **state) {
   ENCODES(t, "</s>c", 1, 2, TINY_C);
   ENCODES(t, "abc", 1, TINY_M_AB, TINY_C);
   DECODES(t, "ab", 1, 270, TINY_M_AB, TINY_C, 269);
+  btc_tokenizer_close(&t);
+}
+
+/* Another text can be named the unknown token; the model's own unknown piece is still left out when decoding. */
+static void test_tokenizer_with_other_unknown(void **state) {
+  (void)state;
+  const char *dir =
+      write_dir("unknown", (const char *const[][2]){{"special_tokens_map.json", "{\"unk_token\": \"c\"}"}, {NULL, NULL}});
+  btc_tokenizer *t;
+  btc_error err = {0};
+  if (btc_tokenizer_open(dir, &t, &err) != BTC_OK) fail_msg("%s", err.message);
+  DECODES(t, "ab", TINY_AB, 0, TINY_C);
+  ENCODES(t, "<unk>", 1, TINY_MARKER, BYTE('<'), BYTE('u'), BYTE('n'), BYTE('k'), BYTE('>'));
+  ENCODES(t, "c", 1, TINY_C);
   btc_tokenizer_close(&t);
 }
 
@@ -419,6 +487,7 @@ static void test_tokenizer_refuses_bad_json(void **state) {
   assert_dir_refused("added_tokens.json", "{\"<p>\": 5}", BTC_ERR_MODEL, "another");
   assert_dir_refused("added_tokens.json", "{\"a\": 269}", BTC_ERR_MODEL, "another");
   assert_dir_refused("added_tokens.json", "{\"<p>\": 269, \"<q>\": 269}", BTC_ERR_MODEL, "twice");
+  assert_dir_refused("added_tokens.json", "{\"<p>\": \"269\"}", BTC_ERR_FORMAT, "not an id");
   assert_dir_refused("added_tokens.json", "{\"<p>\": -1}", BTC_ERR_FORMAT, "not an id");
   assert_dir_refused("added_tokens.json", "{\"<p>\": 4294967296}", BTC_ERR_FORMAT, "not an id");
 }
@@ -509,24 +578,16 @@ static void test_tokenizer_without_memory(void **state) {
 }
 
 static const struct CMUnitTest tests[] = {
-    cmocka_unit_test(test_tokenizer_encodes_pieces),
-    cmocka_unit_test(test_tokenizer_cuts_special_tokens),
-    cmocka_unit_test(test_tokenizer_encodes_broken_text),
-    cmocka_unit_test(test_tokenizer_refuses_texts),
-    cmocka_unit_test(test_tokenizer_without_byte_fallback),
-    cmocka_unit_test(test_tokenizer_removing_extra_whitespace),
-    cmocka_unit_test(test_tokenizer_decodes_pieces),
-    cmocka_unit_test(test_tokenizer_decodes_bytes),
-    cmocka_unit_test(test_tokenizer_refuses_ids),
-    cmocka_unit_test(test_tokenizer_refuses_bad_pieces),
-    cmocka_unit_test(test_tokenizer_refuses_bad_settings),
-    cmocka_unit_test(test_tokenizer_refuses_noise),
-    cmocka_unit_test(test_tokenizer_survives_damage),
-    cmocka_unit_test(test_tokenizer_reads_added_tokens),
-    cmocka_unit_test(test_tokenizer_refuses_bad_json),
-    cmocka_unit_test(test_tokenizer_missing_file),
-    cmocka_unit_test(test_tokenizer_serves_threads),
-    cmocka_unit_test(test_tokenizer_without_memory),
+    cmocka_unit_test(test_tokenizer_encodes_pieces),        cmocka_unit_test(test_tokenizer_cuts_special_tokens),
+    cmocka_unit_test(test_tokenizer_encodes_broken_text),   cmocka_unit_test(test_tokenizer_refuses_texts),
+    cmocka_unit_test(test_tokenizer_without_byte_fallback), cmocka_unit_test(test_tokenizer_removing_extra_whitespace),
+    cmocka_unit_test(test_tokenizer_decodes_pieces),        cmocka_unit_test(test_tokenizer_decodes_bytes),
+    cmocka_unit_test(test_tokenizer_control_pieces),        cmocka_unit_test(test_tokenizer_refuses_ids),
+    cmocka_unit_test(test_tokenizer_refuses_bad_pieces),    cmocka_unit_test(test_tokenizer_refuses_bad_settings),
+    cmocka_unit_test(test_tokenizer_refuses_noise),         cmocka_unit_test(test_tokenizer_survives_damage),
+    cmocka_unit_test(test_tokenizer_reads_added_tokens),    cmocka_unit_test(test_tokenizer_with_other_unknown),
+    cmocka_unit_test(test_tokenizer_refuses_bad_json),      cmocka_unit_test(test_tokenizer_missing_file),
+    cmocka_unit_test(test_tokenizer_serves_threads),        cmocka_unit_test(test_tokenizer_without_memory),
 };
 
 BTC_TEST_MAIN(tests)
