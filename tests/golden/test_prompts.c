@@ -100,9 +100,11 @@ static void test_prompts_of_checkpoints(void **state) {
   assert_true(runs >= 6);
 }
 
+/* clang-format off: the build registers one test a line */
 static const struct CMUnitTest tests[] = {
     cmocka_unit_test(test_prompts_golden),
     cmocka_unit_test(test_prompts_of_checkpoints),
 };
+/* clang-format on */
 
 BTC_TEST_MAIN(tests)

@@ -163,10 +163,14 @@ static void test_tokenizer_encode_longest_text(void **state) {
   btc_tokenizer_close(&t);
 }
 
+/* clang-format off: the build registers one test a line */
 static const struct CMUnitTest tests[] = {
-    cmocka_unit_test(test_tokenizer_encode_golden),       cmocka_unit_test(test_tokenizer_decode_golden),
-    cmocka_unit_test(test_tokenizer_decode_answers),      cmocka_unit_test(test_tokenizer_round_trip),
+    cmocka_unit_test(test_tokenizer_encode_golden),
+    cmocka_unit_test(test_tokenizer_decode_golden),
+    cmocka_unit_test(test_tokenizer_decode_answers),
+    cmocka_unit_test(test_tokenizer_round_trip),
     cmocka_unit_test(test_tokenizer_encode_longest_text),
 };
+/* clang-format on */
 
 BTC_TEST_MAIN(tests)

@@ -195,12 +195,19 @@ static void test_prompt_without_memory(void **state) {
   btc_tokenizer_close(&t);
 }
 
+/* clang-format off: the build registers one test a line */
 static const struct CMUnitTest tests[] = {
-    cmocka_unit_test(test_prompt_renders_turns),      cmocka_unit_test(test_prompt_refuses_roles),
-    cmocka_unit_test(test_prompt_question_puts_tags), cmocka_unit_test(test_prompt_refuses_tags_in_question),
-    cmocka_unit_test(test_prompt_is_bounded),         cmocka_unit_test(test_prompt_encodes_holes),
-    cmocka_unit_test(test_prompt_encode_is_bounded),  cmocka_unit_test(test_prompt_reads_files),
-    cmocka_unit_test(test_prompt_refuses_files),      cmocka_unit_test(test_prompt_without_memory),
+    cmocka_unit_test(test_prompt_renders_turns),
+    cmocka_unit_test(test_prompt_refuses_roles),
+    cmocka_unit_test(test_prompt_question_puts_tags),
+    cmocka_unit_test(test_prompt_refuses_tags_in_question),
+    cmocka_unit_test(test_prompt_is_bounded),
+    cmocka_unit_test(test_prompt_encodes_holes),
+    cmocka_unit_test(test_prompt_encode_is_bounded),
+    cmocka_unit_test(test_prompt_reads_files),
+    cmocka_unit_test(test_prompt_refuses_files),
+    cmocka_unit_test(test_prompt_without_memory),
 };
+/* clang-format on */
 
 BTC_TEST_MAIN(tests)

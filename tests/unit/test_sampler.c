@@ -352,6 +352,7 @@ static void test_sampler_allocates_only_when_created(void **state) {
   assert_null(s);
 }
 
+/* clang-format off: the build registers one test a line */
 static const struct CMUnitTest tests[] = {
     cmocka_unit_test(test_sampler_defaults),
     cmocka_unit_test(test_sampler_greedy_takes_first_of_ties),
@@ -373,5 +374,6 @@ static const struct CMUnitTest tests[] = {
     cmocka_unit_test(test_sampler_refuses_settings),
     cmocka_unit_test(test_sampler_allocates_only_when_created),
 };
+/* clang-format on */
 
 BTC_TEST_MAIN(tests)
