@@ -1,32 +1,8 @@
 /* btcchat: finds the subcommand and runs it. */
-#define _GNU_SOURCE
-#include <errno.h>
-#include <signal.h>
 #include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
 
 #include "cli.h"
-
-volatile int cli_interrupted;
-
-static void on_signal(int number) {
-  cli_interrupted = 1;
-  signal(number, SIG_DFL); /* the second one kills */
-}
-
-void cli_catch_signals(void) {
-  struct sigaction sa = {.sa_handler = on_signal};
-  sigaction(SIGINT, &sa, NULL);
-  sigaction(SIGTERM, &sa, NULL);
-  signal(SIGPIPE, SIG_IGN); /* a closed pipe is then a write error that says so */
-}
-
-int cli_finish_stdout(int code) {
-  if (fflush(stdout) == 0 && !ferror(stdout)) return code;
-  cli_error("cannot write the results: %s", strerror(errno));
-  return CLI_FAILED;
-}
 
 /* in the order of --help */
 static const cli_command *const commands[] = {&cmd_caption, &cmd_ask, &cmd_inspect, &cmd_verify, &cmd_doctor, &cmd_bench, NULL};

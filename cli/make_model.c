@@ -268,20 +268,23 @@ static btc_status write_llm(const char *dir, const plan *p, int64_t shard_bytes,
   return st;
 }
 
-static btc_status copy_tokenizer(const char *from, const char *dir, btc_error *err) {
-  static const char *const names[] = {"tokenizer.model", "tokenizer_config.json", "special_tokens_map.json"};
-  for (int i = 0; i < 3; i++) {
-    char source[4096], target[4096];
-    uint8_t *data;
-    size_t len;
-    snprintf(source, sizeof source, "%s/%s", from, names[i]);
-    snprintf(target, sizeof target, "%s/llm/%s", dir, names[i]);
-    btc_status st = btc_file_read(source, 64u << 20, &data, &len, err);
-    if (st == BTC_OK) st = btc_file_publish(target, data, len, err);
-    free(data);
-    if (st != BTC_OK) return st;
-  }
-  return BTC_OK;
+static btc_status write_tokenizer(const char *from, const char *dir, int64_t context, btc_error *err) {
+  char source[4096], target[4096];
+  uint8_t *data;
+  size_t len;
+  snprintf(source, sizeof source, "%s/tokenizer.model", from);
+  snprintf(target, sizeof target, "%s/llm/tokenizer.model", dir);
+  btc_status st = btc_file_read(source, 64u << 20, &data, &len, err);
+  if (st == BTC_OK) st = btc_file_publish(target, data, len, err);
+  free(data);
+  snprintf(target, sizeof target, "%s/llm/special_tokens_map.json", dir);
+  if (st == BTC_OK)
+    st = write_json(target, json_pack("{s:s,s:s,s:s,s:s}", "bos_token", "<s>", "eos_token", "</s>", "unk_token", "<unk>", "pad_token", "<unk>"), err);
+  snprintf(target, sizeof target, "%s/llm/tokenizer_config.json", dir);
+  if (st == BTC_OK)
+    st = write_json(target, json_pack("{s:s,s:b,s:b,s:b,s:I}", "tokenizer_class", "LlamaTokenizer", "add_bos_token", 1, "add_eos_token", 0, "legacy", 0,
+                                      "model_max_length", (json_int_t)context), err);
+  return st;
 }
 
 static btc_status write_configs(const char *dir, const make_model_size *s, btc_error *err) {
@@ -346,7 +349,7 @@ btc_status make_model_write(const char *dir, const make_model_size *s, const cha
     st = btc_fail(err, BTC_ERR_NOMEM, "out of memory");
   } else {
     random_init(r, seed);
-    st = copy_tokenizer(tokenizer_dir, dir, err);
+    st = write_tokenizer(tokenizer_dir, dir, s->context, err);
     snprintf(path, sizeof path, "%s/vision_tower/model.safetensors", dir);
     if (st == BTC_OK) st = write_safetensors(path, &vision, 0, vision.n, r, err);
     snprintf(path, sizeof path, "%s/mm_projector/model.safetensors", dir);

@@ -22,17 +22,6 @@ void cli_free_settings(void) {
   config = NULL;
 }
 
-void cli_error(const char *fmt, ...) {
-  char text[2048];
-  va_list ap;
-  va_start(ap, fmt);
-  vsnprintf(text, sizeof text, fmt, ap);
-  va_end(ap);
-  for (char *c = text; *c; c++)
-    if (iscntrl((unsigned char)*c)) *c = '?';
-  fprintf(stderr, "btcchat: %s\n", text);
-}
-
 int cli_usage_error(const cli_command *cmd, const char *fmt, ...) {
   char text[1024];
   va_list ap;

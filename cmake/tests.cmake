@@ -4,7 +4,7 @@ set(BTC_SHARED "${CMAKE_SOURCE_DIR}/../shared" CACHE PATH "Folder with the golde
 
 file(GLOB support CONFIGURE_DEPENDS tests/support/*.c)
 add_library(btc_test_support STATIC ${support})
-target_link_libraries(btc_test_support PUBLIC PkgConfig::CMOCKA btc_base)
+target_link_libraries(btc_test_support PUBLIC PkgConfig::CMOCKA btc_cli)
 target_include_directories(btc_test_support PUBLIC ${CMAKE_SOURCE_DIR} ${CMAKE_SOURCE_DIR}/tests/support)
 
 set(BTC_TEST_ENVIRONMENT
@@ -16,7 +16,7 @@ foreach(label unit golden integration fault)
   foreach(file ${files})
     get_filename_component(program ${file} NAME_WE)
     add_executable(${program} ${file})
-    target_link_libraries(${program} PRIVATE btc_test_support btc_engine)
+    target_link_libraries(${program} PRIVATE btc_test_support btc_cli)
     set_target_properties(${program} PROPERTIES RUNTIME_OUTPUT_DIRECTORY ${CMAKE_BINARY_DIR}/tests)
     set_property(DIRECTORY APPEND PROPERTY CMAKE_CONFIGURE_DEPENDS ${file})
     file(STRINGS ${file} lines REGEX "cmocka_unit_test[a-z_]*\\([a-z0-9_]+")

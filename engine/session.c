@@ -30,7 +30,7 @@ struct btc_session {
   btc_session_options o;
   btc_precision precision;
   btc_stage *stage;
-  btc_sampler *sampler;
+  btc_sampler *sampler;   /* over the tokenizer's pieces: rows of the head beyond them (padding) have no text and are never picked */
   live_item *live;        /* [max_batch] */
   btc_stage_item *steps;  /* [max_batch] */
   int *order;             /* [max_batch] live index of each step */
@@ -71,7 +71,7 @@ btc_status btc_session_create(btc_model *m, const btc_session_options *o, btc_se
                           .slots = o->max_batch,
                           .cancel = o->cancel};
   st = btc_stage_create(m, 0, btc_block_count(m), &so, &s->stage, err);
-  if (st == BTC_OK) st = btc_sampler_create(m->cfg->llm.vocab, &s->sampler, err);
+  if (st == BTC_OK) st = btc_sampler_create(btc_tokenizer_vocab(m->tok), &s->sampler, err);
   if (st == BTC_OK) {
     s->live = btc_alloc_zero(batch, sizeof *s->live);
     s->steps = btc_alloc_zero(batch, sizeof *s->steps);
