@@ -159,27 +159,26 @@ static void test_image_memory_whole_picture_over_limit(void **state) {
   free(file.data);
 }
 
-/* 64 MiB of profile, text and palette suggestions out of 64 KiB each: never inflated. */
+/* 30 texts of 7 MiB out of 30 KiB each, every one below libpng's own limit: never inflated. */
 static void test_image_memory_bombs_in_side_chunks_are_skipped(void **state) {
   (void)state;
-  static const char *const chunks[] = {"iCCP", "zTXt"};
-  size_t size = (size_t)64 << 20;
+  size_t size = (size_t)7 << 20;
   uint8_t *zeros = calloc(size, 1);
   uLongf len = compressBound(size);
   uint8_t *packed = malloc(len + 3);
   assert_true(zeros && packed);
-  memcpy(packed, "a\0\0", 3); /* name, compression method */
+  memcpy(packed, "a\0\0", 3); /* keyword, compression method */
   assert_int_equal(compress2(packed + 3, &len, zeros, size, 1), Z_OK);
   free(zeros);
   bytes plain = make_rgb_png(16, 16, false), bomb = {0};
   bytes_add(&bomb, plain.data, 33);
-  for (int i = 0; i < 2; i++) add_chunk(&bomb, chunks[i], packed, len + 3);
+  for (int i = 0; i < 30; i++) add_chunk(&bomb, "zTXt", packed, len + 3);
   bytes_add(&bomb, plain.data + 33, plain.len - 33);
   reset_peak();
   long before = peak_kib();
   btc_image im;
   assert_int_equal(btc_image_decode_memory(bomb.data, bomb.len, "x", NULL, &im, NULL), BTC_OK);
-  if (!SANITIZED) assert_true(peak_kib() - before < 20 << 10);
+  if (!SANITIZED) assert_true(peak_kib() - before < 5 << 10);
   btc_image_free(&im);
   free(packed);
   free(plain.data);
