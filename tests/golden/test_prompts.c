@@ -100,7 +100,8 @@ static void test_prompts_of_checkpoints(void **state) {
   assert_true(runs >= 6);
 }
 
-/* clang-format off: the build registers one test a line */
+/* One test a line: the build registers them by line. */
+/* clang-format off */
 static const struct CMUnitTest tests[] = {
     cmocka_unit_test(test_prompts_golden),
     cmocka_unit_test(test_prompts_of_checkpoints),

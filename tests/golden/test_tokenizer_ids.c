@@ -163,7 +163,8 @@ static void test_tokenizer_encode_longest_text(void **state) {
   btc_tokenizer_close(&t);
 }
 
-/* clang-format off: the build registers one test a line */
+/* One test a line: the build registers them by line. */
+/* clang-format off */
 static const struct CMUnitTest tests[] = {
     cmocka_unit_test(test_tokenizer_encode_golden),
     cmocka_unit_test(test_tokenizer_decode_golden),

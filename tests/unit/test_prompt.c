@@ -195,7 +195,8 @@ static void test_prompt_without_memory(void **state) {
   btc_tokenizer_close(&t);
 }
 
-/* clang-format off: the build registers one test a line */
+/* One test a line: the build registers them by line. */
+/* clang-format off */
 static const struct CMUnitTest tests[] = {
     cmocka_unit_test(test_prompt_renders_turns),
     cmocka_unit_test(test_prompt_refuses_roles),

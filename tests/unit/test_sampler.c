@@ -352,7 +352,8 @@ static void test_sampler_allocates_only_when_created(void **state) {
   assert_null(s);
 }
 
-/* clang-format off: the build registers one test a line */
+/* One test a line: the build registers them by line. */
+/* clang-format off */
 static const struct CMUnitTest tests[] = {
     cmocka_unit_test(test_sampler_defaults),
     cmocka_unit_test(test_sampler_greedy_takes_first_of_ties),

@@ -577,18 +577,29 @@ static void test_tokenizer_without_memory(void **state) {
   assert_true(n >= 8);
 }
 
-/* clang-format off: the build registers one test a line */
+/* One test a line: the build registers them by line. */
+/* clang-format off */
 static const struct CMUnitTest tests[] = {
-    cmocka_unit_test(test_tokenizer_encodes_pieces),        cmocka_unit_test(test_tokenizer_cuts_special_tokens),
-    cmocka_unit_test(test_tokenizer_encodes_broken_text),   cmocka_unit_test(test_tokenizer_refuses_texts),
-    cmocka_unit_test(test_tokenizer_without_byte_fallback), cmocka_unit_test(test_tokenizer_removing_extra_whitespace),
-    cmocka_unit_test(test_tokenizer_decodes_pieces),        cmocka_unit_test(test_tokenizer_decodes_bytes),
-    cmocka_unit_test(test_tokenizer_control_pieces),        cmocka_unit_test(test_tokenizer_refuses_ids),
-    cmocka_unit_test(test_tokenizer_refuses_bad_pieces),    cmocka_unit_test(test_tokenizer_refuses_bad_settings),
-    cmocka_unit_test(test_tokenizer_refuses_noise),         cmocka_unit_test(test_tokenizer_survives_damage),
-    cmocka_unit_test(test_tokenizer_reads_added_tokens),    cmocka_unit_test(test_tokenizer_with_other_unknown),
-    cmocka_unit_test(test_tokenizer_refuses_bad_json),      cmocka_unit_test(test_tokenizer_missing_file),
-    cmocka_unit_test(test_tokenizer_serves_threads),        cmocka_unit_test(test_tokenizer_without_memory),
+    cmocka_unit_test(test_tokenizer_encodes_pieces),
+    cmocka_unit_test(test_tokenizer_cuts_special_tokens),
+    cmocka_unit_test(test_tokenizer_encodes_broken_text),
+    cmocka_unit_test(test_tokenizer_refuses_texts),
+    cmocka_unit_test(test_tokenizer_without_byte_fallback),
+    cmocka_unit_test(test_tokenizer_removing_extra_whitespace),
+    cmocka_unit_test(test_tokenizer_decodes_pieces),
+    cmocka_unit_test(test_tokenizer_decodes_bytes),
+    cmocka_unit_test(test_tokenizer_control_pieces),
+    cmocka_unit_test(test_tokenizer_refuses_ids),
+    cmocka_unit_test(test_tokenizer_refuses_bad_pieces),
+    cmocka_unit_test(test_tokenizer_refuses_bad_settings),
+    cmocka_unit_test(test_tokenizer_refuses_noise),
+    cmocka_unit_test(test_tokenizer_survives_damage),
+    cmocka_unit_test(test_tokenizer_reads_added_tokens),
+    cmocka_unit_test(test_tokenizer_with_other_unknown),
+    cmocka_unit_test(test_tokenizer_refuses_bad_json),
+    cmocka_unit_test(test_tokenizer_missing_file),
+    cmocka_unit_test(test_tokenizer_serves_threads),
+    cmocka_unit_test(test_tokenizer_without_memory),
 };
 /* clang-format on */
 
