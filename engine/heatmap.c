@@ -18,7 +18,7 @@
 /* ---- colours ---- */
 
 /* Even steps of lightness from 7 % to 96 %, hue turning once from violet over red to yellow. */
-static const uint8_t ramp[9][3] = {{22, 14, 54},   {62, 18, 104}, {108, 26, 118}, {156, 38, 106}, {200, 58, 78},
+static const uint8_t ramp[9][3] = {{22, 14, 54},  {62, 18, 104},  {108, 26, 118}, {156, 38, 106}, {200, 58, 78},
                                    {232, 94, 46}, {248, 142, 30}, {251, 194, 64}, {252, 246, 168}};
 
 void btc_heatmap_colour(float t, uint8_t rgb[3]) {
@@ -89,9 +89,9 @@ typedef struct glyph {
 } glyph;
 
 static const glyph font[] = {
-    {'0', {14, 17, 19, 21, 25, 17, 14}}, {'1', {4, 12, 4, 4, 4, 4, 14}},      {'2', {14, 17, 1, 6, 8, 16, 31}},
-    {'3', {30, 1, 1, 14, 1, 1, 30}},     {'4', {2, 6, 10, 18, 31, 2, 2}},     {'5', {31, 16, 30, 1, 1, 17, 14}},
-    {'6', {6, 8, 16, 30, 17, 17, 14}},   {'7', {31, 1, 2, 4, 8, 8, 8}},       {'8', {14, 17, 17, 14, 17, 17, 14}},
+    {'0', {14, 17, 19, 21, 25, 17, 14}}, {'1', {4, 12, 4, 4, 4, 4, 14}},  {'2', {14, 17, 1, 6, 8, 16, 31}},
+    {'3', {30, 1, 1, 14, 1, 1, 30}},     {'4', {2, 6, 10, 18, 31, 2, 2}}, {'5', {31, 16, 30, 1, 1, 17, 14}},
+    {'6', {6, 8, 16, 30, 17, 17, 14}},   {'7', {31, 1, 2, 4, 8, 8, 8}},   {'8', {14, 17, 17, 14, 17, 17, 14}},
     {'9', {14, 17, 17, 15, 1, 2, 12}},   {'.', {0, 0, 0, 0, 0, 12, 12}},
 };
 
@@ -145,10 +145,12 @@ static void draw_legend(btc_image *im, int64_t side, float scale) {
 
 static btc_status check(const float *cos, int64_t g, int64_t side, btc_error *err) {
   if (g < 1 || g > BTC_HEATMAP_MAX_GRID) {
-    return btc_fail(err, BTC_ERR_ARG, "change map: a grid of %lld cells a side; 1 to %d are drawn", (long long)g, BTC_HEATMAP_MAX_GRID);
+    return btc_fail(err, BTC_ERR_ARG, "change map: a grid of %lld cells a side; 1 to %d are drawn", (long long)g,
+                    BTC_HEATMAP_MAX_GRID);
   }
   if (side < 1 || side > BTC_HEATMAP_MAX_SIDE) {
-    return btc_fail(err, BTC_ERR_ARG, "change map: a side of %lld pixels; 1 to %d are drawn", (long long)side, BTC_HEATMAP_MAX_SIDE);
+    return btc_fail(err, BTC_ERR_ARG, "change map: a side of %lld pixels; 1 to %d are drawn", (long long)side,
+                    BTC_HEATMAP_MAX_SIDE);
   }
   for (int64_t i = 0; i < g * g; i++) {
     if (!isfinite(cos[i])) {
@@ -172,8 +174,10 @@ static void draw(btc_image *out, int64_t side, const uint8_t *photo, const float
     for (int64_t x = 0; x < side; x++, rgb += 3) {
       float t = row[x] / scale;
       t = t < 0.0f ? 0.0f : t > 1.0f ? 1.0f : t;
-      if (photo) blend(t, photo + (y * side + x) * 3, rgb);
-      else btc_heatmap_colour(t, rgb);
+      if (photo)
+        blend(t, photo + (y * side + x) * 3, rgb);
+      else
+        btc_heatmap_colour(t, rgb);
     }
   }
   draw_legend(out, side, scale);

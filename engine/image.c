@@ -14,7 +14,8 @@ btc_status btc_image_claim(btc_image_job *job, uint64_t bytes, const char *what)
   size_t left = job->lim.max_bytes - job->claimed_bytes;
   if (bytes > left) {
     return btc_fail(job->err, BTC_ERR_LIMIT, "'%s': %s needs %llu MiB of memory, over the limit of %llu MiB", job->label, what,
-                    (unsigned long long)((bytes + job->claimed_bytes + 0xfffff) >> 20), (unsigned long long)job->lim.max_bytes >> 20);
+                    (unsigned long long)((bytes + job->claimed_bytes + 0xfffff) >> 20),
+                    (unsigned long long)job->lim.max_bytes >> 20);
   }
   job->claimed_bytes += (size_t)bytes;
   return BTC_OK;
@@ -23,12 +24,12 @@ btc_status btc_image_claim(btc_image_job *job, uint64_t bytes, const char *what)
 btc_status btc_image_check_size(btc_image_job *job, int64_t width, int64_t height) {
   if (width < 1 || height < 1) return btc_fail(job->err, BTC_ERR_FORMAT, "'%s' has no pixels", job->label);
   if (width > BTC_IMAGE_MAX_SIDE || height > BTC_IMAGE_MAX_SIDE) {
-    return btc_fail(job->err, BTC_ERR_LIMIT, "'%s' has %lld x %lld pixels, over the limit of %d a side", job->label, (long long)width,
-                    (long long)height, BTC_IMAGE_MAX_SIDE);
+    return btc_fail(job->err, BTC_ERR_LIMIT, "'%s' has %lld x %lld pixels, over the limit of %d a side", job->label,
+                    (long long)width, (long long)height, BTC_IMAGE_MAX_SIDE);
   }
   if (width * height > job->lim.max_pixels) {
-    return btc_fail(job->err, BTC_ERR_LIMIT, "'%s' has %lld x %lld pixels, over the limit of %lld in all", job->label, (long long)width,
-                    (long long)height, (long long)job->lim.max_pixels);
+    return btc_fail(job->err, BTC_ERR_LIMIT, "'%s' has %lld x %lld pixels, over the limit of %lld in all", job->label,
+                    (long long)width, (long long)height, (long long)job->lim.max_pixels);
   }
   return BTC_OK;
 }
@@ -45,8 +46,10 @@ static btc_status run(const origin *from, const btc_image_limits *lim, btc_image
   btc_image_job job = {.label = from->path ? from->path : from->label, .lim = lim ? *lim : btc_image_limits_default(), .err = err};
   btc_image_reader reader;
   btc_status status = BTC_OK;
-  if (from->path) status = btc_image_reader_open(&reader, from->path, err);
-  else btc_image_reader_open_memory(&reader, from->data, from->len);
+  if (from->path)
+    status = btc_image_reader_open(&reader, from->path, err);
+  else
+    btc_image_reader_open_memory(&reader, from->data, from->len);
   if (status != BTC_OK) return status;
   btc_image_kind kind = BTC_IMAGE_KIND_PNG;
   status = btc_image_sniff(&reader, &job, &kind);
@@ -79,8 +82,10 @@ static btc_status whole_begin(btc_image_sink *s, btc_image_job *job, int64_t wid
 static void whole_row(btc_image_sink *s, const uint8_t *row) {
   whole_sink *w = (whole_sink *)s;
   int64_t width = w->im.width;
-  if (w->channels == 3) memcpy(w->next, row, (size_t)width * 3);
-  else for (int64_t x = 0; x < width; x++) memset(w->next + 3 * x, row[x], 3);
+  if (w->channels == 3)
+    memcpy(w->next, row, (size_t)width * 3);
+  else
+    for (int64_t x = 0; x < width; x++) memset(w->next + 3 * x, row[x], 3);
   w->next += width * 3;
 }
 
@@ -119,8 +124,13 @@ typedef struct square_sink {
 
 static btc_status square_begin(btc_image_sink *s, btc_image_job *job, int64_t width, int64_t height, int channels) {
   square_sink *q = (square_sink *)s;
-  btc_resize_plan plan = {.width = width, .height = height, .canvas_width = width, .canvas_height = height,
-                          .out_width = q->side, .out_height = q->side, .channels = channels};
+  btc_resize_plan plan = {.width = width,
+                          .height = height,
+                          .canvas_width = width,
+                          .canvas_height = height,
+                          .out_width = q->side,
+                          .out_height = q->side,
+                          .channels = channels};
   if (q->mode == BTC_IMAGE_PAD) { /* spec 3.2 */
     plan.canvas_width = plan.canvas_height = width > height ? width : height;
     plan.left = (plan.canvas_width - width) / 2;
@@ -181,7 +191,8 @@ btc_status btc_image_pad(const btc_image *in, btc_image *out, btc_error *err) {
   }
   int64_t left = (side - in->width) / 2, top = (side - in->height) / 2;
   uint8_t *rgb = btc_alloc((size_t)(side * side), 3);
-  if (!rgb) return btc_fail(err, BTC_ERR_NOMEM, "no memory to pad an image to %lld x %lld pixels", (long long)side, (long long)side);
+  if (!rgb)
+    return btc_fail(err, BTC_ERR_NOMEM, "no memory to pad an image to %lld x %lld pixels", (long long)side, (long long)side);
   memset(rgb, 127, (size_t)(side * side) * 3);
   for (int64_t y = 0; y < in->height; y++) {
     memcpy(rgb + ((top + y) * side + left) * 3, in->rgb + y * in->width * 3, (size_t)in->width * 3);

@@ -8,7 +8,7 @@
 #include "base/base.h"
 
 #define BTC_IMAGE_MAX_SIDE 65500               /* pixels, either side (libjpeg's own bound) */
-#define BTC_IMAGE_MAX_FILE_BYTES (1ull << 31)  /* largest file we map */
+#define BTC_IMAGE_MAX_FILE_BYTES (1ull << 31)  /* largest file we read */
 
 typedef struct btc_image {
   int64_t width, height; /* pixels */
@@ -21,7 +21,7 @@ typedef struct btc_image_limits {
   int64_t max_pixels; /* decoded pixels of one image, default 1e9 (a 30,000 x 30,000 image is fine) */
   size_t max_bytes;   /* private memory while decoding and resizing, default 512 MiB; larger needs are met by streaming or refused */
 } btc_image_limits;
-btc_image_limits btc_image_limits_default(void);
+btc_image_limits btc_image_limits_default(void); /* also what a NULL `lim` means below */
 
 /* Whole image to RGB at its own size. For tools and tests; memory 3 bytes a pixel, refused (LIMIT) above limits. */
 btc_status btc_image_decode_file(const char *path, const btc_image_limits *lim, btc_image *out, btc_error *err);
@@ -31,7 +31,8 @@ void btc_image_free(btc_image *im); /* sets the pointer to NULL */
 /* File to side x side RGB: decode rows as they come, pad with (127,127,127) if asked (spec 3.2), Pillow bicubic (spec 3.3).
  * Memory is bounded by limits whatever the image's size: rows stream through the horizontal pass. *width and *height (may be NULL)
  * receive the file's own size. Errors name the file: NOT_FOUND, IO, FORMAT (not an image, truncated, corrupt), UNSUPPORTED
- * (another image format, by name), LIMIT. out.rgb is malloc'ed [side, side, 3]. */
+ * (another image format, by name), LIMIT. A file cut short anywhere is an error, as is a JPEG with damage that libjpeg would paint
+ * over. FIFOs and devices are refused, never waited for. out.rgb is malloc'ed [side, side, 3], NULL on error. Any thread. */
 btc_status btc_image_load(const char *path, int64_t side, btc_image_mode mode, const btc_image_limits *lim, btc_image *out,
                           int64_t *width, int64_t *height, btc_error *err);
 btc_status btc_image_load_memory(const void *data, size_t len, const char *label, int64_t side, btc_image_mode mode,

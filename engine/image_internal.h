@@ -65,7 +65,7 @@ typedef struct btc_resize_plan {
   int64_t left, top;                   /* of the picture on the canvas */
   int64_t canvas_width, canvas_height; /* both at least the picture's */
   int64_t out_width, out_height;
-  int channels;                        /* of the pushed rows: 1 or 3 */
+  int channels; /* of the pushed rows: 1 or 3 */
 } btc_resize_plan;
 
 /* Bytes btc_resizer_create will allocate. */

@@ -25,11 +25,11 @@ typedef struct jpeg_decoder {
   btc_image_reader *reader;
   btc_image_job *job;
   btc_image_sink *sink;
-  bool ended;          /* the file ended before the picture */
-  bool in_scan;        /* pixels are being decoded: from here on skipped bytes mean lost pixels */
+  bool ended;   /* the file ended before the picture */
+  bool in_scan; /* pixels are being decoded: from here on skipped bytes mean lost pixels */
   bool too_many_scans;
-  uint8_t *rows;       /* [rec_outbuf_height, width, output components] */
-  uint8_t *rgb;        /* [width, 3], for CMYK */
+  uint8_t *rows; /* [rec_outbuf_height, width, output components] */
+  uint8_t *rgb;  /* [width, 3], for CMYK */
   char reason[JMSG_LENGTH_MAX];
 } jpeg_decoder;
 

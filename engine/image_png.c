@@ -103,8 +103,10 @@ static const uint8_t *convert(png_decoder *d, const uint8_t *in) {
     case PNG_COLOR_TYPE_GRAY:
       if (d->depth == 8) return in;
       for (int64_t x = 0; x < d->width; x++) {
-        if (sample == 1) d->row[x] = d->table[in[x]][0];
-        else d->row[x] = in[2 * x] ? 255 : in[2 * x + 1]; /* Pillow's I;16 to RGB clips instead of scaling */
+        if (sample == 1)
+          d->row[x] = d->table[in[x]][0];
+        else
+          d->row[x] = in[2 * x] ? 255 : in[2 * x + 1]; /* Pillow's I;16 to RGB clips instead of scaling */
       }
       return d->row;
     case PNG_COLOR_TYPE_PALETTE:
@@ -146,8 +148,8 @@ static btc_status read_header(png_decoder *d) {
 static btc_status allocate_rows(png_decoder *d, bool interlaced) {
   uint64_t rows = interlaced ? (uint64_t)d->height : 1;
   uint64_t own = (uint64_t)d->width * (uint64_t)d->channels;
-  btc_status status = btc_image_claim(d->job, rows * d->row_bytes + own, interlaced ? "an interlaced PNG, which must be decoded whole,"
-                                                                                      : "the rows of a PNG");
+  btc_status status = btc_image_claim(d->job, rows * d->row_bytes + own,
+                                      interlaced ? "an interlaced PNG, which must be decoded whole," : "the rows of a PNG");
   if (status != BTC_OK) return status;
   d->raw = btc_alloc_zero((size_t)rows, d->row_bytes);
   d->row = btc_alloc((size_t)own, 1);

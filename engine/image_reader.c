@@ -113,8 +113,14 @@ static const magic known[] = {
     {0, 4, "%PDF", "a PDF document", false},
     {0, 4, "PK\3\4", "a ZIP archive", false},
     {0, 2, "\x1f\x8b", "a gzip archive", false},
-    {0, 6, "\xfd" "7zXZ\0", "an xz archive", false},
-    {0, 4, "\x7f" "ELF", "a program", false},
+    {0, 6,
+     "\xfd"
+     "7zXZ\0",
+     "an xz archive", false},
+    {0, 4,
+     "\x7f"
+     "ELF",
+     "a program", false},
     {4, 4, "ftyp", "an MP4 or MOV video", false},
     {0, 6, "\x93NUMPY", "a NumPy array", false},
 };
@@ -140,7 +146,8 @@ static bool is_text(const uint8_t *p, size_t n) {
 }
 
 static btc_status not_read(btc_image_job *job, bool image, const char *what) {
-  return btc_fail(job->err, image ? BTC_ERR_UNSUPPORTED : BTC_ERR_FORMAT, "'%s' is %s; only PNG and JPEG are read", job->label, what);
+  return btc_fail(job->err, image ? BTC_ERR_UNSUPPORTED : BTC_ERR_FORMAT, "'%s' is %s; only PNG and JPEG are read", job->label,
+                  what);
 }
 
 btc_status btc_image_sniff(const btc_image_reader *r, btc_image_job *job, btc_image_kind *kind) {

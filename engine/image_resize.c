@@ -14,7 +14,7 @@
 #define PAD_VALUE 127     /* spec 3.2: int(0.5 * 255) */
 /* Samples taken at once by the horizontal filter: a multiple of 3 channels and of 8 lanes. */
 #define H_BLOCK 24
-#define FEW_TAPS 5 /* an axis that grows never has more */
+#define FEW_TAPS 4 /* what an axis that grows needs */
 /* Samples taken at once by the vertical filter. */
 #define V_BLOCK 32
 
@@ -124,11 +124,11 @@ static inline __attribute__((always_inline)) uint8_t clip(int32_t sum) {
   return (uint8_t)(v < 0 ? 0 : v > 255 ? 255 : v);
 }
 
-/* The sums of a few taps, as in enlarging: shorter than one block, so not worth a vector and its folding. */
-static inline __attribute__((always_inline)) void few_taps(const uint8_t *p, const int32_t *q, int n, int channels, uint8_t *out) {
+/* The sums of FEW_TAPS pixels, as in enlarging: too few to be worth a block and its folding. Weights past the count are 0. */
+static inline __attribute__((always_inline)) void few_taps(const uint8_t *p, const int32_t *q, int channels, uint8_t *out) {
   for (int c = 0; c < channels; c++) {
     int32_t sum = 1 << (PRECISION_BITS - 1);
-    for (int j = c; j < n; j += channels) sum += q[j] * p[j];
+    for (int k = 0; k < FEW_TAPS; k++) sum += q[k * channels + c] * p[k * channels + c];
     out[c] = clip(sum);
   }
 }
@@ -141,7 +141,7 @@ static inline __attribute__((always_inline)) void filter_h_body(const btc_resize
     const int32_t *q = r->h.q + o * r->h.stride;
     int64_t n = (int64_t)r->h.count[o] * channels;
     if (n <= FEW_TAPS * channels) {
-      few_taps(p, q, (int)n, channels, out + o * channels);
+      few_taps(p, q, channels, out + o * channels);
       continue;
     }
     int32_t acc[H_BLOCK] = {0};
@@ -156,7 +156,8 @@ static inline __attribute__((always_inline)) void filter_h_body(const btc_resize
   }
 }
 
-static inline __attribute__((always_inline)) void filter_v_body(const btc_resizer *r, const int32_t *q, int64_t taps, uint8_t *out) {
+static inline __attribute__((always_inline)) void filter_v_body(const btc_resizer *r, const int32_t *q, int64_t taps,
+                                                                uint8_t *out) {
   for (int64_t x = 0; x < r->samples; x += V_BLOCK) {
     int32_t acc[V_BLOCK];
     for (int j = 0; j < V_BLOCK; j++) acc[j] = 1 << (PRECISION_BITS - 1);
@@ -172,8 +173,10 @@ static inline __attribute__((always_inline)) void filter_v_body(const btc_resize
 }
 
 static void filter_h_plain(const btc_resizer *r, uint8_t *out) {
-  if (r->plan.channels == 3) filter_h_body(r, 3, out);
-  else filter_h_body(r, 1, out);
+  if (r->plan.channels == 3)
+    filter_h_body(r, 3, out);
+  else
+    filter_h_body(r, 1, out);
 }
 
 static void filter_v_plain(const btc_resizer *r, const int32_t *q, int64_t taps, uint8_t *out) {
@@ -183,8 +186,10 @@ static void filter_v_plain(const btc_resizer *r, const int32_t *q, int64_t taps,
 #if defined(__x86_64__)
 /* The same loops where the compiler may use a 32-bit vector multiply, which baseline x86-64 lacks. */
 __attribute__((target("avx2"))) static void filter_h_avx2(const btc_resizer *r, uint8_t *out) {
-  if (r->plan.channels == 3) filter_h_body(r, 3, out);
-  else filter_h_body(r, 1, out);
+  if (r->plan.channels == 3)
+    filter_h_body(r, 3, out);
+  else
+    filter_h_body(r, 1, out);
 }
 
 __attribute__((target("avx2"))) static void filter_v_avx2(const btc_resizer *r, const int32_t *q, int64_t taps, uint8_t *out) {
@@ -313,11 +318,16 @@ static bool side_ok(int64_t n) {
 btc_status btc_image_resize(const btc_image *in, int64_t width, int64_t height, btc_image *out, btc_error *err) {
   *out = (btc_image){0};
   if (!side_ok(in->width) || !side_ok(in->height) || !side_ok(width) || !side_ok(height)) {
-    return btc_fail(err, BTC_ERR_ARG, "cannot resize %lld x %lld pixels to %lld x %lld: sides go from 1 to %d", (long long)in->width,
-                    (long long)in->height, (long long)width, (long long)height, BTC_IMAGE_MAX_SIDE);
+    return btc_fail(err, BTC_ERR_ARG, "cannot resize %lld x %lld pixels to %lld x %lld: sides go from 1 to %d",
+                    (long long)in->width, (long long)in->height, (long long)width, (long long)height, BTC_IMAGE_MAX_SIDE);
   }
-  btc_resize_plan plan = {.width = in->width, .height = in->height, .canvas_width = in->width, .canvas_height = in->height,
-                          .out_width = width, .out_height = height, .channels = 3};
+  btc_resize_plan plan = {.width = in->width,
+                          .height = in->height,
+                          .canvas_width = in->width,
+                          .canvas_height = in->height,
+                          .out_width = width,
+                          .out_height = height,
+                          .channels = 3};
   uint8_t *rgb = btc_alloc((size_t)(width * height), 3);
   btc_resizer *r = rgb ? btc_resizer_create(&plan, rgb) : NULL;
   if (!r) {

@@ -13,7 +13,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
   btc_image im = {0};
   btc_error err = {0};
   int64_t width = 0, height = 0;
-  btc_status status = btc_image_load_memory(data + 1, size - 1, "fuzz", sides[data[0] >> 1 & 3], mode, &limits, &im, &width, &height, &err);
+  btc_status status =
+      btc_image_load_memory(data + 1, size - 1, "fuzz", sides[data[0] >> 1 & 3], mode, &limits, &im, &width, &height, &err);
   if (status == BTC_OK ? !im.rgb || width * height > limits.max_pixels : im.rgb || !err.message[0]) abort();
   btc_image_free(&im);
   if (data[0] & 8) {

@@ -167,8 +167,10 @@ static void test_preprocess_resize_cases(void **state) {
     btc_error err = {0};
     char name[128];
     snprintf(name, sizeof name, "%s %lldx%lld", text(entry, "image"), (long long)in.width, (long long)in.height);
-    assert_ok(name, btc_image_resize(&in, json_integer_value(json_array_get(out_size, 0)),
-                                     json_integer_value(json_array_get(out_size, 1)), &out, &err), &err);
+    assert_ok(name,
+              btc_image_resize(&in, json_integer_value(json_array_get(out_size, 0)),
+                               json_integer_value(json_array_get(out_size, 1)), &out, &err),
+              &err);
     json_array_foreach(json_object_get(entry, "data"), k, value) {
       if (out.rgb[k] != json_integer_value(value)) fail_msg("%s: byte %zu is %d", name, k, out.rgb[k]);
     }
@@ -200,6 +202,7 @@ static void test_preprocess_pixel_table(void **state) {
   json_decref(root);
 }
 
+/* clang-format off: ctest wants one entry a line */
 static const struct CMUnitTest tests[] = {
     cmocka_unit_test(test_preprocess_decoded_files),
     cmocka_unit_test(test_preprocess_squash_384),
@@ -209,5 +212,6 @@ static const struct CMUnitTest tests[] = {
     cmocka_unit_test(test_preprocess_resize_cases),
     cmocka_unit_test(test_preprocess_pixel_table),
 };
+/* clang-format on */
 
 BTC_TEST_MAIN(tests)

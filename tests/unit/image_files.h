@@ -39,8 +39,8 @@ typedef struct png_recipe {
   uint32_t width, height;
   int color, depth;
   bool interlaced;
-  int palette_entries;  /* of a palette picture: entry i is (i, 255 - i, 7) */
-  const uint8_t *rows;  /* as in the file: packed, big-endian; [height, row bytes] */
+  int palette_entries; /* of a palette picture: entry i is (i, 255 - i, 7) */
+  const uint8_t *rows; /* as in the file: packed, big-endian; [height, row bytes] */
 } png_recipe;
 
 static inline void png_to_bytes(png_structp png, png_bytep data, size_t len) {
@@ -76,8 +76,8 @@ static inline bytes make_png(const png_recipe *r) {
 /* An RGB picture of noise. */
 static inline bytes make_rgb_png(uint32_t width, uint32_t height, bool interlaced) {
   uint8_t *rows = noise((size_t)width * height * 3, width * 31 + height);
-  bytes out = make_png(&(png_recipe){.width = width, .height = height, .color = PNG_COLOR_TYPE_RGB, .depth = 8,
-                                     .interlaced = interlaced, .rows = rows});
+  bytes out = make_png(&(png_recipe){
+      .width = width, .height = height, .color = PNG_COLOR_TYPE_RGB, .depth = 8, .interlaced = interlaced, .rows = rows});
   free(rows);
   return out;
 }
@@ -153,8 +153,13 @@ static inline bytes make_jpeg(const jpeg_recipe *r) {
 
 static inline bytes make_rgb_jpeg(uint32_t width, uint32_t height, bool progressive) {
   uint8_t *rows = noise((size_t)width * height * 3, width * 17 + height);
-  bytes out = make_jpeg(&(jpeg_recipe){.width = width, .height = height, .components = 3, .in = JCS_RGB, .stored = JCS_YCbCr,
-                                       .progressive = progressive, .rows = rows});
+  bytes out = make_jpeg(&(jpeg_recipe){.width = width,
+                                       .height = height,
+                                       .components = 3,
+                                       .in = JCS_RGB,
+                                       .stored = JCS_YCbCr,
+                                       .progressive = progressive,
+                                       .rows = rows});
   free(rows);
   return out;
 }

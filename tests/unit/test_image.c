@@ -35,7 +35,8 @@ static void test_image_grey16_is_clipped(void **state) {
 static void test_image_other_16_bit_keeps_the_high_byte(void **state) {
   (void)state;
   const uint8_t rows[] = {1, 200, 2, 201, 3, 202, 4, 203};
-  btc_image im = decode(make_png(&(png_recipe){.width = 1, .height = 1, .color = PNG_COLOR_TYPE_RGB_ALPHA, .depth = 16, .rows = rows}));
+  btc_image im =
+      decode(make_png(&(png_recipe){.width = 1, .height = 1, .color = PNG_COLOR_TYPE_RGB_ALPHA, .depth = 16, .rows = rows}));
   assert_memory_equal(im.rgb, ((uint8_t[]){1, 2, 3}), 3);
   btc_image_free(&im);
   im = decode(make_png(&(png_recipe){.width = 2, .height = 1, .color = PNG_COLOR_TYPE_GRAY_ALPHA, .depth = 16, .rows = rows}));
@@ -61,8 +62,8 @@ static void test_image_low_depths_are_scaled(void **state) {
 static void test_image_palette_index_past_the_end_is_black(void **state) {
   (void)state;
   const uint8_t rows[] = {0, 2, 3, 255};
-  btc_image im = decode(make_png(&(png_recipe){.width = 4, .height = 1, .color = PNG_COLOR_TYPE_PALETTE, .depth = 8,
-                                               .palette_entries = 3, .rows = rows}));
+  btc_image im = decode(make_png(
+      &(png_recipe){.width = 4, .height = 1, .color = PNG_COLOR_TYPE_PALETTE, .depth = 8, .palette_entries = 3, .rows = rows}));
   assert_memory_equal(im.rgb, ((uint8_t[]){0, 255, 7, 2, 253, 7, 0, 0, 0, 0, 0, 0}), 12);
   btc_image_free(&im);
 }
@@ -112,7 +113,8 @@ static void test_image_png_round_trip(void **state) {
 static void assert_flat_cmyk(J_COLOR_SPACE stored, const uint8_t sample[4], const uint8_t rgb[3]) {
   uint8_t rows[64 * 4];
   for (int i = 0; i < 64; i++) memcpy(rows + 4 * i, sample, 4);
-  btc_image im = decode(make_jpeg(&(jpeg_recipe){.width = 8, .height = 8, .components = 4, .in = JCS_CMYK, .stored = stored, .rows = rows}));
+  btc_image im =
+      decode(make_jpeg(&(jpeg_recipe){.width = 8, .height = 8, .components = 4, .in = JCS_CMYK, .stored = stored, .rows = rows}));
   for (int i = 0; i < 64 * 3; i++) {
     if (abs(im.rgb[i] - rgb[i % 3]) > 2) fail_msg("sample %d is %d, expected %d", i, im.rgb[i], rgb[i % 3]);
   }
@@ -134,7 +136,8 @@ static void test_image_cmyk_jpeg_is_inverted(void **state) {
 static void test_image_grey_jpeg_has_equal_channels(void **state) {
   (void)state;
   uint8_t *rows = noise(40 * 30, 3);
-  btc_image im = decode(make_jpeg(&(jpeg_recipe){.width = 40, .height = 30, .components = 1, .in = JCS_GRAYSCALE, .stored = JCS_GRAYSCALE, .rows = rows}));
+  btc_image im = decode(make_jpeg(
+      &(jpeg_recipe){.width = 40, .height = 30, .components = 1, .in = JCS_GRAYSCALE, .stored = JCS_GRAYSCALE, .rows = rows}));
   for (int i = 0; i < 40 * 30; i++) {
     assert_int_equal(im.rgb[3 * i], im.rgb[3 * i + 1]);
     assert_int_equal(im.rgb[3 * i], im.rgb[3 * i + 2]);
@@ -188,9 +191,9 @@ static btc_image reference_resize(const btc_image *in, int64_t width, int64_t he
 
 static void test_image_resize_equals_the_plain_reference(void **state) {
   (void)state;
-  static const int64_t shapes[][4] = {{1, 1, 1, 1},    {1, 1, 5, 3},   {2, 3, 11, 1},   {9, 8, 8, 9},    {10, 11, 11, 11}, {31, 33, 33, 31},
-                                      {41, 7, 3, 50},  {47, 50, 9, 2}, {100, 3, 99, 4}, {257, 5, 17, 5}, {5, 300, 5, 13},  {640, 2, 1, 2},
-                                      {127, 90, 60, 1}};
+  static const int64_t shapes[][4] = {{1, 1, 1, 1},     {1, 1, 5, 3},   {2, 3, 11, 1},   {9, 8, 8, 9},    {10, 11, 11, 11},
+                                      {31, 33, 33, 31}, {41, 7, 3, 50}, {47, 50, 9, 2},  {100, 3, 99, 4}, {257, 5, 17, 5},
+                                      {5, 300, 5, 13},  {640, 2, 1, 2}, {127, 90, 60, 1}};
   for (size_t s = 0; s < sizeof shapes / sizeof shapes[0]; s++) {
     const int64_t *n = shapes[s];
     btc_image in = noise_image(n[0], n[1], (uint32_t)s), out, expected = reference_resize(&in, n[2], n[3]);
@@ -212,11 +215,15 @@ static void test_image_load_equals_decode_pad_resize(void **state) {
       bool pad = kind & 1, grey = kind & 2;
       int64_t side = sides[(s + (size_t)kind / 2) % 4], width = 0, height = 0;
       uint8_t *rows = noise((size_t)sizes[s][0] * sizes[s][1] * 3, (uint32_t)(s * 8));
-      bytes file = make_png(&(png_recipe){.width = sizes[s][0], .height = sizes[s][1], .depth = 8,
-                                          .color = grey ? PNG_COLOR_TYPE_GRAY : PNG_COLOR_TYPE_RGB, .rows = rows});
+      bytes file = make_png(&(png_recipe){.width = sizes[s][0],
+                                          .height = sizes[s][1],
+                                          .depth = 8,
+                                          .color = grey ? PNG_COLOR_TYPE_GRAY : PNG_COLOR_TYPE_RGB,
+                                          .rows = rows});
       btc_image loaded, whole, padded, expected;
       assert_int_equal(btc_image_load_memory(file.data, file.len, "x", side, pad ? BTC_IMAGE_PAD : BTC_IMAGE_SQUASH, NULL, &loaded,
-                                             &width, &height, NULL), BTC_OK);
+                                             &width, &height, NULL),
+                       BTC_OK);
       assert_int_equal(width, sizes[s][0]);
       assert_int_equal(height, sizes[s][1]);
       whole = decode(file);

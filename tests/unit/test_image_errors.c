@@ -11,7 +11,8 @@ static void assert_refused(const void *data, size_t len, btc_status expected, co
   btc_image im = {0};
   btc_status status = btc_image_load_memory(data, len, "some.name", 28, BTC_IMAGE_PAD, NULL, &im, NULL, NULL, &err);
   assert_null(im.rgb);
-  if (status != expected) fail_msg("%zu bytes: status %s (%s), expected %s", len, btc_status_text(status), err.message, btc_status_text(expected));
+  if (status != expected)
+    fail_msg("%zu bytes: status %s (%s), expected %s", len, btc_status_text(status), err.message, btc_status_text(expected));
   assert_int_equal(err.code, status);
   if (!strstr(err.message, "some.name")) fail_msg("'%s' does not name the file", err.message);
   if (word && !strstr(err.message, word)) fail_msg("'%s' does not say '%s'", err.message, word);
@@ -69,7 +70,9 @@ static void test_image_errors_cut_file_larger_than_the_buffer(void **state) {
   for (int i = 0; i < 2; i++) {
     assert_true(files[i].len > 150000);
     btc_image im;
-    assert_int_equal(btc_image_load(write_file("whole", files[i].data, files[i].len), 28, BTC_IMAGE_SQUASH, NULL, &im, NULL, NULL, NULL), BTC_OK);
+    assert_int_equal(
+        btc_image_load(write_file("whole", files[i].data, files[i].len), 28, BTC_IMAGE_SQUASH, NULL, &im, NULL, NULL, NULL),
+        BTC_OK);
     btc_image_free(&im);
     assert_path_refused(write_file("cut", files[i].data, 140000), BTC_ERR_FORMAT, "truncated");
     free(files[i].data);
@@ -107,14 +110,15 @@ static void test_image_errors_say_what_the_file_is(void **state) {
       {"\1\2\3\4\5", 5, BTC_ERR_FORMAT, "PNG and JPEG"},
       {"", 0, BTC_ERR_FORMAT, "empty"},
   };
-  for (size_t i = 0; i < sizeof kinds / sizeof kinds[0]; i++) assert_refused(kinds[i].start, kinds[i].len, kinds[i].status, kinds[i].word);
+  for (size_t i = 0; i < sizeof kinds / sizeof kinds[0]; i++)
+    assert_refused(kinds[i].start, kinds[i].len, kinds[i].status, kinds[i].word);
 }
 
 /* ---- damage ---- */
 
 static void assert_every_cut_refused(bytes file) {
   size_t n = 0;
-  for (size_t len = 0; len < file.len; len += len + 80 > file.len ? 1 : 64, n++) {
+  for (size_t len = 0; len<file.len; len += len + 80> file.len ? 1 : 64, n++) {
     assert_refused(file.data, len, BTC_ERR_FORMAT, len >= 8 ? "truncated" : NULL);
   }
   assert_true(n > 80);
@@ -179,8 +183,13 @@ static void test_image_errors_png_without_palette_or_pixels(void **state) {
 static void test_image_errors_jpeg_lost_restart_interval(void **state) {
   (void)state;
   uint8_t *rows = noise(64 * 64, 1);
-  bytes file = make_jpeg(&(jpeg_recipe){.width = 64, .height = 64, .components = 1, .in = JCS_GRAYSCALE, .stored = JCS_GRAYSCALE,
-                                        .restart_interval = 8, .rows = rows});
+  bytes file = make_jpeg(&(jpeg_recipe){.width = 64,
+                                        .height = 64,
+                                        .components = 1,
+                                        .in = JCS_GRAYSCALE,
+                                        .stored = JCS_GRAYSCALE,
+                                        .restart_interval = 8,
+                                        .rows = rows});
   size_t first = 0, third = 0;
   for (size_t i = 0; i + 1 < file.len; i++) {
     if (file.data[i] == 0xff && file.data[i + 1] == 0xd0) first = i;
@@ -204,7 +213,8 @@ static void test_image_errors_jpeg_zeroed_middle(void **state) {
 static void test_image_errors_jpeg_of_two_components(void **state) {
   (void)state;
   uint8_t rows[8 * 8 * 2] = {0};
-  bytes file = make_jpeg(&(jpeg_recipe){.width = 8, .height = 8, .components = 2, .in = JCS_UNKNOWN, .stored = JCS_UNKNOWN, .rows = rows});
+  bytes file =
+      make_jpeg(&(jpeg_recipe){.width = 8, .height = 8, .components = 2, .in = JCS_UNKNOWN, .stored = JCS_UNKNOWN, .rows = rows});
   assert_refused(file.data, file.len, BTC_ERR_UNSUPPORTED, "2 components");
   free(file.data);
 }
@@ -238,7 +248,8 @@ static void test_image_errors_print_nothing(void **state) {
 
 static void test_image_errors_absurd_sizes(void **state) {
   (void)state;
-  static const uint32_t sizes[][2] = {{0x7fffffff, 1}, {1, 0x7fffffff}, {BTC_IMAGE_MAX_SIDE + 1, 1}, {65500, 65500}, {30000, 33334}};
+  static const uint32_t sizes[][2] = {
+      {0x7fffffff, 1}, {1, 0x7fffffff}, {BTC_IMAGE_MAX_SIDE + 1, 1}, {65500, 65500}, {30000, 33334}};
   for (size_t i = 0; i < sizeof sizes / sizeof sizes[0]; i++) {
     bytes file = start_png(sizes[i][0], sizes[i][1], 1, PNG_COLOR_TYPE_GRAY, false);
     add_chunk(&file, "IDAT", "x\x9c", 2);
@@ -270,7 +281,8 @@ static void test_image_errors_bad_arguments(void **state) {
   bytes file = make_rgb_png(4, 4, false);
   btc_image im, out;
   for (int64_t side = -1; side <= 0; side++) {
-    assert_int_equal(btc_image_load_memory(file.data, file.len, "x", side, BTC_IMAGE_SQUASH, NULL, &im, NULL, NULL, NULL), BTC_ERR_ARG);
+    assert_int_equal(btc_image_load_memory(file.data, file.len, "x", side, BTC_IMAGE_SQUASH, NULL, &im, NULL, NULL, NULL),
+                     BTC_ERR_ARG);
     assert_int_equal(btc_image_resize(&(btc_image){.width = 1, .height = 1, .rgb = file.data}, 4, side, &out, NULL), BTC_ERR_ARG);
     assert_int_equal(btc_image_pad(&(btc_image){.width = side, .height = 1, .rgb = file.data}, &out, NULL), BTC_ERR_ARG);
   }

@@ -130,12 +130,19 @@ static void test_image_memory_many_scans_are_refused(void **state) {
   int n = 0;
   for (int coefficient = 0; coefficient < 64; coefficient++) {
     for (int low = 3; low >= 0; low--) {
-      scans[n++] = (jpeg_scan_info){.comps_in_scan = 1, .Ss = coefficient, .Se = coefficient, .Ah = low == 3 ? 0 : low + 1, .Al = low};
+      scans[n++] =
+          (jpeg_scan_info){.comps_in_scan = 1, .Ss = coefficient, .Se = coefficient, .Ah = low == 3 ? 0 : low + 1, .Al = low};
     }
   }
   uint8_t *rows = noise(64 * 64, 4);
-  jpeg_recipe r = {.width = 64, .height = 64, .components = 1, .in = JCS_GRAYSCALE, .stored = JCS_GRAYSCALE, .scans = scans,
-                   .scan_count = n, .rows = rows};
+  jpeg_recipe r = {.width = 64,
+                   .height = 64,
+                   .components = 1,
+                   .in = JCS_GRAYSCALE,
+                   .stored = JCS_GRAYSCALE,
+                   .scans = scans,
+                   .scan_count = n,
+                   .rows = rows};
   bytes file = make_jpeg(&r);
   assert_over_limit(&file, "scans");
   free(file.data);
@@ -155,7 +162,8 @@ static void test_image_memory_whole_picture_over_limit(void **state) {
   assert_int_equal(btc_image_decode_memory(file.data, file.len, "some.name", &limits, &im, &err), BTC_OK);
   btc_image_free(&im);
   limits.max_bytes = 0;
-  assert_int_equal(btc_image_load_memory(file.data, file.len, "some.name", 28, BTC_IMAGE_PAD, &limits, &im, NULL, NULL, &err), BTC_ERR_LIMIT);
+  assert_int_equal(btc_image_load_memory(file.data, file.len, "some.name", 28, BTC_IMAGE_PAD, &limits, &im, NULL, NULL, &err),
+                   BTC_ERR_LIMIT);
   free(file.data);
 }
 
@@ -206,7 +214,8 @@ static void assert_clean_without_memory(attempt *run, const void *what, int at_l
     btc_alloc_hook = count_down;
     status = run(what, &err);
     btc_alloc_hook = NULL;
-    if (status != BTC_OK && (status != BTC_ERR_NOMEM || !err.message[0])) fail_msg("%d: %s: %s", n, btc_status_text(status), err.message);
+    if (status != BTC_OK && (status != BTC_ERR_NOMEM || !err.message[0]))
+      fail_msg("%d: %s: %s", n, btc_status_text(status), err.message);
   }
   assert_int_equal(status, BTC_OK);
   if (n <= at_least) fail_msg("only %d allocations seen", n - 1);
