@@ -51,10 +51,10 @@ fn void pack_v(float *dst, const float *v, int64_t stride, int64_t keys, int64_t
 }
 
 typedef struct attention_block {
-  float *q;      /* [ATTENTION_QUERIES][GEMM_KC] */
+  float *q;      /* [ATTENTION_QUERIES][GEMM_LD] */
   float *o;      /* [ATTENTION_QUERIES][width] */
   float *k, *v;  /* packed keys and values of a block */
-  float *s;      /* [SUB][GEMM_KC] */
+  float *s;      /* [SUB][GEMM_LD] */
   float *top, *sum; /* [ATTENTION_QUERIES] */
   int64_t d, width, keys; /* width: d rounded up to NR */
   float scale;
@@ -64,32 +64,32 @@ typedef struct attention_block {
 fn void attend_sub(const attention_block *b, int64_t i, int64_t rows) {
   int64_t panels = btc_ceil_div(rows, MR);
   for (int64_t j = 0; j < b->keys; j += NR)
-    for (int64_t p = 0; p < panels; p++) tile(b->q + (i + p * MR) * GEMM_KC, b->k + j * b->d, b->d, b->s + p * MR * GEMM_KC + j, GEMM_KC, false);
+    for (int64_t p = 0; p < panels; p++) tile(b->q + (i + p * MR) * GEMM_LD, b->k + j * b->d, b->d, b->s + p * MR * GEMM_LD + j, GEMM_LD, false);
   for (int64_t r = 0; r < rows; r++) {
-    float by = softmax_block(b->s + r * GEMM_KC, b->keys, b->scale, b->top + i + r, b->sum + i + r);
+    float by = softmax_block(b->s + r * GEMM_LD, b->keys, b->scale, b->top + i + r, b->sum + i + r);
     scale_row(b->o + (i + r) * b->width, by, b->width);
   }
   for (int64_t c = 0; c < b->width; c += NR)
-    for (int64_t p = 0; p < panels; p++) tile(b->s + p * MR * GEMM_KC, b->v + c * b->keys, b->keys, b->o + (i + p * MR) * b->width + c, b->width, true);
+    for (int64_t p = 0; p < panels; p++) tile(b->s + p * MR * GEMM_LD, b->v + c * b->keys, b->keys, b->o + (i + p * MR) * b->width + c, b->width, true);
 }
 
 fn void attend(const btc_cpu_attention *a, int64_t seq, int64_t head, int64_t query, int64_t rows, float *scratch) {
   int64_t row0 = seq * a->t, channel = head * a->d, width = btc_ceil_div(a->d, NR) * NR;
   float *at = scratch;
   attention_block b = {.d = a->d, .width = width, .scale = a->scale};
-  b.q = at, at += ATTENTION_QUERIES * GEMM_KC;
+  b.q = at, at += ATTENTION_QUERIES * GEMM_LD;
   b.o = at, at += ATTENTION_QUERIES * ATTENTION_WIDTH;
   b.k = at, at += ATTENTION_KEYS * ATTENTION_WIDTH;
   b.v = at, at += ATTENTION_KEYS * ATTENTION_WIDTH;
-  b.s = at, at += SUB * GEMM_KC;
+  b.s = at, at += SUB * GEMM_LD;
   b.top = at, at += ATTENTION_QUERIES;
   b.sum = at;
   const float *q = a->q + (row0 + query) * a->q_stride + channel;
-  for (int64_t i = 0; i < rows; i += MR) pack_x(b.q + i * GEMM_KC, q + i * a->q_stride, a->q_stride, btc_min64(rows - i, MR), a->d, false);
+  for (int64_t i = 0; i < rows; i += MR) pack_x(b.q + i * GEMM_LD, q + i * a->q_stride, a->q_stride, btc_min64(rows - i, MR), a->d, false);
   memset(b.o, 0, (size_t)(btc_ceil_div(rows, MR) * MR * width) * sizeof *b.o);
   for (int64_t i = 0; i < rows; i++) b.top[i] = -INFINITY, b.sum[i] = 0;
   /* rows of s behind the last query are multiplied too, into outputs nobody reads */
-  memset(b.s, 0, SUB * GEMM_KC * sizeof *b.s);
+  memset(b.s, 0, SUB * GEMM_LD * sizeof *b.s);
   for (int64_t key = 0; key < a->t; key += ATTENTION_KEYS) {
     b.keys = btc_min64(a->t - key, ATTENTION_KEYS);
     pack_w(b.k, a->k + (row0 + key) * a->k_stride + channel, BTC_CPU_F32, false, a->k_stride, b.keys, a->d);
@@ -151,12 +151,8 @@ fn void store_kv(void *dst, btc_cpu_type type, const float *x, int64_t n) {
     memcpy(dst, x, (size_t)n * sizeof *x);
     return;
   }
-  for (int64_t i = 0; i < n; i += VW) {
-    int64_t here = btc_min64(n - i, VW);
-    float wide[VW];
-    uint32_t bits[VW];
-    vstore(wide, vround_bf16(here == VW ? vload(x + i) : vload_n(x + i, here)));
-    memcpy(bits, wide, sizeof bits);
-    for (int64_t j = 0; j < here; j++) ((uint16_t *)dst)[i + j] = (uint16_t)(bits[j] >> 16);
-  }
+  uint16_t *to = dst;
+  int64_t i = 0;
+  for (; i + VW <= n; i += VW) vstore_top(to + i, vround_bf16(vload(x + i)));
+  if (i < n) vstore_top_n(to + i, vround_bf16(vload_n(x + i, n - i)), n - i);
 }

@@ -1,12 +1,22 @@
 /* The state of the CPU kernels: which instruction set runs, the threads, all scratch. */
+#define _GNU_SOURCE
 #include <stdlib.h>
+#include <sys/mman.h>
 
 #include "isa.h"
 
 #if defined(__x86_64__)
+#include <cpuid.h>
+
+/* Not among the names clang's run-time support knows. */
+static bool has_f16c(void) {
+  unsigned a, b, c, d;
+  return __get_cpuid(1, &a, &b, &c, &d) && (c & bit_F16C);
+}
+
 /* The compiler's run-time support reads cpuid and also checks that the system saves the wide registers. */
 static bool has_avx2(void) {
-  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && has_f16c();
 }
 
 static bool has_avx512(void) {
@@ -37,16 +47,26 @@ static size_t max_size(size_t a, size_t b) {
 
 /* Floats one thread needs for the greediest operator; a multiple of a cache line. */
 static size_t scratch_floats(void) {
-  size_t gemm = GEMM_NB * GEMM_KC + (GEMM_CHUNK_ROWS + MR_MAX) * GEMM_NB;
+  size_t gemm = 2 * GEMM_NB * GEMM_KC + (GEMM_CHUNK_ROWS + MR_MAX) * GEMM_NB;
   size_t matvec = MATVEC_ROWS * MATVEC_NB;
-  size_t attention = ATTENTION_QUERIES * (GEMM_KC + ATTENTION_WIDTH + 2) + 2 * ATTENTION_KEYS * ATTENTION_WIDTH + 4 * MR_MAX * GEMM_KC;
+  size_t attention = ATTENTION_QUERIES * (GEMM_LD + ATTENTION_WIDTH + 2) + 2 * ATTENTION_KEYS * ATTENTION_WIDTH + 4 * MR_MAX * GEMM_LD;
   return (max_size(gemm, max_size(matvec, attention)) + 31) / 16 * 16;
 }
 
+enum { HUGE_PAGE = 2 << 20 };
+
+/* Packed blocks are walked in strides that touch a page every few lines: in 4 KB pages a tenth of the time goes into address
+ * translation. The advice may be refused; nothing depends on it. */
 static float *alloc_floats(size_t n) {
   size_t bytes;
-  if (__builtin_mul_overflow(n, sizeof(float), &bytes) || (btc_alloc_hook && !btc_alloc_hook(bytes))) return NULL;
-  return aligned_alloc(64, (bytes + 63) / 64 * 64);
+  if (__builtin_mul_overflow(n, sizeof(float), &bytes) || bytes > SIZE_MAX - HUGE_PAGE) return NULL;
+  bytes = (bytes + HUGE_PAGE - 1) / HUGE_PAGE * HUGE_PAGE;
+  if (btc_alloc_hook && !btc_alloc_hook(bytes)) return NULL;
+  void *p = aligned_alloc(HUGE_PAGE, bytes);
+#if defined(__linux__)
+  if (p) madvise(p, bytes, MADV_HUGEPAGE);
+#endif
+  return p;
 }
 
 btc_status btc_cpu_create(int threads, int64_t max_k, bool bf16, btc_cpu **out, btc_error *err) {
@@ -56,7 +76,8 @@ btc_status btc_cpu_create(int threads, int64_t max_k, bool bf16, btc_cpu **out, 
   c->isa = best_isa();
   c->threads = threads;
   c->bf16 = bf16;
-  size_t k = (size_t)btc_ceil_div(max_k, GEMM_KC) * GEMM_KC;
+  c->pairs = bf16 && btc_cpu_multiplies_bf16();
+  size_t k = (size_t)btc_ceil_div(max_k, GEMM_KC) * GEMM_LD;
   c->rows_floats = (GEMM_CHUNK_ROWS + MR_MAX) * k;
   c->scratch_floats = scratch_floats();
   c->rows = alloc_floats(c->rows_floats);
@@ -83,5 +104,5 @@ void btc_cpu_destroy(btc_cpu *c) {
 }
 
 const char *btc_cpu_isa_name(const btc_cpu *c) {
-  return c->isa->name;
+  return c->pairs ? "avx512-bf16" : c->isa->name;
 }

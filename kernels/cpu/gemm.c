@@ -19,34 +19,59 @@ typedef struct job {
 
 enum { PACK_PANELS = 8, CACHED_PANELS = 32 };
 
-/* The packed rows of panel p for columns from block*GEMM_KC on: [mr][GEMM_KC] */
+/* Columns of a packed block: in pairs, twice as many fit. */
+static int64_t block_columns(const btc_cpu *c) {
+  return c->pairs ? 2 * GEMM_KC : GEMM_KC;
+}
+
+/* The packed rows of panel p for the columns of `block`: [mr][GEMM_LD] */
 static float *packed(const job *j, int64_t block, int64_t p) {
-  return j->c->rows + (size_t)((block * j->panels + p) * j->c->isa->mr * GEMM_KC);
+  return j->c->rows + (size_t)((block * j->panels + p) * j->c->isa->mr * GEMM_LD);
+}
+
+static void pack_panel(const job *j, int64_t p) {
+  const btc_cpu *c = j->c;
+  int64_t k = j->w->k, mr = c->isa->mr, most = block_columns(c), rows = btc_min64(j->rows - p * mr, mr);
+  for (int64_t at = 0; at < k; at += most) {
+    const float *x = j->x + (j->first + p * mr) * k + at;
+    if (c->pairs)
+      c->isa->pack_x_pairs(packed(j, at / most, p), x, k, rows, btc_min64(k - at, most));
+    else
+      c->isa->pack_x(packed(j, at / most, p), x, k, rows, btc_min64(k - at, most), c->bf16);
+  }
 }
 
 static void pack_task(void *arg, int64_t task, int worker) {
   (void)worker;
   const job *j = arg;
-  int64_t k = j->w->k, mr = j->c->isa->mr, end = btc_min64((task + 1) * PACK_PANELS, j->panels);
-  for (int64_t p = task * PACK_PANELS; p < end; p++)
-    for (int64_t at = 0; at < k; at += GEMM_KC)
-      j->c->isa->pack_x(packed(j, at / GEMM_KC, p), j->x + (j->first + p * mr) * k + at, k, btc_min64(j->rows - p * mr, mr),
-                        btc_min64(k - at, GEMM_KC), j->c->bf16);
+  int64_t end = btc_min64((task + 1) * PACK_PANELS, j->panels);
+  for (int64_t p = task * PACK_PANELS; p < end; p++) pack_panel(j, p);
+}
+
+/* Rows of a panel are read side by side, a pattern no hardware prefetcher follows. */
+static void prefetch_panel(const float *panel, int64_t floats) {
+  for (int64_t i = 0; i < floats; i += 16) __builtin_prefetch(panel + i);
 }
 
 /* dot products of panels [p0, p1) with `width` <= GEMM_NB outputs from n0, to sums[rows][GEMM_NB] */
-static void multiply(const job *j, float *sums, float *weights, int64_t p0, int64_t p1, int64_t n0, int64_t width) {
+static void multiply(const job *j, float *sums, float *weights, float *rounded, int64_t p0, int64_t p1, int64_t n0, int64_t width) {
   const btc_cpu_isa *isa = j->c->isa;
-  int64_t k = j->w->k, mr = isa->mr, nr = isa->nr;
-  size_t size = btc_cpu_type_size(j->w->type);
-  for (int64_t at = 0; at < k; at += GEMM_KC) {
-    int64_t kc = btc_min64(k - at, GEMM_KC);
-    isa->pack_w(weights, (const char *)j->w->data + (size_t)(n0 * k + at) * size, j->w->type, j->c->bf16, k, width, kc);
+  bool pairs = j->c->pairs;
+  int64_t k = j->w->k, mr = isa->mr, nr = isa->nr, most = block_columns(j->c);
+  for (int64_t at = 0; at < k; at += most) {
+    int64_t kc = btc_min64(k - at, most), words = pairs ? btc_ceil_div(kc, 2) : kc;
+    const char *w = (const char *)j->w->data + (size_t)(n0 * k + at) * btc_cpu_type_size(j->w->type);
+    if (pairs)
+      isa->pack_w_pairs(weights, rounded, w, j->w->type, k, width, kc);
+    else
+      isa->pack_w(weights, w, j->w->type, j->c->bf16, k, width, kc);
     for (int64_t c0 = p0; c0 < p1; c0 += CACHED_PANELS) {
       int64_t c1 = btc_min64(c0 + CACHED_PANELS, p1);
       for (int64_t n = 0; n < width; n += nr)
-        for (int64_t p = c0; p < c1; p++)
-          isa->tile(packed(j, at / GEMM_KC, p), weights + n * kc, kc, sums + (p - p0) * mr * GEMM_NB + n, GEMM_NB, at > 0);
+        for (int64_t p = c0; p < c1; p++) {
+          if (n == 0) prefetch_panel(packed(j, at / most, btc_min64(p + 1, p1 - 1)), mr * GEMM_LD);
+          (pairs ? isa->tile_pairs : isa->tile)(packed(j, at / most, p), weights + n * words, words, sums + (p - p0) * mr * GEMM_NB + n, GEMM_NB, at > 0);
+        }
     }
   }
 }
@@ -60,21 +85,19 @@ static void multiply_task(void *arg, int64_t task, int worker) {
   int64_t mr = j->c->isa->mr, n = j->w->n;
   int64_t p0 = task / j->column_blocks * j->panels_a_task, p1 = btc_min64(p0 + j->panels_a_task, j->panels);
   int64_t n0 = task % j->column_blocks * GEMM_NB, width = btc_min64(n - n0, GEMM_NB);
-  float *weights = btc_cpu_scratch(j->c, worker), *sums = weights + GEMM_NB * GEMM_KC;
-  multiply(j, sums, weights, p0, p1, n0, width);
+  float *weights = btc_cpu_scratch(j->c, worker), *rounded = weights + GEMM_NB * GEMM_KC, *sums = rounded + GEMM_NB * GEMM_KC;
+  multiply(j, sums, weights, rounded, p0, p1, n0, width);
+  int64_t at = (j->first + p0 * mr) * n + n0;
   btc_cpu_epilogue e = *j->e;
   e.scale = offset(e.scale, n0);
   e.bias = offset(e.bias, n0);
-  for (int64_t i = p0 * mr; i < btc_min64(p1 * mr, j->rows); i++) {
-    int64_t at = (j->first + i) * n + n0;
-    e.residual = offset(j->e->residual, at);
-    j->c->isa->finish(j->y + at, sums + (i - p0 * mr) * GEMM_NB, width, &e);
-  }
+  e.residual = offset(e.residual, at);
+  j->c->isa->finish(j->y + at, n, sums, GEMM_NB, btc_min64(p1 * mr, j->rows) - p0 * mr, width, &e);
 }
 
 void btc_cpu_matmul(btc_cpu *c, float *y, const float *x, int64_t m, const btc_cpu_matrix *w, const btc_cpu_epilogue *e) {
   static const btc_cpu_epilogue none;
-  int64_t mr = c->isa->mr, k = btc_ceil_div(w->k, GEMM_KC) * GEMM_KC;
+  int64_t mr = c->isa->mr, k = btc_ceil_div(w->k, GEMM_KC) * GEMM_LD;
   int64_t most = btc_min64(GEMM_CHUNK_ROWS, (int64_t)(c->rows_floats / (size_t)k)) / mr * mr;
   int64_t chunks = btc_ceil_div(m, most), chunk = btc_ceil_div(btc_ceil_div(m, chunks), mr) * mr;
   job j = {.c = c, .w = w, .e = e ? e : &none, .x = x, .y = y, .column_blocks = btc_ceil_div(w->n, GEMM_NB)};

@@ -9,7 +9,7 @@
 
 fn void pack_x(float *dst, const float *x, int64_t ld, int64_t rows, int64_t kc, bool bf16) {
   for (int64_t i = 0; i < MR; i++) {
-    float *to = dst + i * GEMM_KC;
+    float *to = dst + i * GEMM_LD;
     if (i >= rows) {
       memset(to, 0, (size_t)kc * sizeof *to);
     } else if (!bf16) {
@@ -46,6 +46,10 @@ inl __m256 load8(const char *p, int mode) {
 #if defined(SIMD_AVX2)
   return vload_as(p, mode);
 #else
+  if (mode == LOAD_F32) return _mm256_loadu_ps((const float *)(const void *)p);
+  if (mode == LOAD_F16) return _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(const void *)p));
+  if (mode == LOAD_BF16)
+    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)(const void *)p)), 16));
   float wide[VW];
   char part[VW * 4] = {0};
   memcpy(part, p, 8 * load_size(mode));
@@ -80,8 +84,7 @@ inl int64_t pack_4_rows(float *dst, const char *w, int mode, int64_t ld_bytes, i
 #define PACK_ROWS 4
 #endif
 
-inl void pack_w_mode(float *dst, const char *w, int mode, int64_t ld, int64_t rows, int64_t kc) {
-  int64_t ld_bytes = ld * (int64_t)load_size(mode);
+inl void pack_w_mode(float *dst, const char *w, int mode, int64_t ld_bytes, int64_t rows, int64_t kc) {
   for (int64_t n = 0; n < rows; n += NR, dst += kc * NR) {
     int64_t here = btc_min64(rows - n, NR), i = 0;
     for (; i + PACK_ROWS <= here; i += PACK_ROWS) {
@@ -100,6 +103,7 @@ inl void pack_w_mode(float *dst, const char *w, int mode, int64_t ld, int64_t ro
 }
 
 fn void pack_w(float *dst, const void *w, btc_cpu_type type, bool bf16, int64_t ld, int64_t rows, int64_t kc) {
+  ld *= (int64_t)btc_cpu_type_size(type);
   switch (load_mode(type, bf16)) {
     case LOAD_F32: pack_w_mode(dst, w, LOAD_F32, ld, rows, kc); break;
     case LOAD_F16: pack_w_mode(dst, w, LOAD_F16, ld, rows, kc); break;
@@ -109,22 +113,74 @@ fn void pack_w(float *dst, const void *w, btc_cpu_type type, bool bf16, int64_t 
   }
 }
 
-fn void tile(const float *a, const float *b, int64_t kc, float *c, int64_t ldc, bool add) {
-  V acc[MR][2];
-  for (int i = 0; i < MR; i++) acc[i][0] = acc[i][1] = vzero();
-  for (int64_t k = 0; k < kc; k++) {
-    V b0 = vload(b + k * NR), b1 = vload(b + k * NR + VW);
-    for (int i = 0; i < MR; i++) {
-      V x = vset(a[i * GEMM_KC + k]);
-      acc[i][0] = vfma(x, b0, acc[i][0]);
-      acc[i][1] = vfma(x, b1, acc[i][1]);
-    }
+/* ---- the same in pairs of bf16: a 32-bit word holds two neighbours of a row, and is moved like a float ---- */
+
+inl void round_row(uint16_t *dst, const char *x, int mode, int64_t n) {
+  int64_t k = 0, size = (int64_t)load_size(mode);
+  for (; k + VW <= n; k += VW) vstore_top(dst + k, vload_as(x + k * size, mode));
+  if (k < n) vstore_top_n(dst + k, vload_as_n(x + k * size, mode, n - k), n - k);
+  if (n % 2) dst[n] = 0;
+}
+
+fn void pack_x_pairs(float *dst, const float *x, int64_t ld, int64_t rows, int64_t kc) {
+  for (int64_t i = 0; i < MR; i++) {
+    float *to = dst + i * GEMM_LD;
+    if (i < rows)
+      round_row((uint16_t *)(void *)to, (const char *)(x + i * ld), LOAD_F32_ROUND, kc);
+    else
+      memset(to, 0, (size_t)btc_ceil_div(kc, 2) * sizeof *to);
   }
-  for (int i = 0; i < MR; i++)
-    for (int j = 0; j < 2; j++) {
-      float *to = c + i * ldc + j * VW;
-      vstore(to, add ? vadd(vload(to), acc[i][j]) : acc[i][j]);
+}
+
+/* Rows that are not bf16 already, or whose last pair is half empty, go through `rounded` [rows][GEMM_KC] first. */
+fn void pack_w_pairs(float *dst, float *rounded, const void *w, btc_cpu_type type, int64_t ld, int64_t rows, int64_t kc) {
+  int64_t words = btc_ceil_div(kc, 2), ld_bytes = ld * (int64_t)btc_cpu_type_size(type);
+  const char *from = w;
+  if (type != BTC_CPU_BF16 || kc % 2) {
+    for (int64_t n = 0; n < rows; n++) {
+      uint16_t *to = (uint16_t *)(void *)(rounded + n * GEMM_KC);
+      if (type == BTC_CPU_F32)
+        round_row(to, from + n * ld_bytes, LOAD_F32_ROUND, kc);
+      else if (type == BTC_CPU_F16)
+        round_row(to, from + n * ld_bytes, LOAD_F16_ROUND, kc);
+      else
+        round_row(to, from + n * ld_bytes, LOAD_BF16, kc);
     }
+    from = (const char *)rounded;
+    ld_bytes = GEMM_KC * (int64_t)sizeof *rounded;
+  }
+  pack_w_mode(dst, from, LOAD_F32, ld_bytes, rows, words);
+}
+
+/* ---- the register tile ---- */
+
+#define TILE_BODY(MULTIPLY)                                                          \
+  V acc[MR][2];                                                                      \
+  for (int i = 0; i < MR; i++) {                                                     \
+    acc[i][0] = acc[i][1] = vzero();                                                 \
+    __builtin_prefetch(c + i * ldc, 1); /* wanted in some 500 ns */                  \
+  }                                                                                  \
+  for (int64_t k = 0; k < kc; k++) {                                                 \
+    V b0 = vload(b + k * NR), b1 = vload(b + k * NR + VW);                           \
+    for (int i = 0; i < MR; i++) {                                                   \
+      V x = vset(a[i * GEMM_LD + k]);                                                \
+      acc[i][0] = MULTIPLY(x, b0, acc[i][0]);                                        \
+      acc[i][1] = MULTIPLY(x, b1, acc[i][1]);                                        \
+    }                                                                                \
+  }                                                                                  \
+  for (int i = 0; i < MR; i++)                                                       \
+    for (int j = 0; j < 2; j++) {                                                    \
+      float *to = c + i * ldc + j * VW;                                              \
+      vstore(to, add ? vadd(vload(to), acc[i][j]) : acc[i][j]);                      \
+    }
+
+fn void tile(const float *a, const float *b, int64_t kc, float *c, int64_t ldc, bool add) {
+  TILE_BODY(vfma)
+}
+
+#define MULTIPLY_PAIRS(x, w, acc) vpairs(acc, x, w)
+static TARGET_PAIRS void tile_pairs(const float *a, const float *b, int64_t kc, float *c, int64_t ldc, bool add) {
+  TILE_BODY(MULTIPLY_PAIRS)
 }
 
 /* 0.5 x (1 + tanh(u)) = x / (1 + e^-2u), u = sqrt(2/pi) (x + 0.044715 x^3) */
@@ -154,7 +210,7 @@ inl V finish_vector(V dot, V scale, V bias, V residual, const btc_cpu_epilogue *
   return e->residual && !e->residual_first ? vadd(dot, residual) : dot;
 }
 
-fn void finish(float *y, const float *c, int64_t n, const btc_cpu_epilogue *e) {
+inl void finish_row(float *y, const float *c, int64_t n, const btc_cpu_epilogue *e) {
   V none = vzero();
   int64_t j = 0;
   for (; j + VW <= n; j += VW)
@@ -164,4 +220,22 @@ fn void finish(float *y, const float *c, int64_t n, const btc_cpu_epilogue *e) {
   int64_t rest = n - j;
   vstore_n(y + j, finish_vector(vload_n(c + j, rest), e->scale ? vload_n(e->scale + j, rest) : none, e->bias ? vload_n(e->bias + j, rest) : none,
                                 e->residual ? vload_n(e->residual + j, rest) : none, e), rest);
+}
+
+inl void finish_rows(float *y, int64_t ldy, const float *c, int64_t ldc, int64_t rows, int64_t n, btc_cpu_epilogue e) {
+  for (int64_t i = 0; i < rows; i++, y += ldy, c += ldc) {
+    finish_row(y, c, n, &e);
+    if (e.residual) e.residual += ldy;
+  }
+}
+
+/* The common cases get loops without decisions. */
+fn void finish(float *y, int64_t ldy, const float *c, int64_t ldc, int64_t rows, int64_t n, const btc_cpu_epilogue *e) {
+  btc_cpu_epilogue plain = {.bias = e->bias, .act = e->act};
+  if (e->scale || e->residual || (e->bias && e->act != BTC_CPU_GELU_TANH && e->act != BTC_CPU_NONE))
+    finish_rows(y, ldy, c, ldc, rows, n, *e);
+  else if (e->bias && e->act == BTC_CPU_GELU_TANH)
+    plain.act = BTC_CPU_GELU_TANH, finish_rows(y, ldy, c, ldc, rows, n, plain);
+  else
+    finish_rows(y, ldy, c, ldc, rows, n, plain);
 }

@@ -10,7 +10,8 @@
 #include "pool.h"
 
 enum {
-  GEMM_KC = 256,        /* elements of the inner dimension a packed block holds; also the row stride of packed rows */
+  GEMM_KC = 256,        /* elements of the inner dimension a packed block holds */
+  GEMM_LD = 272,        /* row stride of packed rows: rows 4 KB apart would fight for the same lines of the first cache */
   GEMM_NB = 64,         /* outputs of a task: a multiple of every nr */
   GEMM_CHUNK_ROWS = 770, /* rows of x packed at a time, so 729 of an image are one chunk */
   MATVEC_ROWS = 64,     /* rows of x one pass over a weight serves */
@@ -40,14 +41,19 @@ typedef struct btc_cpu_isa {
   const char *name;
   int mr, nr; /* the register tile of products */
 
-  /* Copies rows x kc elements to dst[mr][GEMM_KC], missing rows as zeros. */
+  /* Copies rows x kc elements to dst[mr][GEMM_LD], missing rows as zeros. */
   void (*pack_x)(float *dst, const float *x, int64_t ld, int64_t rows, int64_t kc, bool bf16);
   /* Widens rows x kc stored elements (rows ld elements apart) to dst[panels][kc][nr], missing rows of the last panel as zeros. */
   void (*pack_w)(float *dst, const void *w, btc_cpu_type type, bool bf16, int64_t ld, int64_t rows, int64_t kc);
-  /* c[mr][nr] = or += a[mr][kc, stride GEMM_KC] b[kc][nr], each output one chain of fused multiply-adds over k. */
+  /* c[mr][nr] = or += a[mr][kc, stride GEMM_LD] b[kc][nr], each output one chain of fused multiply-adds over k. */
   void (*tile)(const float *a, const float *b, int64_t kc, float *c, int64_t ldc, bool add);
-  /* y[n] = epilogue(c[n]); the epilogue's vectors start at the same output as y. */
-  void (*finish)(float *y, const float *c, int64_t n, const btc_cpu_epilogue *e);
+  /* The three of above with both operands in bf16, two to a word: kc counts elements (up to 2 GEMM_KC) when packing, words in the
+   * tile. `rounded` has room for [rows][GEMM_KC] words. */
+  void (*pack_x_pairs)(float *dst, const float *x, int64_t ld, int64_t rows, int64_t kc);
+  void (*pack_w_pairs)(float *dst, float *rounded, const void *w, btc_cpu_type type, int64_t ld, int64_t rows, int64_t kc);
+  void (*tile_pairs)(const float *a, const float *b, int64_t words, float *c, int64_t ldc, bool add);
+  /* y[rows][n, stride ldy] = epilogue(c[rows][n, stride ldc]); the epilogue's members start at y's first element. */
+  void (*finish)(float *y, int64_t ldy, const float *c, int64_t ldc, int64_t rows, int64_t n, const btc_cpu_epilogue *e);
   /* out[m][ld_out] = the dot products of m rows of x with `rows` stored rows of k elements. */
   void (*dots)(float *out, int64_t ld_out, const float *x, int64_t x_stride, int64_t m, const void *w, btc_cpu_type type, bool bf16,
                int64_t w_stride, int64_t rows, int64_t k);
@@ -78,6 +84,7 @@ struct btc_cpu {
   btc_pool *pool;
   int threads;
   bool bf16;
+  bool pairs;          /* products multiply pairs of bf16: one instruction where btc_cpu_multiplies_bf16() */
   float *rows;         /* packed or rounded rows of x, shared by the threads */
   size_t rows_floats;
   float *scratch;      /* scratch_floats for each thread */

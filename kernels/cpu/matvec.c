@@ -26,11 +26,8 @@ static void dots_task(void *arg, int64_t task, int worker) {
   btc_cpu_epilogue e = *j->e;
   e.scale = offset(e.scale, n0);
   e.bias = offset(e.bias, n0);
-  for (int64_t i = 0; i < j->rows; i++) {
-    int64_t at = (j->first + i) * n + n0;
-    e.residual = offset(j->e->residual, at);
-    j->c->isa->finish(j->y + at, sums + i * MATVEC_NB, width, &e);
-  }
+  e.residual = offset(e.residual, j->first * n + n0);
+  j->c->isa->finish(j->y + j->first * n + n0, n, sums, MATVEC_NB, j->rows, width, &e);
 }
 
 void btc_cpu_matvec(btc_cpu *c, float *y, const float *x, int64_t m, const btc_cpu_matrix *w, const btc_cpu_epilogue *e) {

@@ -71,6 +71,8 @@ inl V vload_bf16(const void *p) {
   return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256(p)), 16));
 }
 inl V vload_f16(const void *p) { return _mm512_cvtph_ps(_mm256_loadu_si256(p)); }
+/* The upper halves of the lanes */
+inl void vstore_top(void *p, V x) { _mm256_storeu_si256(p, _mm512_cvtepi32_epi16(_mm512_srli_epi32(_mm512_castps_si512(x), 16))); }
 
 #elif defined(SIMD_AVX2)
 
@@ -107,6 +109,10 @@ inl V vload_bf16(const void *p) {
   return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128(p)), 16));
 }
 inl V vload_f16(const void *p) { return _mm256_cvtph_ps(_mm_loadu_si128(p)); }
+inl void vstore_top(void *p, V x) {
+  __m256i u = _mm256_srli_epi32(_mm256_castps_si256(x), 16);
+  _mm_storeu_si128(p, _mm_packus_epi32(_mm256_castsi256_si128(u), _mm256_extracti128_si256(u, 1)));
+}
 
 #else
 
@@ -145,6 +151,11 @@ inl V vload_bf16(const void *p) {
   memcpy(h, p, sizeof h);
   return (V)((VU){h[0], h[1], h[2], h[3]} << 16);
 }
+inl void vstore_top(void *p, V x) {
+  VU u = (VU)x >> 16;
+  uint16_t h[VW] = {(uint16_t)u[0], (uint16_t)u[1], (uint16_t)u[2], (uint16_t)u[3]};
+  memcpy(p, h, sizeof h);
+}
 inl V vload_f16(const void *p) {
   uint16_t h[VW];
   memcpy(h, p, sizeof h);
@@ -156,6 +167,29 @@ inl V vload_f16(const void *p) {
   return (V)(sign | ((VU)scaled & ~special) | ((magnitude | 0x7f800000) & special) | (nan & 0x400000));
 }
 
+#endif
+
+/* n < VW of them */
+inl void vstore_top_n(void *p, V x, int64_t n) {
+  uint16_t h[VW];
+  vstore_top(h, x);
+  memcpy(p, h, (size_t)n * sizeof h[0]);
+}
+
+/* Lanes as pairs of bf16: acc + a.even b.even + a.odd b.odd. Elsewhere than on processors with the instruction this serves the
+ * tests only, which run the kernels for it everywhere. */
+#if defined(SIMD_AVX512)
+#define TARGET_PAIRS __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma,f16c")))
+static inline TARGET_PAIRS __attribute__((always_inline)) V vpairs(V acc, V a, V b) {
+  return _mm512_dpbf16_ps(acc, (__m512bh)a, (__m512bh)b);
+}
+#else
+#define TARGET_PAIRS TARGET
+typedef uint32_t VBits __attribute__((vector_size(4 * VW)));
+inl V vpairs(V acc, V a, V b) {
+  V even = vfma((V)((VBits)a << 16), (V)((VBits)b << 16), acc);
+  return vfma((V)((VBits)a & 0xffff0000), (V)((VBits)b & 0xffff0000), even);
+}
 #endif
 
 /* The sum of the lanes in one fixed order: halves folded onto each other. */
