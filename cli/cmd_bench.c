@@ -84,7 +84,8 @@ static void print_figures(const bench_options *b, btc_model *m, btc_session *s, 
   double vision = (flop[BTC_BLOCK_PATCH] + flop[BTC_BLOCK_VISION]) / f->vision * 1e-6, change = flop[BTC_BLOCK_CHANGE] / f->change * 1e-6;
   double prefill = (flop[BTC_BLOCK_LLM] + flop[BTC_BLOCK_HEAD]) / f->prefill * 1e-6, decode = bytes / f->decode * 1e-6;
   if (b->json) {
-    json_t *o = json_pack("{s:s,s:I,s:f,s:f,s:f,s:f,s:f,s:f,s:f,s:f}", "backend", btc_session_describe(s), "positions", (json_int_t)f->positions, "vision_ms",
+    json_t *o = json_pack("{s:s,s:s,s:I,s:f,s:f,s:f,s:f,s:f,s:f,s:f,s:f}", "backend", btc_session_describe(s), "dtype",
+                          btc_session_precision(s) == BTC_PRECISION_BF16 ? "bf16" : "f32", "positions", (json_int_t)f->positions, "vision_ms",
                           f->vision, "change_ms", f->change, "prefill_ms", f->prefill, "decode_ms", f->decode, "vision_gflops", vision, "change_gflops",
                           change, "prefill_gflops", prefill, "decode_gbs", decode);
     char *line = json_dumps(o, JSON_COMPACT | JSON_REAL_PRECISION(6));

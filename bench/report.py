@@ -1,0 +1,63 @@
+#!/usr/bin/env python3
+"""Puts the figures of bench/run.sh between the markers of docs/performance.md: report.py FIGURES_DIR DOCUMENT"""
+import datetime
+import json
+import os
+import re
+import sys
+
+
+def lines(path):
+    with open(path) as f:
+        return [json.loads(line) for line in f if line.strip()]
+
+
+def fastest(rows, key):
+    values = [r[key] for r in rows if key in r]
+    return min(values) if values else None
+
+
+def cpu_name():
+    with open("/proc/cpuinfo") as f:
+        text = f.read()
+    name = re.search(r"model name\s*: (.*)", text)
+    flags = [x for x in ("avx2", "avx512f", "avx512_bf16", "avx512_vnni", "amx_bf16") if re.search(rf"\b{x}\b", text)]
+    return f"{name.group(1) if name else 'unknown CPU'} ({', '.join(flags)}), {os.cpu_count()} cores"
+
+
+def table(directory):
+    ours, torch = lines(os.path.join(directory, "ours.jsonl")), lines(os.path.join(directory, "torch.jsonl"))
+    out = [f"Measured {datetime.date.today()} on {cpu_name()}; PyTorch {torch[0]['torch']}. Fastest of {len(ours) // 2} rounds, all in one run.", ""]
+    out += ["| full-size random model | btcchat f32 | btcchat bf16 | PyTorch f32 | PyTorch bf16 | PyTorch bf16 / btcchat (faster of its two) |",
+            "| --- | --- | --- | --- | --- | --- |"]
+    names = {"vision_ms": "vision, 2 images", "prefill_ms": "prefill, 253 positions", "decode_ms": "decode, one token"}
+    for key, name in names.items():
+        row = {}
+        for who, rows in (("ours", ours), ("torch", torch)):
+            for dtype in ("f32", "bf16"):
+                row[who, dtype] = fastest([r for r in rows if r["dtype"] == dtype], key)
+        best = min(row["ours", "f32"], row["ours", "bf16"])
+        cells = [f"{row[w, d]:,.0f} ms" if row[w, d] else "-" for w in ("ours", "torch") for d in ("f32", "bf16")]
+        out.append(f"| {name} | " + " | ".join(cells) + f" | {row['torch', 'bf16'] / best:.2f}x |")
+    out += ["", "Roofs and operators of the same run (ratio: part of the roof that binds, the machine's multiply-add peak or its memory read rate):", "",
+            "| what | ms | GFLOP/s | GB/s | of the roof |", "| --- | --- | --- | --- | --- |"]
+    for r in lines(os.path.join(directory, "kernels.json")):
+        out.append(f"| {r['name']} | {r['ms']:.3f} | {r.get('gflops') or 0:.1f} | {r.get('gbs') or 0:.1f} | {r.get('ratio') or 0:.2f} |")
+    return "\n".join(out)
+
+
+def main():
+    directory, document = sys.argv[1], sys.argv[2]
+    begin, end = "<!-- figures: begin -->", "<!-- figures: end -->"
+    with open(document) as f:
+        text = f.read()
+    head, tail = text.split(begin)[0], text.split(end)[1]
+    new = f"{head}{begin}\n{table(directory)}\n{end}{tail}"
+    with open(document + ".tmp", "w") as f:
+        f.write(new)
+    os.replace(document + ".tmp", document)
+    print(table(directory))
+
+
+if __name__ == "__main__":
+    main()
