@@ -159,7 +159,7 @@ static int entries(const char *dir) {
 
 static void test_file_publish_replaces(void **state) {
   (void)state;
-  char dir[256];
+  char dir[sizeof path];
   snprintf(dir, sizeof dir, "%s", in_tmp("publish"));
   assert_int_equal(mkdir(dir, 0755), 0);
   uint8_t *data;
@@ -178,7 +178,7 @@ static void test_file_publish_failures_leave_nothing(void **state) {
   btc_error err;
   assert_int_equal(btc_file_publish(in_tmp("no/such/dir"), "x", 1, &err), BTC_ERR_IO);
   assert_non_null(strstr(err.message, "no/such/dir"));
-  char dir[256];
+  char dir[sizeof path];
   snprintf(dir, sizeof dir, "%s", in_tmp("taken"));
   assert_int_equal(mkdir(dir, 0755), 0);
   assert_int_equal(mkdir(in_tmp("taken/f"), 0755), 0);

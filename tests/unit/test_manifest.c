@@ -1,5 +1,4 @@
-/* Manifests: three formats, bad lines by number, bounds. The reader belongs to the program, not to a library: its files are
- * compiled in here. */
+/* Manifests: three formats, bad lines by number, bounds. */
 #define _GNU_SOURCE
 #include "test.h"
 
@@ -7,9 +6,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-#include "cli/manifest.c"
-#include "cli/manifest_lines.c"
-#include "cli/manifest_pairs.c"
+#include "cli/manifest.h"
 
 static char path_buffer[512];
 

@@ -1,0 +1,55 @@
+/* Any bytes as a manifest file (JSONL or CSV, as its first line decides): every item or bad line is well formed. The first byte
+ * asks for strictness. */
+#define _GNU_SOURCE
+#include <sys/mman.h>
+
+#include <jansson.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "cli/manifest.h"
+
+int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
+
+static bool is_utf8(const char *s) {
+  size_t len = strlen(s);
+  return btc_utf8_valid(s, len) == len;
+}
+
+static void check(const btc_manifest_item *item, uint64_t *line) {
+  if (item->line < *line || !item->id || !item->id[0] || strlen(item->id) > BTC_MANIFEST_MAX_ID || !is_utf8(item->id)) abort();
+  *line = item->line + 1;
+  if (item->kind == BTC_MANIFEST_BAD) {
+    if (!item->problem || !item->problem[0] || strchr(item->problem, '\n') || !is_utf8(item->problem)) abort();
+    return;
+  }
+  if (item->problem || !item->before || !item->after || !item->before[0] || !item->after[0]) abort();
+  if (!is_utf8(item->before) || !is_utf8(item->after)) abort();
+  if (item->has_window && (item->window[0] < 0 || item->window[2] < 1 || item->window[3] < 1)) abort();
+  if (item->meta) {
+    json_t *v = json_loads(item->meta, JSON_REJECT_DUPLICATES, NULL);
+    if (!json_is_object(v)) abort();
+    json_decref(v);
+  }
+}
+
+int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
+  static int fd = -1;
+  char path[64];
+  if (size < 1) return 0;
+  if (fd < 0) fd = memfd_create("manifest", MFD_CLOEXEC);
+  if (fd < 0 || ftruncate(fd, 0) != 0 || pwrite(fd, data + 1, size - 1, 0) != (ssize_t)(size - 1)) abort();
+  snprintf(path, sizeof path, "/proc/self/fd/%d", fd);
+  btc_manifest *m;
+  btc_manifest_item item;
+  btc_error err = {0};
+  uint64_t line = 1;
+  if (btc_manifest_open(path, &(btc_manifest_options){.strict = data[0] & 1}, &m, &err) != BTC_OK)
+    return err.message[0] ? 0 : (abort(), 0);
+  while (btc_manifest_next(m, &item, &err) == BTC_OK && item.kind != BTC_MANIFEST_END) check(&item, &line);
+  if (err.message[0] && (!(data[0] & 1) || strchr(err.message, '\n'))) abort();
+  btc_manifest_close(&m);
+  return 0;
+}
