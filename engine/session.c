@@ -230,6 +230,7 @@ static btc_status take_token(btc_session *s, live_item *l, const float *logits, 
   int32_t id;
   double logprob;
   btc_status st = btc_sampler_pick(s->sampler, logits, &l->sampling, &l->rng, &id, &logprob, err);
+  if (st == BTC_ERR_INTERNAL) return err->code = BTC_ERR_MODEL; /* logits that are no numbers: the checkpoint's fault */
   if (st != BTC_OK) return st;
   if (s->probe.force) id = s->probe.force[r->n_ids];
   l->answer[r->n_ids++] = id;

@@ -1,6 +1,6 @@
 /*
- * Every recipe of vectors/bad: a broken checkpoint is refused with one clear line, an odd one opens, nothing crashes. Checked
- * here is what opens a checkpoint (configs, tensors, tokenizer); runs of the whole program are in tests/integration.
+ * Every recipe of vectors/bad: a broken checkpoint is refused with one clear line, an odd one opens, nothing crashes. Once what
+ * opens a checkpoint is checked (configs, tensors, tokenizer), once the whole run of the base's first case.
  */
 #define _GNU_SOURCE
 #include "test.h"
@@ -8,6 +8,7 @@
 #include <stdio.h>
 
 #include "engine/checkpoint.h"
+#include "engine/engine.h"
 #include "engine/tokenizer.h"
 #include "recipes.h"
 
@@ -79,6 +80,85 @@ static void test_bad_checkpoints_are_refused(void **state) {
   assert_int_equal(bad, 0);
 }
 
+/* ---- the first case of the base, through the whole model ---- */
+
+typedef struct first_run {
+  json_t *doc;
+  const json_t *run;
+  char images[8][4096];
+  const char *paths[8];
+  int n;
+} first_run;
+
+static void load_first_run(first_run *f, const char *base) {
+  char relative[256];
+  snprintf(relative, sizeof relative, "vectors/%s/expected.json", base);
+  f->doc = json_load_file(shared_path(relative), JSON_ALLOW_NUL, NULL);
+  assert_non_null(f->doc);
+  f->run = json_array_get(json_object_get(f->doc, "runs"), 0);
+  const json_t *images = json_object_get(f->run, "images");
+  f->n = (int)json_array_size(images);
+  for (int i = 0; i < f->n && i < 8; i++) {
+    snprintf(relative, sizeof relative, "vectors/%s/%s", base, json_string_value(json_array_get(images, (size_t)i)));
+    snprintf(f->images[i], sizeof f->images[i], "%s", shared_path(relative));
+    f->paths[i] = f->images[i];
+  }
+}
+
+/* The status of opening and answering; *same when the ids are the expected ones. */
+static btc_status run_all(const char *dir, const first_run *f, bool *same, btc_error *err) {
+  btc_model *m = NULL;
+  btc_session *s = NULL;
+  btc_session_options o = btc_session_options_default();
+  o.precision = BTC_PRECISION_F32;
+  *same = false;
+  btc_status st = btc_model_open(dir, &m, err);
+  if (st == BTC_OK) st = btc_session_create(m, &o, &s, err);
+  if (st == BTC_OK) {
+    btc_result r;
+    btc_item item = {.images = f->paths, .n_images = f->n, .aspect = BTC_ASPECT_SQUASH,
+                     .question = json_string_value(json_object_get(f->run, "question")),
+                     .max_tokens = (int)json_integer_value(json_object_get(f->run, "max_new_tokens"))};
+    btc_session_run(s, &item, 1, &r, NULL);
+    st = r.status;
+    *err = r.error;
+    const json_t *ids = json_object_get(f->run, "ids");
+    *same = st == BTC_OK && (size_t)r.n_ids == json_array_size(ids);
+    for (int i = 0; *same && i < r.n_ids; i++) *same = r.ids[i] == json_integer_value(json_array_get(ids, (size_t)i));
+    btc_result_clear(&r);
+  }
+  btc_session_destroy(&s);
+  btc_model_close(&m);
+  return st;
+}
+
+static void test_bad_checkpoints_run_the_first_case(void **state) {
+  (void)state;
+  skip_without_shared();
+  json_t *cases = recipes_load(shared_path("vectors/bad/bad.json")), *recipe;
+  size_t i, bad = 0;
+  json_array_foreach(cases, i, recipe) {
+    static first_run f;
+    char dir[512];
+    bool same;
+    btc_error err = {0};
+    snprintf(dir, sizeof dir, "%s/bad-run", test_tmp_dir());
+    build(recipe, dir);
+    load_first_run(&f, json_string_value(json_object_get(recipe, "base")));
+    btc_status st = run_all(dir, &f, &same, &err);
+    const char *wrong = judge(recipe, st, &err);
+    if (!wrong && strcmp(json_string_value(json_object_get(recipe, "outcome")), "ok") == 0 && !same) wrong = "gives other ids than its base";
+    if (wrong) {
+      print_error("recipe %s %s: %s\n", json_string_value(json_object_get(recipe, "name")), wrong, st == BTC_OK ? "answered" : err.message);
+      bad++;
+    }
+    json_decref(f.doc);
+    tree_remove(dir);
+  }
+  json_decref(cases);
+  assert_int_equal(bad, 0);
+}
+
 static void test_bad_checkpoints_bases_are_good(void **state) {
   (void)state;
   skip_without_shared();
@@ -93,6 +173,7 @@ static void test_bad_checkpoints_bases_are_good(void **state) {
 
 static const struct CMUnitTest tests[] = {
     cmocka_unit_test(test_bad_checkpoints_are_refused),
+    cmocka_unit_test(test_bad_checkpoints_run_the_first_case),
     cmocka_unit_test(test_bad_checkpoints_bases_are_good),
 };
 
