@@ -8,10 +8,14 @@
 
 #include <errno.h>
 #include <inttypes.h>
+#include <pthread.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
+#define MAX_THREADS 16
 #define MAX_TOKENIZER_BYTES (64u << 20)
 
 static const char *const dtype_name[] = {[BTC_F32] = "f32", [BTC_F16] = "f16", [BTC_BF16] = "bf16", [BTC_I64] = "i64"};
@@ -50,18 +54,56 @@ static btc_status describe_tokenizer(FILE *t, const btc_checkpoint *c, btc_error
   return st;
 }
 
-static void describe_tensors(FILE *t, const btc_checkpoint *c) {
+/* ---- digests of all tensors, by as many threads as there are processors; each takes the next tensor ---- */
+
+typedef struct tensor_digest {
+  const btc_tensor_view *view;
+  char hex[65];
+} tensor_digest;
+
+typedef struct work {
+  tensor_digest *list;
+  size_t n;
+  atomic_size_t next;
+} work;
+
+static void *hash_tensors(void *arg) {
+  work *w = arg;
+  for (size_t i; (i = atomic_fetch_add(&w->next, 1)) < w->n;)
+    btc_sha256_hex(w->list[i].view->data, (size_t)w->list[i].view->bytes, w->list[i].hex);
+  return NULL;
+}
+
+/* The caller is one of the threads, so the work is done whether or not others can be had. */
+static void hash_all(work *w) {
+  pthread_t thread[MAX_THREADS];
+  int started = 0;
+  long processors = sysconf(_SC_NPROCESSORS_ONLN);
+  while (started + 1 < processors && started < MAX_THREADS && pthread_create(&thread[started], NULL, hash_tensors, w) == 0)
+    started++;
+  hash_tensors(w);
+  for (int i = 0; i < started; i++) pthread_join(thread[i], NULL);
+}
+
+static btc_status describe_tensors(FILE *t, const btc_checkpoint *c, btc_error *err) {
+  work w = {0};
+  size_t total = 0;
+  for (int part = 0; part < BTC_PART_COUNT; part++) total += c->part[part].n;
+  if (!(w.list = btc_alloc_zero(total, sizeof *w.list))) return btc_fail(err, BTC_ERR_NOMEM, "'%s': out of memory", c->dir);
+  for (int part = 0; part < BTC_PART_COUNT; part++)
+    for (size_t i = 0; i < c->part[part].n; i++) w.list[w.n++].view = c->part[part].entry[i].view;
+  hash_all(&w);
+  const tensor_digest *d = w.list;
   for (int part = 0; part < BTC_PART_COUNT; part++) {
-    const btc_part_tensors *p = &c->part[part];
-    for (size_t i = 0; i < p->n; i++) {
-      const btc_tensor_view *v = p->entry[i].view;
-      char hex[65], shape[192];
-      btc_sha256_hex(v->data, (size_t)v->bytes, hex);
-      btc_shape_text(v->rank, v->dim, shape, sizeof shape);
-      fprintf(t, "%s %zu %s %s %s %s\n", btc_part_folder[part], strlen(p->entry[i].name), p->entry[i].name, dtype_name[v->dtype],
-              shape, hex);
+    for (size_t i = 0; i < c->part[part].n; i++, d++) {
+      const char *name = c->part[part].entry[i].name;
+      char shape[192];
+      btc_shape_text(d->view->rank, d->view->dim, shape, sizeof shape);
+      fprintf(t, "%s %zu %s %s %s %s\n", btc_part_folder[part], strlen(name), name, dtype_name[d->view->dtype], shape, d->hex);
     }
   }
+  free(w.list);
+  return BTC_OK;
 }
 
 btc_status btc_checkpoint_fingerprint(btc_checkpoint *c, char out[72], btc_error *err) {
@@ -72,7 +114,7 @@ btc_status btc_checkpoint_fingerprint(btc_checkpoint *c, char out[72], btc_error
     if (!t) return btc_fail(err, BTC_ERR_NOMEM, "'%s': out of memory", c->dir);
     describe_config(t, &c->config);
     btc_status st = describe_tokenizer(t, c, err);
-    if (st == BTC_OK) describe_tensors(t, c);
+    if (st == BTC_OK) st = describe_tensors(t, c, err);
     bool written = !ferror(t);
     if (fclose(t) != 0) written = false;
     if (st == BTC_OK && !written) st = btc_fail(err, BTC_ERR_NOMEM, "'%s': out of memory", c->dir);
