@@ -95,6 +95,7 @@ void btc_sha256_init(btc_sha256 *s);
 void btc_sha256_update(btc_sha256 *s, const void *data, size_t len);
 void btc_sha256_final(btc_sha256 *s, uint8_t digest[32]);
 void btc_sha256_hex(const void *data, size_t len, char hex[65]); /* lower-case, terminated */
+extern bool btc_sha256_portable_only; /* tests: do not use the CPU's SHA instructions */
 
 #ifdef __cplusplus
 }

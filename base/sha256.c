@@ -1,7 +1,16 @@
-/* SHA-256 after FIPS 180-4: fingerprints of checkpoints and of decoded images. */
+/*
+ * SHA-256 after FIPS 180-4: fingerprints of checkpoints and of decoded images. A checkpoint is gigabytes, so the CPU's own SHA
+ * instructions are used where it has them (about six times faster).
+ */
 #include "base.h"
 
 #include <string.h>
+#if defined(__x86_64__)
+#include <cpuid.h>
+#include <immintrin.h>
+#endif
+
+bool btc_sha256_portable_only;
 
 static const uint32_t K[64] = {
     0x428a2f98, 0x71374491, 0xb5c0fbcf, 0xe9b5dba5, 0x3956c25b, 0x59f111f1, 0x923f82a4, 0xab1c5ed5, 0xd807aa98, 0x12835b01, 0x243185be,
@@ -15,7 +24,7 @@ static uint32_t rotr(uint32_t x, int n) {
   return x >> n | x << (32 - n);
 }
 
-static void compress(uint32_t h[8], const uint8_t *p) {
+static void compress_portable(uint32_t h[8], const uint8_t *p) {
   uint32_t w[64], v[8];
   for (int i = 0; i < 16; i++)
     w[i] = (uint32_t)p[4 * i] << 24 | (uint32_t)p[4 * i + 1] << 16 | (uint32_t)p[4 * i + 2] << 8 | p[4 * i + 3];
@@ -37,6 +46,49 @@ static void compress(uint32_t h[8], const uint8_t *p) {
   for (int i = 0; i < 8; i++) h[i] += v[i];
 }
 
+#if defined(__x86_64__)
+/* The instructions keep the state as (a,b,e,f) and (c,d,g,h) and do two rounds each; msg1 and msg2 extend the message. */
+__attribute__((target("sha,sse4.1"))) static void compress_sha(uint32_t h[8], const uint8_t *p) {
+  const __m128i big_endian = _mm_set_epi64x(0x0c0d0e0f08090a0b, 0x0405060700010203);
+  __m128i abcd = _mm_shuffle_epi32(_mm_loadu_si128((const __m128i *)(const void *)h), 0xb1);
+  __m128i efgh = _mm_shuffle_epi32(_mm_loadu_si128((const __m128i *)(const void *)(h + 4)), 0x1b);
+  __m128i abef = _mm_alignr_epi8(abcd, efgh, 8), cdgh = _mm_blend_epi16(efgh, abcd, 0xf0), w[4];
+  const __m128i abef_before = abef, cdgh_before = cdgh;
+  for (int i = 0; i < 16; i++) {
+    __m128i *now = &w[i & 3];
+    if (i < 4)
+      *now = _mm_shuffle_epi8(_mm_loadu_si128((const __m128i *)(const void *)(p + 16 * i)), big_endian);
+    else /* w[t] from w[t-16], w[t-15], w[t-7], w[t-2] */
+      *now = _mm_sha256msg2_epu32(_mm_add_epi32(_mm_sha256msg1_epu32(*now, w[(i + 1) & 3]), _mm_alignr_epi8(w[(i + 3) & 3], w[(i + 2) & 3], 4)),
+                                  w[(i + 3) & 3]);
+    __m128i sum = _mm_add_epi32(*now, _mm_loadu_si128((const __m128i *)(const void *)(K + 4 * i)));
+    cdgh = _mm_sha256rnds2_epu32(cdgh, abef, sum);
+    abef = _mm_sha256rnds2_epu32(abef, cdgh, _mm_shuffle_epi32(sum, 0x0e));
+  }
+  abef = _mm_shuffle_epi32(_mm_add_epi32(abef, abef_before), 0x1b);
+  cdgh = _mm_shuffle_epi32(_mm_add_epi32(cdgh, cdgh_before), 0xb1);
+  _mm_storeu_si128((__m128i *)(void *)h, _mm_blend_epi16(abef, cdgh, 0xf0));
+  _mm_storeu_si128((__m128i *)(void *)(h + 4), _mm_alignr_epi8(cdgh, abef, 8));
+}
+
+static bool has_sha(void) {
+  unsigned a, b, c, d;
+  return __get_cpuid_count(7, 0, &a, &b, &c, &d) && (b >> 29 & 1) && __builtin_cpu_supports("sse4.1");
+}
+
+static void compress(uint32_t h[8], const uint8_t *p, size_t blocks) {
+  static int known; /* 1: no, 2: yes; every thread finds the same, so a race is harmless */
+  int use = __atomic_load_n(&known, __ATOMIC_RELAXED);
+  if (!use) __atomic_store_n(&known, use = has_sha() ? 2 : 1, __ATOMIC_RELAXED);
+  bool fast = use == 2 && !btc_sha256_portable_only;
+  for (; blocks; blocks--, p += 64) fast ? compress_sha(h, p) : compress_portable(h, p);
+}
+#else
+static void compress(uint32_t h[8], const uint8_t *p, size_t blocks) {
+  for (; blocks; blocks--, p += 64) compress_portable(h, p);
+}
+#endif
+
 void btc_sha256_init(btc_sha256 *s) {
   static const uint32_t start[8] = {0x6a09e667, 0xbb67ae85, 0x3c6ef372, 0xa54ff53a, 0x510e527f, 0x9b05688c, 0x1f83d9ab, 0x5be0cd19};
   memcpy(s->state, start, sizeof start);
@@ -54,9 +106,11 @@ void btc_sha256_update(btc_sha256 *s, const void *data, size_t len) {
     p += take;
     len -= take;
     if (have + take < 64) return;
-    compress(s->state, s->block);
+    compress(s->state, s->block, 1);
   }
-  for (; len >= 64; p += 64, len -= 64) compress(s->state, p);
+  compress(s->state, p, len / 64);
+  p += len / 64 * 64;
+  len %= 64;
   if (len) memcpy(s->block, p, len);
 }
 

@@ -230,8 +230,7 @@ static void test_path_join(void **state) {
 
 /* ---- SHA-256: the examples of FIPS 180-4, and lengths around the block size against one-by-one updates ---- */
 
-static void test_sha256_known_answers(void **state) {
-  (void)state;
+static void check_known_answers(void) {
   static const char *const cases[][2] = {
       {"", "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"},
       {"abc", "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"},
@@ -250,6 +249,14 @@ static void test_sha256_known_answers(void **state) {
   btc_sha256_hex(million, 1000000, hex);
   assert_string_equal(hex, "cdc76e5c9914fb9281a1c7e284d73e67f1809a48a497200e046d39ccc7112cd0");
   free(million);
+}
+
+static void test_sha256_known_answers(void **state) {
+  (void)state;
+  check_known_answers();
+  btc_sha256_portable_only = true;
+  check_known_answers();
+  btc_sha256_portable_only = false;
 }
 
 static void test_sha256_in_pieces(void **state) {

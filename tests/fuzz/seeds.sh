@@ -1,0 +1,32 @@
+#!/usr/bin/env bash
+# Fills a corpus directory with seeds for one fuzz target: seeds.sh TARGET DIR SHARED
+set -euo pipefail
+target=$1 dir=$2 shared=$3
+take() { # take FILE... : copies under numbered names, files up to 64 KiB only
+  for f in "$@"; do
+    [ -f "$f" ] && [ "$(stat -c %s "$f")" -le 65536 ] && cp "$f" "$dir/seed-$((n = n + 1))" || true
+  done
+}
+n=0
+shopt -s nullglob
+case $target in
+fuzz_image)
+  for f in "$shared"/vectors/preprocess/files/* samples/*.png; do # the first byte chooses mode and side
+    [ "$(stat -c %s "$f")" -le 65536 ] && { printf '\x01'; cat "$f"; } >"$dir/seed-$((n = n + 1))"
+  done ;;
+fuzz_safetensors) take "$shared"/vectors/*/ckpt/mm_projector/model.safetensors models/nano/*/*.safetensors ;;
+fuzz_config) # the first byte says which file it is
+  kinds=(config.json llm/config.json vision_tower/config.json vision_tower/preprocessor_config.json mm_projector/config.json
+    llm/generation_config.json llm/model.safetensors.index.json)
+  for root in "$shared"/vectors/*/ckpt models/nano; do
+    for k in "${!kinds[@]}"; do
+      [ -f "$root/${kinds[k]}" ] && { printf "\\x0$k"; cat "$root/${kinds[k]}"; } >"$dir/seed-$((n = n + 1))"
+    done
+  done ;;
+fuzz_tokenizer) take "$shared"/vectors/*/ckpt/llm/tokenizer.model models/nano/llm/tokenizer.model ;;
+fuzz_tokenizer_text) printf 'USER: <image>\nWhat </s> changed?' >"$dir/seed-1" ;;
+fuzz_manifest)
+  printf '\x01{"id":"a","before":"a.png","after":"b.png","window":[0,0,1,1],"meta":{"k":1}}\n' >"$dir/seed-1"
+  printf '\x00before,after,id\n"a ""x"".png",b.png,1\n' >"$dir/seed-2" ;;
+esac
+exit 0
