@@ -46,6 +46,15 @@ int open_model(const model_options *o, btc_model **m) {
 int open_session(const model_options *o, btc_model *m, btc_session **s) {
   btc_session_options so = btc_session_options_default();
   btc_error err;
+  *s = NULL;
+  if (!strncmp(o->device, "cuda", 4)) {
+    cli_error("--device %s: this build has no CUDA backend; use --device cpu", o->device);
+    return CLI_FAILED;
+  }
+  if (strcmp(o->device, "cpu") != 0 && strcmp(o->device, "plain") != 0) {
+    cli_error("--device %s: not one of cpu, plain", o->device);
+    return CLI_USAGE;
+  }
   so.device = o->device;
   so.threads = (int)o->threads;
   so.precision = !strcmp(o->dtype, "f32") ? BTC_PRECISION_F32 : !strcmp(o->dtype, "bf16") ? BTC_PRECISION_BF16 : BTC_PRECISION_AUTO;
