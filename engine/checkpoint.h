@@ -2,8 +2,8 @@
  * A checkpoint directory in the real layout (spec 2): configs, tokenizer path, and every tensor the model uses, found by
  * name, checked for shape and dtype, used in place. Tensors that never influence the result (the vision blocks behind the selected
  * one, post_layernorm, the pooling head, to_v, counters, inv_freq) may be absent. Prefixes of whole-model states ("llm.",
- * "vision_tower.vision_tower.", "mm_projector.") are accepted (spec 8.1 item 30). VILA projector names are accepted (spec 2.4 [P]); the number of CE
- * layers is inferred from the tensors; without layers.change.* there is no pair support.
+ * "vision_tower.vision_tower.", "mm_projector.") are accepted (spec 8.1 item 30). VILA projector names are accepted (spec 2.4 [P]);
+ * the number of CE layers is inferred from the tensors; without layers.change.* there is no pair support.
  */
 #ifndef BTC_CHECKPOINT_H
 #define BTC_CHECKPOINT_H

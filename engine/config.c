@@ -213,7 +213,7 @@ static btc_status read_tokens(const btc_json_object *o, btc_llm_config *l, btc_e
   l->eos[0] = 2;
   l->n_eos = 1;
   btc_status st = btc_json_get_int(o, "bos_token_id", BTC_JSON_NULLABLE, 0, l->vocab - 1, &bos, err);
-  if (st == BTC_OK) st = btc_json_get_int(o, "pad_token_id", BTC_JSON_NULLABLE, -1, l->vocab - 1, &pad, err);
+  if (st == BTC_OK) st = btc_json_get_int(o, "pad_token_id", BTC_JSON_NULLABLE, -1, MAX_VOCAB, &pad, err);
   if (st == BTC_OK) st = read_eos(o, l, err);
   l->bos = (int)bos;
   l->pad = (int)pad;

@@ -18,9 +18,10 @@ typedef struct btc_llm_config {
   int64_t hidden, mlp, layers, heads, kv_heads, head_dim, vocab;
   float eps;
   double rope_theta, rope_factor; /* factor 1 without linear scaling */
-  int64_t context;                /* min(max_position_embeddings * factor, tokenizer_model_max_length): most positions of a sequence */
-  int bos, eos[8], n_eos, pad;    /* eos: generation_config.json may list several */
-  bool tied_head;                 /* tie_word_embeddings */
+  int64_t context;        /* min(max_position_embeddings * factor, tokenizer_model_max_length): most positions of a sequence */
+  int bos, eos[8], n_eos; /* all inside the vocabulary; generation_config.json may list several eos */
+  int pad;                /* as written: -1 or a token beyond the vocabulary are possible. Nothing is ever padded here */
+  bool tied_head;         /* tie_word_embeddings */
 } btc_llm_config;
 
 /* generation_config.json: hints; -1 (or 0 for top_k) where absent. Used only when sampling is asked for. */

@@ -1,6 +1,7 @@
 /* Which tensors the model needs, by canonical name and shape (spec 2.3 to 2.5), checked once when a checkpoint is opened. */
 #include "checkpoint_internal.h"
 
+#include <float.h>
 #include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -106,6 +107,22 @@ static void need_batch_norm(checker *k, const char *name, int64_t width) {
   need(k, DIM(width), "%s.running_var", name);
 }
 
+/* A negative or non-finite variance makes every caption NaN; it is a few hundred numbers, so look. */
+static void check_variance(checker *k, const char *norm) {
+  char name[96];
+  snprintf(name, sizeof name, "%s.running_var", norm);
+  const btc_entry *e = k->status == BTC_OK ? btc_part_find(&k->c->part[k->part], name) : NULL;
+  if (!e) return;
+  const uint8_t *at = e->view->data;
+  for (int64_t i = 0; i < e->view->dim[0] && k->status == BTC_OK; i++, at += btc_dtype_size(e->view->dtype)) {
+    float x;
+    btc_to_f32(&x, at, e->view->dtype, 1);
+    if (!(x >= 0 && x <= FLT_MAX))
+      k->status = btc_fail(k->err, BTC_ERR_MODEL, "'%s': tensor '%s': element %" PRId64 " is %g, not a variance", e->view->path,
+                           e->view->name, i, (double)x);
+  }
+}
+
 static void check_fusion(checker *k) {
   int64_t c = k->c->config.vision.hidden, half = c / 2, grid = k->c->config.vision.grid;
   need(k, DIM(grid, half), "layers.change.h_embedding.weight");
@@ -121,6 +138,9 @@ static void check_fusion(checker *k) {
   need(k, DIM(c, half, 1, 1), "layers.change.LN.left.6.weight");
   need(k, DIM(c), "layers.change.LN.left.6.bias");
   need_batch_norm(k, "layers.change.LN.left.7", c);
+  check_variance(k, "layers.change.LN.left.1");
+  check_variance(k, "layers.change.LN.left.4");
+  check_variance(k, "layers.change.LN.left.7");
 }
 
 static void check_attention_layer(checker *k, int64_t layer, int joint, int64_t attention) {

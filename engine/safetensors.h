@@ -16,11 +16,11 @@
 #define BTC_TENSOR_MAX_RANK 8
 
 typedef struct btc_tensor_view {
-  const char *name;   /* borrowed from the file handle */
-  const char *path;   /* file it lives in, for messages; borrowed */
-  const void *data;   /* in the mapping; may be unaligned */
+  const char *name; /* borrowed from the file handle */
+  const char *path; /* file it lives in, for messages; borrowed */
+  const void *data; /* in the mapping; may be unaligned */
   uint64_t bytes;
-  btc_dtype dtype;    /* F32, F16, BF16 or I64; entries of other dtypes refuse the file */
+  btc_dtype dtype; /* F32, F16, BF16 or I64; entries of other dtypes refuse the file */
   int rank;
   int64_t dim[BTC_TENSOR_MAX_RANK];
 } btc_tensor_view;

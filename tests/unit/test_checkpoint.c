@@ -236,6 +236,20 @@ static void test_checkpoint_refuses_contradictions(void **state) {
   expect_refused(BTC_ERR_MODEL, "mm_projector/model.safetensors", "layers.single.4.bias");
 }
 
+static void test_checkpoint_refuses_variances_that_are_none(void **state) {
+  (void)state;
+  static const char *const hex[] = {"000080bf", "0000c07f", "0000807f"}; /* -1, NaN, infinity */
+  for (int i = 0; i < 3; i++) {
+    char step[256];
+    fresh(&(mini_options){.ce_layers = 0});
+    snprintf(step, sizeof step,
+             "{'op':'fill','file':'mm_projector/model.safetensors','tensor':'layers.change.LN.left.7.running_var','hex':'%s'}",
+             hex[i]);
+    recipe_apply(dir, step);
+    expect_refused(BTC_ERR_MODEL, "mm_projector/model.safetensors", "layers.change.LN.left.7.running_var");
+  }
+}
+
 static void write_tokenizer(const char *text) {
   char path[300];
   snprintf(path, sizeof path, "%s/llm/tokenizer.model", dir);
@@ -345,6 +359,7 @@ static const struct CMUnitTest tests[] = {
     cmocka_unit_test(test_checkpoint_needs_every_tensor),
     cmocka_unit_test(test_checkpoint_refuses_odd_change_names),
     cmocka_unit_test(test_checkpoint_refuses_contradictions),
+    cmocka_unit_test(test_checkpoint_refuses_variances_that_are_none),
     cmocka_unit_test(test_checkpoint_fingerprint_ignores_packaging),
     cmocka_unit_test(test_checkpoint_fingerprint_sees_changes),
     cmocka_unit_test(test_checkpoint_fingerprint_needs_tokenizer),

@@ -265,6 +265,7 @@ static void test_config_accepts_odd_values(void **state) {
       {"llm/config.json", "'head_dim'", "4"},
       {"llm/config.json", "'rope_scaling'", "null"},
       {"llm/config.json", "'pad_token_id'", "null"},
+      {"llm/config.json", "'pad_token_id'", "32000"}, /* beyond the vocabulary; never used */
       {"vision_tower/config.json", "'model_type'", "'siglip_vision_model'"},
       {"vision_tower/preprocessor_config.json", "'do_convert_rgb'", "null"},
       {"mm_projector/config.json", "'mm_projector_type'", "'checkpoints/base/mm_projector'"},
