@@ -19,6 +19,7 @@ import json
 import math
 import os
 import random
+import signal
 import time
 from pathlib import Path
 
@@ -49,6 +50,7 @@ class DenseHeads(nn.Module):
         self.changes = nn.Linear(c.vision_width, 2 * N_CLASSES)    # share of a patch that appears and that disappears, per class
         self.tokens = nn.Linear(c.width, 2 * N_CLASSES)            # the same from the projector's tokens
         self.summary = nn.Linear(c.width, 2 * len(KINDS) * 11)     # events of the pair: is there one, and its place of ten
+        self.position = nn.Linear(c.width, c.grid)                 # a token's own column and row, grid / 2 each
 
 
 def class_loss(heads, features, maps, grid):
@@ -62,6 +64,15 @@ def change_targets(first, second, grid):
     both = torch.cat([(b - a).clamp(min=0), (a - b).clamp(min=0)], -1).float()
     cell = dataset.MAP // grid
     return both.view(-1, grid, cell, grid, cell, 2 * N_CLASSES).mean((2, 4))
+
+
+def position_loss(logits):
+    """Every token should say where it stands.  All other dense losses are blind to position, and the language model,
+    which knows a token's number but sees rows only as a number modulo 8, told rows far worse than columns."""
+    half = logits.shape[-1] // 2
+    number = torch.arange(half * half)
+    column, row = (number // half).expand(len(logits), -1), (number % half).expand(len(logits), -1)
+    return F.cross_entropy(logits[..., :half].flatten(0, 1), column.flatten()) + F.cross_entropy(logits[..., half:].flatten(0, 1), row.flatten())
 
 
 def summary_loss(logits, pairs):
@@ -78,7 +89,7 @@ def summary_loss(logits, pairs):
     loss = F.binary_cross_entropy_with_logits(logits[..., 0], there) * 4
     if rows:
         i, slot = torch.tensor(rows).T
-        loss = loss + F.cross_entropy(logits[i, slot, 1:], torch.tensor(where)) * .5
+        loss = loss + F.cross_entropy(logits[i, slot, 1:], torch.tensor(where))
     return loss
 
 
@@ -164,6 +175,8 @@ class Trainer:
 
     def one_step(self):
         args, grid = self.args, self.config.grid
+        # A few pairs of a few scenes are too few for batch statistics: from here on the running ones count, as later.
+        self.model.change.train(self.progress < args.freeze_norm)
         images, maps, pairs = self.batches.next()
         images, maps = torch.from_numpy(images), torch.from_numpy(maps.copy()).long()
         features = self.model.vision_tower(images)
@@ -177,11 +190,12 @@ class Trainer:
             half = grid // 2      # the projector's tokens run down the columns
             coarse = targets.view(-1, half, 2, half, 2, 2 * N_CLASSES).mean((2, 4)).transpose(1, 2).reshape(len(pairs), half * half, -1)
             losses["token"] = F.binary_cross_entropy_with_logits(self.heads.tokens(visual), coarse) * 8
+            losses["position"] = position_loss(self.heads.position(visual))
             losses["caption"], losses["summary"] = self.caption_loss(visual, pairs)
             if args.questions and self.rng.random() < args.question_share:
                 losses["question"] = self.question_loss(features, maps)
         dense = self.dense_weight()
-        weight = {"caption": 1, "question": .15, "summary": max(.3, dense)}
+        weight = {"caption": 1, "question": .15, "summary": max(.5, dense), "position": .3}
         total = sum(loss * weight.get(name, dense) for name, loss in losses.items())
         self.optimiser.zero_grad(set_to_none=False)
         total.backward()
@@ -192,13 +206,13 @@ class Trainer:
         self.seen += len(pairs) * args.workers
         return {name: float(loss.detach()) for name, loss in losses.items()}
 
-    def agree(self):
+    def agree(self, stop):
         """The first process looks at the clock for all, or they would part ways at the stages' borders."""
-        word = torch.tensor([self.clock_progress()], dtype=torch.float64)
+        word = torch.tensor([self.clock_progress(), stop], dtype=torch.float64)
         if self.args.workers > 1:
             dist.broadcast(word, 0)
-        self.progress = float(word)
-        return self.progress < 1
+        self.progress = float(word[0])
+        return self.progress < 1 and not word[1]
 
     def share_gradients(self):
         if self.args.workers == 1:
@@ -237,7 +251,10 @@ class Trainer:
         if self.rank == 0:
             print(f"{total} parameters, {len(self.batches.shards.index)} scenes, {self.config.vocab} pieces, resuming at step {self.step}", flush=True)
         sums, saved = {}, time.monotonic()
-        while self.agree():
+        stop = []
+        if self.rank == 0:
+            signal.signal(signal.SIGTERM, lambda *_: stop.append(True))
+        while self.agree(bool(stop)):
             self.paused += dataset.wait_while_quiet(args.pause_file)
             began = time.monotonic()
             rate = self.set_rate()
@@ -261,6 +278,7 @@ class Trainer:
 
 def work(rank, args):
     if args.workers > 1:
+        os.setsid()     # Linux shares processor time between sessions first; one session for all would starve beside many
         dist.init_process_group("gloo", init_method=f"file://{args.out.resolve()}/meeting", rank=rank, world_size=args.workers)
     Trainer(args, rank).run()
 
@@ -289,6 +307,7 @@ def main():
     parser.add_argument("--rate", type=float, default=1.2e-3)
     parser.add_argument("--decay", type=float, default=.03)
     parser.add_argument("--dense-only", type=float, default=.08, help="share of the time before the language model joins")
+    parser.add_argument("--freeze-norm", type=float, default=1.0, help="share of the time after which batch norm uses its running statistics")
     parser.add_argument("--dense-floor", type=float, default=.3)
     parser.add_argument("--pause-file", help="wait while this file exists")
     parser.add_argument("--log-every", type=int, default=25)
