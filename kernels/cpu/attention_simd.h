@@ -36,60 +36,60 @@ inl void scale_row(float *y, float by, int64_t n) {
 
 /* ---- blocked, for many queries ---- */
 
-enum { SUB = 4 * MR }; /* queries whose scores are held at a time */
+enum { SUB = MR == 14 ? 28 : 24, S_LD = ATTENTION_KEYS + NR_MAX }; /* queries whose scores are held at a time; their stride */
 
 /* v[keys][d] to dst[panels of NR][keys][NR], zeros right of d */
 fn void pack_v(float *dst, const float *v, int64_t stride, int64_t keys, int64_t d) {
   for (int64_t c = 0; c < d; c += NR, dst += keys * NR) {
-    int64_t width = btc_min64(d - c, NR), first = btc_min64(width, VW);
-    for (int64_t j = 0; j < keys; j++) {
-      const float *from = v + j * stride + c;
-      vstore(dst + j * NR, vload_n(from, first));
-      vstore(dst + j * NR + VW, vload_n(from + first, width - first));
-    }
+    for (int64_t j = 0; j < keys; j++)
+      for (int v_at = 0; v_at < NR; v_at += VW) {
+        int64_t here = d - c - v_at;
+        V x = here >= VW ? vload(v + j * stride + c + v_at) : here > 0 ? vload_n(v + j * stride + c + v_at, here) : vzero();
+        vstore(dst + j * NR + v_at, x);
+      }
   }
 }
 
 typedef struct attention_block {
-  float *q;      /* [ATTENTION_QUERIES][GEMM_LD] */
-  float *o;      /* [ATTENTION_QUERIES][width] */
-  float *k, *v;  /* packed keys and values of a block */
-  float *s;      /* [SUB][GEMM_LD] */
+  float *q;     /* packed queries */
+  float *o;     /* [ATTENTION_QUERIES][width] */
+  float *k, *v; /* packed keys and values of a block */
+  float *s, *p; /* scores [SUB][S_LD], and weights as packed rows */
   float *top, *sum; /* [ATTENTION_QUERIES] */
   int64_t d, width, keys; /* width: d rounded up to NR */
   float scale;
 } attention_block;
 
-/* Queries [i, i+SUB) of the block against its keys */
+/* Queries [i, i+rows) of the block, at most SUB, against its keys */
 fn void attend_sub(const attention_block *b, int64_t i, int64_t rows) {
   int64_t panels = btc_ceil_div(rows, MR);
   for (int64_t j = 0; j < b->keys; j += NR)
-    for (int64_t p = 0; p < panels; p++) tile(b->q + (i + p * MR) * GEMM_LD, b->k + j * b->d, b->d, b->s + p * MR * GEMM_LD + j, GEMM_LD, false);
+    for (int64_t p = 0; p < panels; p++) tile(b->q + (i + p * MR) * b->d, b->k + j * b->d, b->d, b->s + p * MR * S_LD + j, S_LD, false);
   for (int64_t r = 0; r < rows; r++) {
-    float by = softmax_block(b->s + r * GEMM_LD, b->keys, b->scale, b->top + i + r, b->sum + i + r);
+    float by = softmax_block(b->s + r * S_LD, b->keys, b->scale, b->top + i + r, b->sum + i + r);
     scale_row(b->o + (i + r) * b->width, by, b->width);
   }
+  for (int64_t p = 0; p < panels; p++) pack_x(b->p + p * MR * b->keys, b->s + p * MR * S_LD, S_LD, btc_min64(rows - p * MR, MR), b->keys, false);
   for (int64_t c = 0; c < b->width; c += NR)
-    for (int64_t p = 0; p < panels; p++) tile(b->s + p * MR * GEMM_LD, b->v + c * b->keys, b->keys, b->o + (i + p * MR) * b->width + c, b->width, true);
+    for (int64_t p = 0; p < panels; p++) tile(b->p + p * MR * b->keys, b->v + c * b->keys, b->keys, b->o + (i + p * MR) * b->width + c, b->width, true);
 }
 
 fn void attend(const btc_cpu_attention *a, int64_t seq, int64_t head, int64_t query, int64_t rows, float *scratch) {
   int64_t row0 = seq * a->t, channel = head * a->d, width = btc_ceil_div(a->d, NR) * NR;
   float *at = scratch;
   attention_block b = {.d = a->d, .width = width, .scale = a->scale};
-  b.q = at, at += ATTENTION_QUERIES * GEMM_LD;
-  b.o = at, at += ATTENTION_QUERIES * ATTENTION_WIDTH;
-  b.k = at, at += ATTENTION_KEYS * ATTENTION_WIDTH;
-  b.v = at, at += ATTENTION_KEYS * ATTENTION_WIDTH;
-  b.s = at, at += SUB * GEMM_LD;
+  b.q = at, at += ATTENTION_QUERIES * ATTENTION_WIDTH;
+  b.o = at, at += ATTENTION_QUERIES * (ATTENTION_WIDTH + NR_MAX);
+  b.k = at, at += (ATTENTION_KEYS + NR_MAX) * ATTENTION_WIDTH;
+  b.v = at, at += ATTENTION_KEYS * (ATTENTION_WIDTH + NR_MAX);
+  b.s = at, at += SUB * S_LD;
+  b.p = at, at += SUB * ATTENTION_KEYS;
   b.top = at, at += ATTENTION_QUERIES;
   b.sum = at;
   const float *q = a->q + (row0 + query) * a->q_stride + channel;
-  for (int64_t i = 0; i < rows; i += MR) pack_x(b.q + i * GEMM_LD, q + i * a->q_stride, a->q_stride, btc_min64(rows - i, MR), a->d, false);
+  for (int64_t i = 0; i < rows; i += MR) pack_x(b.q + i * a->d, q + i * a->q_stride, a->q_stride, btc_min64(rows - i, MR), a->d, false);
   memset(b.o, 0, (size_t)(btc_ceil_div(rows, MR) * MR * width) * sizeof *b.o);
   for (int64_t i = 0; i < rows; i++) b.top[i] = -INFINITY, b.sum[i] = 0;
-  /* rows of s behind the last query are multiplied too, into outputs nobody reads */
-  memset(b.s, 0, SUB * GEMM_LD * sizeof *b.s);
   for (int64_t key = 0; key < a->t; key += ATTENTION_KEYS) {
     b.keys = btc_min64(a->t - key, ATTENTION_KEYS);
     pack_w(b.k, a->k + (row0 + key) * a->k_stride + channel, BTC_CPU_F32, false, a->k_stride, b.keys, a->d);

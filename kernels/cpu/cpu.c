@@ -49,7 +49,8 @@ static size_t max_size(size_t a, size_t b) {
 static size_t scratch_floats(void) {
   size_t gemm = 2 * GEMM_NB * GEMM_KC + (GEMM_CHUNK_ROWS + MR_MAX) * GEMM_NB;
   size_t matvec = MATVEC_ROWS * MATVEC_NB;
-  size_t attention = ATTENTION_QUERIES * (GEMM_LD + ATTENTION_WIDTH + 2) + 2 * ATTENTION_KEYS * ATTENTION_WIDTH + 4 * MR_MAX * GEMM_LD;
+  size_t keys = ATTENTION_KEYS + NR_MAX, width = ATTENTION_WIDTH + NR_MAX;
+  size_t attention = ATTENTION_QUERIES * (2 * width + 2) + 2 * keys * width + 2 * ATTENTION_SUB_MAX * keys;
   return (max_size(gemm, max_size(matvec, attention)) + 31) / 16 * 16;
 }
 
@@ -77,7 +78,7 @@ btc_status btc_cpu_create(int threads, int64_t max_k, bool bf16, btc_cpu **out, 
   c->threads = threads;
   c->bf16 = bf16;
   c->pairs = bf16 && btc_cpu_multiplies_bf16();
-  size_t k = (size_t)btc_ceil_div(max_k, GEMM_KC) * GEMM_LD;
+  size_t k = (size_t)btc_ceil_div(max_k, GEMM_KC) * GEMM_KC;
   c->rows_floats = (GEMM_CHUNK_ROWS + MR_MAX) * k;
   c->scratch_floats = scratch_floats();
   c->rows = alloc_floats(c->rows_floats);

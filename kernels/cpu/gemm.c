@@ -1,5 +1,5 @@
 /*
- * Products of many rows. x is packed once a chunk of rows, shared by the threads; a task is a block of GEMM_NB outputs for a run of
+ * Products of many rows. x is packed once a chunk of rows, shared by the threads; a task is a block of outputs for a run of
  * rows: it widens its part of the weights (GEMM_KC columns at a time, into cache) and multiplies all its rows with it. Every output
  * is, for each block of GEMM_KC columns in order, one chain of fused multiply-adds, added to the blocks before: the same whatever
  * the row stands next to. That is the row promise, kept by construction.
@@ -14,19 +14,19 @@ typedef struct job {
   float *y;
   int64_t first, rows;    /* the chunk */
   int64_t panels;         /* of mr rows in the chunk */
-  int64_t panels_a_task, column_blocks;
+  int64_t panels_a_task, column_blocks, columns; /* columns: outputs of a task */
 } job;
 
-enum { PACK_PANELS = 8, CACHED_PANELS = 32 };
+enum { PACK_PANELS = 8, CACHED_PANELS = 16 };
 
 /* Columns of a packed block: in pairs, twice as many fit. */
 static int64_t block_columns(const btc_cpu *c) {
   return c->pairs ? 2 * GEMM_KC : GEMM_KC;
 }
 
-/* The packed rows of panel p for the columns of `block`: [mr][GEMM_LD] */
+/* The packed rows of panel p for the columns of `block`: [up to GEMM_KC][mr] */
 static float *packed(const job *j, int64_t block, int64_t p) {
-  return j->c->rows + (size_t)((block * j->panels + p) * j->c->isa->mr * GEMM_LD);
+  return j->c->rows + (size_t)((block * j->panels + p) * j->c->isa->mr * GEMM_KC);
 }
 
 static void pack_panel(const job *j, int64_t p) {
@@ -48,7 +48,7 @@ static void pack_task(void *arg, int64_t task, int worker) {
   for (int64_t p = task * PACK_PANELS; p < end; p++) pack_panel(j, p);
 }
 
-/* Rows of a panel are read side by side, a pattern no hardware prefetcher follows. */
+/* The next panel on its way while this one is multiplied. */
 static void prefetch_panel(const float *panel, int64_t floats) {
   for (int64_t i = 0; i < floats; i += 16) __builtin_prefetch(panel + i);
 }
@@ -69,7 +69,7 @@ static void multiply(const job *j, float *sums, float *weights, float *rounded, 
       int64_t c1 = btc_min64(c0 + CACHED_PANELS, p1);
       for (int64_t n = 0; n < width; n += nr)
         for (int64_t p = c0; p < c1; p++) {
-          if (n == 0) prefetch_panel(packed(j, at / most, btc_min64(p + 1, p1 - 1)), mr * GEMM_LD);
+          if (n == 0) prefetch_panel(packed(j, at / most, btc_min64(p + 1, p1 - 1)), mr * GEMM_KC);
           (pairs ? isa->tile_pairs : isa->tile)(packed(j, at / most, p), weights + n * words, words, sums + (p - p0) * mr * GEMM_NB + n, GEMM_NB, at > 0);
         }
     }
@@ -84,7 +84,7 @@ static void multiply_task(void *arg, int64_t task, int worker) {
   const job *j = arg;
   int64_t mr = j->c->isa->mr, n = j->w->n;
   int64_t p0 = task / j->column_blocks * j->panels_a_task, p1 = btc_min64(p0 + j->panels_a_task, j->panels);
-  int64_t n0 = task % j->column_blocks * GEMM_NB, width = btc_min64(n - n0, GEMM_NB);
+  int64_t n0 = task % j->column_blocks * j->columns, width = btc_min64(n - n0, j->columns);
   float *weights = btc_cpu_scratch(j->c, worker), *rounded = weights + GEMM_NB * GEMM_KC, *sums = rounded + GEMM_NB * GEMM_KC;
   multiply(j, sums, weights, rounded, p0, p1, n0, width);
   int64_t at = (j->first + p0 * mr) * n + n0;
@@ -95,12 +95,24 @@ static void multiply_task(void *arg, int64_t task, int worker) {
   j->c->isa->finish(j->y + at, n, sums, GEMM_NB, btc_min64(p1 * mr, j->rows) - p0 * mr, width, &e);
 }
 
+/* Outputs of a task: as many as fit, but so that the threads end together. */
+static int64_t choose_columns(const btc_cpu *c, int64_t n) {
+  int64_t best = GEMM_NB, least = INT64_MAX;
+  for (int64_t columns = GEMM_NB; columns >= GEMM_NB / 2; columns -= c->isa->nr) {
+    int64_t blocks = btc_ceil_div(n, columns), longest = btc_ceil_div(blocks, c->threads) * columns;
+    if (blocks % c->threads == 1 || c->threads == 1) longest -= blocks * columns - n; /* the short block comes last */
+    if (longest < least) best = columns, least = longest;
+  }
+  return best;
+}
+
 void btc_cpu_matmul(btc_cpu *c, float *y, const float *x, int64_t m, const btc_cpu_matrix *w, const btc_cpu_epilogue *e) {
   static const btc_cpu_epilogue none;
-  int64_t mr = c->isa->mr, k = btc_ceil_div(w->k, GEMM_KC) * GEMM_LD;
+  int64_t mr = c->isa->mr, k = btc_ceil_div(w->k, GEMM_KC) * GEMM_KC;
   int64_t most = btc_min64(GEMM_CHUNK_ROWS, (int64_t)(c->rows_floats / (size_t)k)) / mr * mr;
   int64_t chunks = btc_ceil_div(m, most), chunk = btc_ceil_div(btc_ceil_div(m, chunks), mr) * mr;
-  job j = {.c = c, .w = w, .e = e ? e : &none, .x = x, .y = y, .column_blocks = btc_ceil_div(w->n, GEMM_NB)};
+  job j = {.c = c, .w = w, .e = e ? e : &none, .x = x, .y = y, .columns = choose_columns(c, w->n)};
+  j.column_blocks = btc_ceil_div(w->n, j.columns);
   for (j.first = 0; j.first < m; j.first += chunk) {
     j.rows = btc_min64(m - j.first, chunk);
     j.panels = btc_ceil_div(j.rows, mr);

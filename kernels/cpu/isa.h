@@ -11,16 +11,16 @@
 
 enum {
   GEMM_KC = 256,        /* elements of the inner dimension a packed block holds */
-  GEMM_LD = 272,        /* row stride of packed rows: rows 4 KB apart would fight for the same lines of the first cache */
-  GEMM_NB = 64,         /* outputs of a task: a multiple of every nr */
+  GEMM_NB = 192,        /* most outputs of a task: a multiple of every nr */
   GEMM_CHUNK_ROWS = 770, /* rows of x packed at a time, so 729 of an image are one chunk */
   MATVEC_ROWS = 64,     /* rows of x one pass over a weight serves */
   MATVEC_NB = 64,       /* weight rows of a task */
-  ATTENTION_KEYS = 256, /* keys of a block; at most GEMM_KC */
+  ATTENTION_KEYS = 240, /* keys of a block: a multiple of most nr */
   ATTENTION_WIDTH = 256, /* widest head of the blocked kernel */
   ATTENTION_QUERIES = 168, /* queries of a task: a multiple of every mr */
   CAUSAL_KEYS = 64,     /* keys of a block of the row-wise kernel */
   CAUSAL_QUERIES = 16,  /* query rows of a task of the row-wise kernel */
+  ATTENTION_SUB_MAX = 28, /* queries whose scores are held at a time */
   NR_MAX = 32,
   MR_MAX = 14
 };
@@ -41,11 +41,11 @@ typedef struct btc_cpu_isa {
   const char *name;
   int mr, nr; /* the register tile of products */
 
-  /* Copies rows x kc elements to dst[mr][GEMM_LD], missing rows as zeros. */
+  /* Copies rows x kc elements to dst[kc][mr], missing rows as zeros. */
   void (*pack_x)(float *dst, const float *x, int64_t ld, int64_t rows, int64_t kc, bool bf16);
   /* Widens rows x kc stored elements (rows ld elements apart) to dst[panels][kc][nr], missing rows of the last panel as zeros. */
   void (*pack_w)(float *dst, const void *w, btc_cpu_type type, bool bf16, int64_t ld, int64_t rows, int64_t kc);
-  /* c[mr][nr] = or += a[mr][kc, stride GEMM_LD] b[kc][nr], each output one chain of fused multiply-adds over k. */
+  /* c[mr][nr] = or += a[kc][mr] b[kc][nr], each output one chain of fused multiply-adds over k. */
   void (*tile)(const float *a, const float *b, int64_t kc, float *c, int64_t ldc, bool add);
   /* The three of above with both operands in bf16, two to a word: kc counts elements (up to 2 GEMM_KC) when packing, words in the
    * tile. `rounded` has room for [rows][GEMM_KC] words. */

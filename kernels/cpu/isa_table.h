@@ -7,4 +7,4 @@
     .rmsnorm = rmsnorm, .cosine_concat = cosine_concat, .rope = rope, .add = add_rows, .silu_mul = silu_mul, .widen = widen           \
   }
 _Static_assert(MR <= MR_MAX && NR <= NR_MAX && GEMM_NB % NR == 0, "the scratch is sized for this tile");
-_Static_assert(ATTENTION_QUERIES % SUB == 0 && ATTENTION_KEYS <= GEMM_KC && ATTENTION_WIDTH <= GEMM_KC, "blocks fit packed rows");
+_Static_assert(ATTENTION_QUERIES % SUB == 0 && SUB % MR == 0 && (int)SUB <= (int)ATTENTION_SUB_MAX, "tiles fill the blocks of queries");
