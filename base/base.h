@@ -74,7 +74,8 @@ btc_status btc_file_read(const char *path, size_t max_bytes, uint8_t **data, siz
 /* Publishes a file: writes "path.tmp.PID", fsyncs, renames over path. Nothing half-written is ever visible as path. */
 btc_status btc_file_publish(const char *path, const void *data, size_t len, btc_error *err);
 
-/* "dir/name" in fresh memory (caller frees), or NULL when there is no memory. name is returned alone if it is absolute. */
+/* "dir/name" in fresh memory (caller frees), or NULL when there is no memory. name is returned alone if it is absolute
+ * or dir is empty. */
 char *btc_path_join(const char *dir, const char *name);
 
 /* ---- UTF-8 ---- */

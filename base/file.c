@@ -75,6 +75,7 @@ btc_status btc_file_publish(const char *path, const void *data, size_t len, btc_
   if (asprintf(&tmp, "%s.tmp.%ld", path, (long)getpid()) < 0)
     return btc_fail(err, BTC_ERR_NOMEM, "cannot write '%s': out of memory", path);
   btc_status st;
+  unlink(tmp); /* what a killed process of the same number may have left */
   int fd = open(tmp, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0644);
   if (fd < 0) {
     st = btc_fail(err, BTC_ERR_IO, "cannot create '%s': %s", tmp, strerror(errno));
@@ -92,14 +93,14 @@ btc_status btc_file_publish(const char *path, const void *data, size_t len, btc_
 }
 
 char *btc_path_join(const char *dir, const char *name) {
-  if (name[0] == '/') return btc_strdup(name);
+  if (name[0] == '/' || !dir[0]) return btc_strdup(name);
   size_t d = strlen(dir), n = strlen(name);
   while (d > 1 && dir[d - 1] == '/') d--;
   char *p = btc_alloc(d + n + 2, 1);
   if (!p) return NULL;
   memcpy(p, dir, d);
   size_t at = d;
-  if (d == 0 || dir[d - 1] != '/') p[at++] = '/';
+  if (dir[d - 1] != '/') p[at++] = '/';
   memcpy(p + at, name, n + 1);
   return p;
 }

@@ -220,7 +220,7 @@ static void test_file_publish_is_never_half_written(void **state) {
 static void test_path_join(void **state) {
   (void)state;
   static const char *const cases[][3] = {{"a", "b", "a/b"}, {"a/", "b", "a/b"}, {"a//", "b", "a/b"},      {"/", "b", "/b"},
-                                         {"a", "/b", "/b"}, {"a", "", "a/"},    {"a/b", "c/d", "a/b/c/d"}};
+                                         {"a", "/b", "/b"}, {"a", "", "a/"},    {"a/b", "c/d", "a/b/c/d"}, {"", "b", "b"}};
   for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
     char *p = btc_path_join(cases[i][0], cases[i][1]);
     assert_string_equal(p, cases[i][2]);
