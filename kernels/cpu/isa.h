@@ -14,11 +14,11 @@ enum {
   GEMM_NB = 192,        /* most outputs of a task: a multiple of every nr */
   GEMM_CHUNK_ROWS = 770, /* rows of x packed at a time, so 729 of an image are one chunk */
   MATVEC_ROWS = 64,     /* rows of x one pass over a weight serves */
-  MATVEC_NB = 64,       /* weight rows of a task */
+  MATVEC_NB = 48,       /* weight rows of a task: a multiple of the 24 of a group */
   ATTENTION_KEYS = 240, /* keys of a block: a multiple of most nr */
   ATTENTION_WIDTH = 256, /* widest head of the blocked kernel */
   ATTENTION_QUERIES = 168, /* queries of a task: a multiple of every mr */
-  CAUSAL_KEYS = 64,     /* keys of a block of the row-wise kernel */
+  CAUSAL_KEYS = 48,     /* keys of a block of the row-wise kernel: a multiple of 24 and of the widest vector */
   CAUSAL_QUERIES = 16,  /* query rows of a task of the row-wise kernel */
   ATTENTION_SUB_MAX = 28, /* queries whose scores are held at a time */
   NR_MAX = 32,

@@ -20,7 +20,7 @@ inl void dot_tile(float *out, int64_t ld_out, const float *x, int64_t x_stride, 
     for (int j = 0; j < nt; j++) out[i * ld_out + j] = vsum(acc[i][j]);
 }
 
-/* mt rows of x against `rows` <= 8 stored rows, nt at a time */
+/* mt rows of x against `rows` stored rows, nt at a time */
 inl void dot_rows(float *out, int64_t ld_out, const float *x, int64_t x_stride, const char *w, int mode, int64_t w_bytes, int64_t rows, int64_t k, int mt,
                   int nt) {
   int64_t j = 0;
@@ -28,17 +28,20 @@ inl void dot_rows(float *out, int64_t ld_out, const float *x, int64_t x_stride, 
   for (; j < rows; j++) dot_tile(out + j, ld_out, x, x_stride, w + j * w_bytes, mode, w_bytes, k, mt, 1);
 }
 
+/* A group of stored rows stays in cache while all rows of x pass. Eight to twelve running sums hide the latency of a multiply-add. */
+enum { DOT_ROWS = 24 };
+
 inl void dots_mode(float *out, int64_t ld_out, const float *x, int64_t x_stride, int64_t m, const char *w, int mode, int64_t w_stride, int64_t rows,
                    int64_t k) {
   int64_t w_bytes = w_stride * (int64_t)load_size(mode);
-  for (int64_t j = 0; j < rows; j += 8) {
-    int64_t here = btc_min64(rows - j, 8), i = 0;
+  for (int64_t j = 0; j < rows; j += DOT_ROWS) {
+    int64_t here = btc_min64(rows - j, DOT_ROWS), i = 0;
     const char *wj = w + j * w_bytes;
-    for (; i + 4 <= m; i += 4) dot_rows(out + i * ld_out + j, ld_out, x + i * x_stride, x_stride, wj, mode, w_bytes, here, k, 4, 2);
+    for (; i + 4 <= m; i += 4) dot_rows(out + i * ld_out + j, ld_out, x + i * x_stride, x_stride, wj, mode, w_bytes, here, k, 4, 3);
     float *to = out + i * ld_out + j;
     const float *xi = x + i * x_stride;
     if (m - i == 3) dot_rows(to, ld_out, xi, x_stride, wj, mode, w_bytes, here, k, 3, 4);
-    if (m - i == 2) dot_rows(to, ld_out, xi, x_stride, wj, mode, w_bytes, here, k, 2, 4);
+    if (m - i == 2) dot_rows(to, ld_out, xi, x_stride, wj, mode, w_bytes, here, k, 2, 6);
     if (m - i == 1) dot_rows(to, ld_out, xi, x_stride, wj, mode, w_bytes, here, k, 1, 8);
   }
 }
