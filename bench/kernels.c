@@ -186,6 +186,53 @@ static void run_dnnl(void *arg) {
   dnnl_sgemm('N', 'T', p->m, p->w.rows, p->w.cols, 1.0f, p->x, p->w.cols, p->w.data, p->w.cols, 0.0f, p->y, p->w.rows);
 }
 
+typedef struct bf16_peer {
+  dnnl_engine_t engine;
+  dnnl_stream_t stream;
+  dnnl_primitive_t primitive;
+  dnnl_exec_arg_t args[3];
+} bf16_peer;
+
+/* Weights in place as [n,k]; false where this processor or this oneDNN has no such product. */
+static bool make_dnnl_bf16(bf16_peer *d, const product *p) {
+  const dnnl_dims_t x_dims = {p->m, p->w.cols}, w_dims = {p->w.cols, p->w.rows}, y_dims = {p->m, p->w.rows};
+  dnnl_memory_desc_t md[3];
+  dnnl_matmul_desc_t desc;
+  dnnl_primitive_desc_t pd = NULL;
+  const void *data[3] = {p->x, p->w.data, p->y};
+  const int kinds[3] = {DNNL_ARG_SRC, DNNL_ARG_WEIGHTS, DNNL_ARG_DST};
+  bool ok = dnnl_memory_desc_init_by_tag(&md[0], 2, x_dims, dnnl_bf16, dnnl_ab) == dnnl_success &&
+            dnnl_memory_desc_init_by_tag(&md[1], 2, w_dims, dnnl_bf16, dnnl_ba) == dnnl_success &&
+            dnnl_memory_desc_init_by_tag(&md[2], 2, y_dims, dnnl_f32, dnnl_ab) == dnnl_success &&
+            dnnl_matmul_desc_init(&desc, &md[0], &md[1], NULL, &md[2]) == dnnl_success &&
+            dnnl_primitive_desc_create(&pd, &desc, NULL, d->engine, NULL) == dnnl_success &&
+            dnnl_primitive_create(&d->primitive, pd) == dnnl_success;
+  for (int i = 0; ok && i < 3; i++) {
+    d->args[i].arg = kinds[i];
+    ok = dnnl_memory_create(&d->args[i].memory, &md[i], d->engine, (void *)(uintptr_t)data[i]) == dnnl_success;
+  }
+  if (pd) dnnl_primitive_desc_destroy(pd);
+  return ok;
+}
+
+static void run_dnnl_bf16(void *arg) {
+  bf16_peer *d = arg;
+  dnnl_primitive_execute(d->primitive, d->stream, 3, d->args);
+  dnnl_stream_wait(d->stream);
+}
+
+static void bench_dnnl_bf16(const char *name, product *p, double flops, double bytes) {
+  bf16_peer d = {0};
+  if (dnnl_engine_create(&d.engine, dnnl_cpu, 0) != dnnl_success) return;
+  if (dnnl_stream_create(&d.stream, d.engine, dnnl_stream_default_flags) == dnnl_success && make_dnnl_bf16(&d, p))
+    measure(name, run_dnnl_bf16, &d, flops, bytes);
+  for (int i = 0; i < 3; i++)
+    if (d.args[i].memory) dnnl_memory_destroy(d.args[i].memory);
+  if (d.primitive) dnnl_primitive_destroy(d.primitive);
+  if (d.stream) dnnl_stream_destroy(d.stream);
+  dnnl_engine_destroy(d.engine);
+}
+
 typedef struct shape {
   const char *name;
   int64_t m, n, k;
@@ -211,12 +258,18 @@ static const shape few_shapes[] = {
     {"decode gate/up", 16, 6912, 2560, BTC_ACT_NONE},
 };
 
+static const btc_backend *bf16_backend; /* the one of bf16 products, for the peer's sake */
+
 static void bench_wide(btc_backend *b, const shape *s, float *y, const float *x, const float *data, btc_dtype type) {
   char name[96];
   product p = {b, false, y, x, s->m, {data, type, s->n, s->k}, {.bias = data, .act = s->act}};
   double flops = 2.0 * (double)s->m * (double)s->n * (double)s->k, bytes = (double)(s->n * s->k) * (double)btc_dtype_size(type);
   snprintf(name, sizeof name, "%s %s [%lld,%lld]x[%lld]", s->name, btc_dtype_name(type), (long long)s->m, (long long)s->k, (long long)s->n);
   measure(name, run_product, &p, flops, bytes);
+  if (b == bf16_backend) {
+    snprintf(name, sizeof name, "  %s by oneDNN bf16, no epilogue, packed x", s->name);
+    bench_dnnl_bf16(name, &p, flops, bytes);
+  }
   if (type != BTC_F32) return;
   snprintf(name, sizeof name, "  %s by oneDNN, no epilogue", s->name);
   measure(name, run_dnnl, &p, flops, bytes);
@@ -313,6 +366,7 @@ static btc_backend *backend(btc_compute compute) {
 
 static void bench_all(btc_compute compute, float *y, const float *x, const float *data, size_t floats) {
   btc_backend *b = backend(compute);
+  bf16_backend = compute == BTC_COMPUTE_BF16 ? b : NULL;
   if (!json) printf("-- %s\n", btc_backend_describe(b));
   for (size_t i = 0; i < sizeof wide_shapes / sizeof wide_shapes[0]; i++) {
     if (compute == BTC_COMPUTE_F32) bench_wide(b, &wide_shapes[i], y, x, data, BTC_F32);
