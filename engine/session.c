@@ -349,6 +349,12 @@ static btc_status run_live(btc_session *s, int n, btc_error *err) {
   return generate(s, n, err);
 }
 
+static void release(live_item *l) {
+  free(l->ids);
+  free(l->answer);
+  l->ids = l->answer = NULL;
+}
+
 static btc_status run_batch(btc_session *s, const btc_item *items, int n, btc_result *results, btc_error *err) {
   int live = 0;
   int64_t images = 0;
@@ -363,8 +369,7 @@ static btc_status run_batch(btc_session *s, const btc_item *items, int n, btc_re
       continue;
     }
     fail_item(l, st, &e);
-    free(l->ids);
-    free(l->answer);
+    release(l);
   }
   btc_status st = live ? run_live(s, live, err) : BTC_OK;
   for (int i = 0; i < live; i++) {
@@ -372,8 +377,7 @@ static btc_status run_batch(btc_session *s, const btc_item *items, int n, btc_re
       finish_item(s, &s->live[i]);
     else
       fail_item(&s->live[i], st, err);
-    free(s->live[i].ids);
-    free(s->live[i].answer);
+    release(&s->live[i]);
   }
   return st;
 }
