@@ -5,7 +5,7 @@ JOBS ?= $(shell nproc)
 SHARED ?= $(abspath ../shared)
 WERROR ?= OFF
 
-PACKAGES := build-essential cmake ninja-build pkg-config libdnnl-dev libjansson-dev libsentencepiece-dev \
+PACKAGES := build-essential cmake ninja-build pkg-config libjansson-dev libsentencepiece-dev \
   libjpeg62-turbo-dev libpng-dev libcmocka-dev
 SANITIZED := asan tsan
 

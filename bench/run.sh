@@ -18,6 +18,11 @@ if [ ! -x "$dir/venv/bin/python" ]; then
   "$dir/venv/bin/pip" install -q torch numpy
 fi
 cat "$dir"/full/*/*.safetensors >/dev/null # a warm page cache for both sides
+if [ ! -x "$build/btcchat-bench-kernels" ]; then # its peer is oneDNN, which only this bench needs
+  tools/setup.sh --if-missing libdnnl-dev
+  cmake -B "$build" >/dev/null
+  cmake --build "$build" --target btcchat-bench-kernels | tail -n 1
+fi
 pair=(samples/"$(sed -nE '1s/.*"before": *"([^"]*)".*/\1/p' samples/manifest.jsonl)" samples/"$(sed -nE '1s/.*"after": *"([^"]*)".*/\1/p' samples/manifest.jsonl)")
 "$build/btcchat-bench-kernels" --json >"$dir/kernels.json"
 : >"$dir/ours.jsonl"
