@@ -41,8 +41,14 @@ def table(directory):
         out.append(f"| {name} | " + " | ".join(cells) + f" | {row['torch', 'bf16'] / best:.2f}x |")
     out += ["", "Roofs and operators of the same run (ratio: part of the roof that binds, the machine's multiply-add peak or its memory read rate):", "",
             "| what | ms | GFLOP/s | GB/s | of the roof |", "| --- | --- | --- | --- | --- |"]
-    for r in lines(os.path.join(directory, "kernels.json")):
-        out.append(f"| {r['name']} | {r['ms']:.3f} | {r.get('gflops') or 0:.1f} | {r.get('gbs') or 0:.1f} | {r.get('ratio') or 0:.2f} |")
+    with open(os.path.join(directory, "kernels.json")) as f:
+        cases = json.load(f)
+    seen = set()
+    for r in cases:  # the operators come twice: with products in f32, then in bf16
+        name = r["name"] + (" (bf16 products)" if r["name"] in seen else "")
+        seen.add(r["name"])
+        figures = [f"{r['ms']:.3f}"] + [f"{r[k]:.1f}" if r[k] else "-" for k in ("gflops", "gbytes")] + [f"{r['of_roof']:.2f}" if r["of_roof"] else "-"]
+        out.append(f"| {name} | " + " | ".join(figures) + " |")
     return "\n".join(out)
 
 
