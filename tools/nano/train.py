@@ -16,7 +16,6 @@ slowest.
 
 import argparse
 import json
-import math
 import os
 import random
 import signal
@@ -114,8 +113,9 @@ class Trainer:
         named = list(self.model.named_parameters()) + list(self.heads.named_parameters())
         decays = lambda n, p: p.dim() >= 2 and "embed" not in n
         self.optimiser = torch.optim.AdamW(
-            [{"params": [p for n, p in named if decays(n, p)], "weight_decay": args.decay},
-             {"params": [p for n, p in named if not decays(n, p)], "weight_decay": 0}],
+            [{"params": [p for n, p in named if n.startswith("llm.") == llm and decays(n, p) == decay],
+              "weight_decay": args.decay * decay, "factor": args.llm_factor if llm else 1.0}
+             for llm in (False, True) for decay in (True, False)],
             lr=args.rate, betas=(.9, .98), fused=True)
         self.parameters = [p for _, p in named]
         self.step, self.net, self.paused, self.seen = 0, 0.0, 0.0, 0
@@ -134,10 +134,10 @@ class Trainer:
         return 1.0 if p < start else max(self.args.dense_floor, 1 - (p - start) / (.6 - start) * (1 - self.args.dense_floor))
 
     def set_rate(self):
-        cosine = .5 * (1 + math.cos(math.pi * self.progress))
-        rate = self.args.rate * min(1, (self.step + 1) / 150) * (.98 * cosine + .02)
+        # Straight down: a cosine spends the last sixth of a short run nearly standing still.
+        rate = self.args.rate * min(1, (self.step + 1) / 150) * max(.01, 1 - self.progress)
         for group in self.optimiser.param_groups:
-            group["lr"] = rate
+            group["lr"] = rate * group["factor"]
         return rate
 
     def caption_loss(self, visual, pairs):
@@ -195,7 +195,7 @@ class Trainer:
             if args.questions and self.rng.random() < args.question_share:
                 losses["question"] = self.question_loss(features, maps)
         dense = self.dense_weight()
-        weight = {"caption": 1, "question": .15, "summary": max(.5, dense), "position": .3}
+        weight = {"caption": 1, "question": .15, "summary": 1, "position": .3}
         total = sum(loss * weight.get(name, dense) for name, loss in losses.items())
         self.optimiser.zero_grad(set_to_none=False)
         total.backward()
@@ -238,7 +238,10 @@ class Trainer:
         state = torch.load(path, weights_only=False)
         self.model.load_state_dict(state["model"])
         self.heads.load_state_dict(state["heads"])
+        factors = [group["factor"] for group in self.optimiser.param_groups]
         self.optimiser.load_state_dict(state["optimiser"])
+        for group, factor in zip(self.optimiser.param_groups, factors):   # an option, not a state
+            group["factor"] = factor
         self.step, self.net, self.paused, self.seen = (state[k] for k in ("step", "net", "paused", "seen"))
         self.rng = self.batches.rng = random.Random(f"{self.args.seed}/{self.rank}/{self.step}")
 
@@ -299,15 +302,16 @@ def main():
     parser.add_argument("--minutes", type=float, default=70, help="training time, pauses not counted")
     parser.add_argument("--stop-at", type=clock, help="HH:MM, spread the schedule over the time until then instead")
     parser.add_argument("--seed", type=int, default=3)
-    parser.add_argument("--workers", type=int, default=2, help="processes of one thread each")
-    parser.add_argument("--scenes", type=int, default=3, help="scenes a batch and worker; four images and four pairs each")
+    parser.add_argument("--workers", type=int, default=4, help="processes of one thread each")
+    parser.add_argument("--scenes", type=int, default=1, help="scenes a batch and worker; four images and four pairs each")
     parser.add_argument("--captions", type=int, default=2, help="captions a pair")
     parser.add_argument("--questions", type=int, default=4, help="images asked about, in the batches with questions")
-    parser.add_argument("--question-share", type=float, default=.25, help="share of the batches with questions")
+    parser.add_argument("--question-share", type=float, default=.1, help="share of the batches with questions")
     parser.add_argument("--rate", type=float, default=1.2e-3)
+    parser.add_argument("--llm-factor", type=float, default=2.5, help="the language model's learning rate over that of the rest")
     parser.add_argument("--decay", type=float, default=.03)
-    parser.add_argument("--dense-only", type=float, default=.08, help="share of the time before the language model joins")
-    parser.add_argument("--freeze-norm", type=float, default=1.0, help="share of the time after which batch norm uses its running statistics")
+    parser.add_argument("--dense-only", type=float, default=.06, help="share of the time before the language model joins")
+    parser.add_argument("--freeze-norm", type=float, default=.1, help="share of the time after which batch norm uses its running statistics")
     parser.add_argument("--dense-floor", type=float, default=.3)
     parser.add_argument("--pause-file", help="wait while this file exists")
     parser.add_argument("--log-every", type=int, default=25)
