@@ -23,7 +23,7 @@ if [ ! -x "$build/btcchat-bench-kernels" ]; then # its peer is oneDNN, which onl
   cmake -B "$build" >/dev/null
   cmake --build "$build" --target btcchat-bench-kernels | tail -n 1
 fi
-pair=(samples/"$(sed -nE '1s/.*"before": *"([^"]*)".*/\1/p' samples/manifest.jsonl)" samples/"$(sed -nE '1s/.*"after": *"([^"]*)".*/\1/p' samples/manifest.jsonl)")
+pair=(samples/landsat_before.png samples/landsat_after.png)
 "$build/btcchat-bench-kernels" --json >"$dir/kernels.json"
 : >"$dir/ours.jsonl"
 : >"$dir/torch.jsonl"
