@@ -33,7 +33,8 @@ $(BUILD)/.ready: CMakeLists.txt CMakePresets.json
 build: $(BUILD)/.ready
 	cmake --build $(BUILD) -j $(JOBS)
 
-demo: build
+demo: $(BUILD)/.ready
+	cmake --build $(BUILD) -j $(JOBS) --target btcchat
 	tools/demo.sh $(BUILD)/btcchat $(SHARED)
 
 test: build
