@@ -113,7 +113,7 @@ _NOISE = np.random.default_rng(0).standard_normal((400, 400, 3)).astype(np.float
 
 def photograph(image, rng):
     """An 8-bit image as the model gets it (float, -1..1, channels first), under a random exposure with some noise."""
-    tables = exposure_tables(image, rng, strength=rng.choice((.5, 1.0, 1.3)))
+    tables = exposure_tables(image, rng, strength=rng.choice((.5, 1.0, 1.3, 2.0)))   # 2: burnt out or murky, as archives are
     out = np.empty((3, SIDE, SIDE), np.float32)
     for c in range(3):
         np.take(tables[c] * 2 - 1, image[..., c], out=out[c])

@@ -73,7 +73,8 @@ class Look:
         self.season = rng.uniform(-1, 1)               # -1 straw, +1 lush
         self.dx, self.dy = rng.uniform(-2, 2), rng.uniform(-2, 2)
         self.cars = rng.choice((0, 1, 1, 2))
-        self.tree_tone = rng.uniform(0.75, 1.2)
+        self.tree_tone = rng.uniform(0.6, 1.3)
+        self.bare = rng.uniform(.3, .9) if rng.random() < .12 else 0.0   # how leafless the trees are
         self.region_season = [rng.gauss(0, 0.35) for _ in range(12)]
 
     def grass(self, colour, region=0):
@@ -255,7 +256,8 @@ class Painter:
         for grove in self.here(self.scene.trees):
             for x, y, r, tone in grove.discs.tolist():
                 k = tone * self.look.tree_tone
-                colour = (56 * k / lush, 68 * k, 44 * k)
+                colour = [c * (1 - self.look.bare) + b * self.look.bare
+                          for c, b in zip((56 * k / lush, 68 * k, 44 * k), (104 * k, 94 * k, 78 * k))]
                 self.disc(x, y, r, shade(colour, .8), TREE)
                 self.disc(x - sx * r * .3, y - sy * r * .3, r * .62, shade(colour, 1.22))
 

@@ -346,14 +346,14 @@ class Builder:
         return True
 
 
-def furnish(b, occupied):
-    """The unchanging rest: houses on free plots, trees, patches."""
+def furnish(b, occupied, buildings):
+    """The unchanging rest: houses on free plots, large buildings, trees, patches."""
     rng = b.rng
     for road in [r for r in b.scene.roads if r.phase == BOTH]:
         for plot in b.plots(road):
             if rng.random() < occupied and b.free(plot[0], plot[1], 16, roads=False):
                 b.house_on(plot, BOTH)
-    if rng.random() < 0.18:
+    for _ in range(buildings):
         spot = b.find(36, 30)
         if spot:
             b.building(*spot, rng.uniform(34, 46), BOTH)
@@ -490,7 +490,7 @@ def blob_change(b, kind, low, high):
     return b.event(kind, 1, np.concatenate([seen, [seen.mean(axis=0)]]))
 
 
-RECIPES = (("plots", 30), ("free", 12), ("building", 20), ("road", 13), ("tree", 12), ("bareland", 8), ("pond", 9))
+RECIPES = (("plots", 30), ("free", 12), ("building", 20), ("road", 18), ("tree", 12), ("bareland", 8), ("pond", 9))
 
 
 def try_scene(rng, seed):
@@ -507,7 +507,7 @@ def try_scene(rng, seed):
     if not done or not b.scene.events:
         return None
     occupied = rng.choice((0, 0.4, 0.9, 0.9)) if style == "suburb" else rng.choice((0, 0, 0.4, 0.9))
-    furnish(b, occupied)
+    furnish(b, occupied, rng.choices((0, 1, 2, 4), (.7, .15, .07, .08))[0])    # 2 and 4: a business district
     return b.scene
 
 

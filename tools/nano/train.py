@@ -30,6 +30,7 @@ from torch import nn
 
 import captions
 import dataset
+import export
 from model import Config, Nano
 from render import CLASSES
 from scenes import KINDS
@@ -108,6 +109,8 @@ class Trainer:
         self.tokens = Tokenizer(args.tokenizer)
         self.config = Config(vocab=self.tokens.size)
         self.model, self.heads = Nano(self.config), DenseHeads(self.config)
+        if args.init:
+            self.model.load_state_dict(export.load(args.init).state_dict())
         self.batches = dataset.Batches(dataset.Shards(args.shards), args.scenes, self.rng, rank, args.workers)
         self.prompts = [tuple(map(torch.tensor, self.tokens.prompt(q))) for q in captions.QUESTIONS]
         named = list(self.model.named_parameters()) + list(self.heads.named_parameters())
@@ -299,6 +302,7 @@ def main():
     parser.add_argument("--shards", type=Path, required=True, help="folder of dataset.py render")
     parser.add_argument("--tokenizer", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True, help="folder of checkpoint.pt and log.jsonl; an old checkpoint is continued")
+    parser.add_argument("--init", type=Path, help="model folder whose weights a new run starts from, instead of random ones")
     parser.add_argument("--minutes", type=float, default=70, help="training time, pauses not counted")
     parser.add_argument("--stop-at", type=clock, help="HH:MM, spread the schedule over the time until then instead")
     parser.add_argument("--seed", type=int, default=3)
