@@ -3,7 +3,7 @@
 #include <stdlib.h>
 
 #include "model_options.h"
-#include "record.h"
+#include "worker/record.h"
 
 static int run(int argc, char **argv);
 

@@ -7,7 +7,7 @@
 #include "engine/prompt.h"
 #include "model_options.h"
 #include "pairs.h"
-#include "record.h"
+#include "worker/record.h"
 
 static int run(int argc, char **argv);
 

@@ -9,8 +9,8 @@
 #include <unistd.h>
 
 #include "engine/prompt.h"
-#include "manifest.h"
-#include "record.h"
+#include "manifest/manifest.h"
+#include "worker/record.h"
 
 /* A manifest line, copied out of the reader's buffers. */
 typedef struct line {

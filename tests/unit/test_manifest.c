@@ -6,7 +6,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-#include "cli/manifest.h"
+#include "manifest/manifest.h"
 
 static char path_buffer[512];
 

@@ -1,6 +1,6 @@
 /* The result record (formats.md): one JSON object a line. Everything but timing_ms is a pure function of the inputs. */
-#ifndef BTC_CLI_RECORD_H
-#define BTC_CLI_RECORD_H
+#ifndef BTC_WORKER_RECORD_H
+#define BTC_WORKER_RECORD_H
 
 #include "engine/engine.h"
 
