@@ -24,7 +24,8 @@
 typedef struct btc_manifest btc_manifest;
 
 typedef struct btc_manifest_options {
-  bool strict; /* the first bad line ends the reading with an error */
+  bool strict;         /* the first bad line ends the reading with an error */
+  bool duplicates_too; /* ids are not compared (the reader knows the duplicates): memory then does not grow with the items */
 } btc_manifest_options;
 
 typedef enum btc_manifest_kind {
@@ -54,5 +55,35 @@ btc_status btc_manifest_next(btc_manifest *m, btc_manifest_item *item, btc_error
 /* How much has been read, from 0 to 1; -1 when the end is unknown (pipes). */
 double btc_manifest_progress(const btc_manifest *m);
 void btc_manifest_close(btc_manifest **m);
+
+/* ---- places to go on from, one item as text: what the queue needs ---- */
+
+#define BTC_MANIFEST_POS_TEXT 64 /* bytes of a position's text, terminator included */
+
+/* Where the next item begins: "ITEM:LINE:OFFSET" in decimals, of a folder "ITEM:A:B" (places in the sorted listings). It belongs to the bytes it
+ * was taken from; only files and folders have positions, pipes do not. "" and "0:1:0" (folders: "0:0:0") are the beginning. */
+typedef struct btc_manifest_pos {
+  char text[BTC_MANIFEST_POS_TEXT];
+} btc_manifest_pos;
+
+/* Index (0-based) of the next item, and its position. ARG for pipes. */
+btc_status btc_manifest_tell(const btc_manifest *m, btc_manifest_pos *pos, btc_error *err);
+uint64_t btc_manifest_index(const btc_manifest *m);
+/* The next item read is the one at pos. ARG: no position, or one outside this manifest. Only for readers with duplicates_too. */
+btc_status btc_manifest_seek(btc_manifest *m, const char *pos, btc_error *err);
+/* Passes over at most n items without parsing them; *skipped < n at the end of the manifest. Only for readers with duplicates_too. */
+btc_status btc_manifest_skip(btc_manifest *m, uint64_t n, uint64_t *skipped, btc_error *err);
+/* Turns an item whose id came before into a bad line with the words of the reader that compares ids; bad lines stay as they are. */
+void btc_manifest_mark_duplicate(btc_manifest *m, btc_manifest_item *item);
+
+/* One JSON text as if it were line `line` of a JSONL manifest whose folder is dir ("" for the working directory). It gives an item or a bad line;
+ * both borrow from *m, which the first call makes (start with NULL) and later calls use again: close it with btc_manifest_close. */
+btc_status btc_manifest_parse_line(btc_manifest **m, const char *text, size_t len, uint64_t line, const char *dir, btc_manifest_item *item,
+                                   btc_error *err);
+
+/* The item text of docs/protocol.md 1: one JSON object without newline, malloc'ed (caller frees). base: the absolute folder that paths which are still
+ * relative stand on, or NULL. Items keep meta and window as they were; bad lines become {"id","problem":"line N: ..."}, as `caption --pairs` words
+ * them. The length is at most BTC_MANIFEST_MAX_LINE and some hundred bytes, or the text becomes a problem. NULL: no memory. */
+char *btc_manifest_item_text(const btc_manifest_item *item, const char *base);
 
 #endif
