@@ -27,8 +27,6 @@ typedef struct btc_sink_options {
   const char *broker;              /* this broker's name: who has the duty, and the consumer's name in group `sink` */
   const char *results;             /* folder; made when it is not there */
   btc_metrics *metrics;            /* health and counters, or NULL */
-  void (*log)(void *ctx, const char *line); /* one event, key=value; from the sink's thread; NULL: silent */
-  void *log_ctx;
   /* 0: the default */
   int64_t seal_records, seal_bytes;       /* 16,384 records, 8 MiB */
   int64_t seal_min_ms, seal_max_ms;       /* 1,000 and 60,000: between them, a fiftieth of the job's age */
