@@ -38,6 +38,7 @@ typedef struct cli_command {
 } cli_command;
 
 extern const cli_command cmd_caption, cmd_ask, cmd_inspect, cmd_verify, cmd_doctor, cmd_bench;
+extern const cli_command cmd_keygen;
 
 /* Parses argv (argv[0] is the subcommand) by the table. Returns true to go on, with the positional arguments in *args and *n_args;
  * false when there is nothing more to do: *code is then the exit code (0 after --help, 2 after a usage error, with its line printed). */
