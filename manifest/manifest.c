@@ -14,34 +14,11 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-#include "manifest_lines.h"
-#include "manifest_pairs.h"
+#include "manifest_state.h"
 
 #define MAX_PIXELS 2147483647 /* largest window coordinate */
 
-typedef enum format { FORMAT_JSONL, FORMAT_CSV, FORMAT_FOLDERS } format;
-enum { COLUMN_BEFORE, COLUMN_AFTER, COLUMN_ID, COLUMNS };
 static const char *const column_names[COLUMNS] = {"before", "after", "id"};
-
-struct btc_manifest {
-  char *path, *dir; /* for messages; what paths are relative to */
-  bool strict, ended;
-  bool own_id; /* the current id was read, not made from the line number */
-  format format;
-  int fd;
-  off_t size; /* of the file, 0 when unknown */
-  btc_lines lines;
-  int column[COLUMNS]; /* CSV: which field, or -1 */
-  btc_names before, after;
-  size_t next_before, next_after;
-  uint64_t items;
-  btc_id_set ids;
-  json_t *doc;                    /* the line that item texts point into */
-  char *before_path, *after_path; /* [PATH_MAX] */
-  char *meta;
-  char id[BTC_MANIFEST_MAX_ID + 1];
-  char problem[320];
-};
 
 /* ---- one item ---- */
 
@@ -50,9 +27,7 @@ static bool is_utf8(const char *s) {
   return btc_utf8_valid(s, len) == len;
 }
 
-/* Marks the item bad; the text becomes one printable line. */
-static void bad(btc_manifest *m, btc_manifest_item *item, const char *fmt, ...) __attribute__((format(printf, 3, 4)));
-static void bad(btc_manifest *m, btc_manifest_item *item, const char *fmt, ...) {
+void btc_manifest_bad(btc_manifest *m, btc_manifest_item *item, const char *fmt, ...) {
   if (item->kind == BTC_MANIFEST_BAD) return;
   va_list ap;
   va_start(ap, fmt);
@@ -77,7 +52,7 @@ static void set_id(btc_manifest *m, btc_manifest_item *item, const char *id) {
   if (m->own_id)
     memcpy(m->id, id, len + 1);
   else
-    bad(m, item, "the id must have 1 to %d bytes of UTF-8 without control characters", BTC_MANIFEST_MAX_ID);
+    btc_manifest_bad(m, item, "the id must have 1 to %d bytes of UTF-8 without control characters", BTC_MANIFEST_MAX_ID);
 }
 
 /* The path from the working directory, into a buffer of PATH_MAX bytes. */
@@ -85,9 +60,9 @@ static const char *resolve(btc_manifest *m, btc_manifest_item *item, const char 
   bool alone = path[0] == '/' || !m->dir[0];
   int n = snprintf(out, PATH_MAX, "%s%s%s", alone ? "" : m->dir, alone ? "" : "/", path);
   if (!path[0])
-    bad(m, item, "'%s' is empty", key);
+    btc_manifest_bad(m, item, "'%s' is empty", key);
   else if (n < 0 || n >= PATH_MAX)
-    bad(m, item, "the path '%s' is too long", key);
+    btc_manifest_bad(m, item, "the path '%s' is too long", key);
   return out;
 }
 
@@ -109,8 +84,8 @@ static const char *find_meta(const char *s, size_t *len) {
     if (*s == '"') {
       bool key = depth == 1 && strncmp(s, "\"meta\"", 6) == 0;
       s = skip_string(s);
-      s += strspn(s, " \t\r");
-      if (key && *s == ':') value = s + 1 + strspn(s + 1, " \t\r");
+      s += strspn(s, " \t\r\n");
+      if (key && *s == ':') value = s + 1 + strspn(s + 1, " \t\r\n");
       s--;
     } else if (*s == '{' || *s == '[') {
       depth++;
@@ -128,9 +103,9 @@ static const char *json_text(btc_manifest *m, btc_manifest_item *item, const cha
   const json_t *v = json_object_get(m->doc, key);
   if (json_is_string(v)) return json_string_value(v);
   if (required && !v)
-    bad(m, item, "'%s' is missing", key);
+    btc_manifest_bad(m, item, "'%s' is missing", key);
   else if (required || (v && !json_is_null(v)))
-    bad(m, item, "'%s' is not a string", key);
+    btc_manifest_bad(m, item, "'%s' is not a string", key);
   return NULL;
 }
 
@@ -143,7 +118,7 @@ static void read_window(btc_manifest *m, btc_manifest_item *item) {
     item->window[i] = json_integer_value(v);
     good = json_is_integer(v) && item->window[i] >= (i < 2 ? 0 : 1) && item->window[i] <= MAX_PIXELS;
   }
-  if (!good) bad(m, item, "'window' must be [x, y, width, height] in pixels");
+  if (!good) btc_manifest_bad(m, item, "'window' must be [x, y, width, height] in pixels");
   item->has_window = good;
 }
 
@@ -151,7 +126,7 @@ static btc_status read_meta(btc_manifest *m, btc_manifest_item *item, const char
   const json_t *v = json_object_get(m->doc, "meta");
   if (!v || json_is_null(v)) return BTC_OK;
   if (!json_is_object(v)) {
-    bad(m, item, "'meta' is not an object");
+    btc_manifest_bad(m, item, "'meta' is not an object");
     return BTC_OK;
   }
   size_t len = 0;
@@ -169,20 +144,20 @@ static void check_keys(btc_manifest *m, btc_manifest_item *item) {
   json_object_foreach(m->doc, key, v) {
     size_t i = 0;
     while (i < sizeof known / sizeof known[0] && strcmp(known[i], key) != 0) i++;
-    if (i == sizeof known / sizeof known[0]) bad(m, item, "unknown key '%.64s'", key);
+    if (i == sizeof known / sizeof known[0]) btc_manifest_bad(m, item, "unknown key '%.64s'", key);
   }
 }
 
-static btc_status json_item(btc_manifest *m, const btc_record *r, btc_manifest_item *item, btc_error *err) {
+btc_status btc_manifest_json_item(btc_manifest *m, const btc_record *r, btc_manifest_item *item, btc_error *err) {
   json_error_t why;
   json_decref(m->doc);
   m->doc = json_loadb(r->text, r->len, JSON_REJECT_DUPLICATES, &why);
   if (!m->doc && json_error_code(&why) == json_error_out_of_memory)
     return btc_fail(err, BTC_ERR_NOMEM, "'%s': out of memory", m->path);
   if (!m->doc)
-    bad(m, item, "not valid JSON: %s", why.text);
+    btc_manifest_bad(m, item, "not valid JSON: %s", why.text);
   else if (!json_is_object(m->doc))
-    bad(m, item, "not a JSON object");
+    btc_manifest_bad(m, item, "not a JSON object");
   if (item->kind == BTC_MANIFEST_BAD) return BTC_OK;
   const char *id = json_text(m, item, "id", false);
   if (id) set_id(m, item, id);
@@ -219,32 +194,40 @@ static void csv_item(btc_manifest *m, const btc_record *r, btc_manifest_item *it
   if (want == 3 && (size_t)m->column[COLUMN_ID] < r->n_fields && r->field[m->column[COLUMN_ID]][0])
     set_id(m, item, r->field[m->column[COLUMN_ID]]);
   if (r->n_fields != want) {
-    bad(m, item, "%zu fields, the header has %zu", r->n_fields, want);
+    btc_manifest_bad(m, item, "%zu fields, the header has %zu", r->n_fields, want);
     return;
   }
   for (size_t f = 0; f < want; f++)
-    if (!is_utf8(r->field[f])) bad(m, item, "not valid UTF-8");
+    if (!is_utf8(r->field[f])) btc_manifest_bad(m, item, "not valid UTF-8");
   item->before = resolve(m, item, "before", r->field[m->column[COLUMN_BEFORE]], m->before_path);
   item->after = resolve(m, item, "after", r->field[m->column[COLUMN_AFTER]], m->after_path);
 }
 
 /* ---- folders ---- */
 
-static bool next_pair(btc_manifest *m, btc_manifest_item *item) {
+bool btc_manifest_next_names(btc_manifest *m, const char **name, int *order) {
   bool a = m->next_before < m->before.n, b = m->next_after < m->after.n;
   if (!a && !b) return false;
   const char *x = a ? btc_names_at(&m->before, m->next_before) : NULL, *y = b ? btc_names_at(&m->after, m->next_after) : NULL;
-  int order = !a ? 1 : !b ? -1 : strcmp(x, y);
-  const char *name = order <= 0 ? x : y;
-  if (order <= 0) m->next_before++;
-  if (order >= 0) m->next_after++;
-  item->line = ++m->items;
+  *order = !a ? 1 : !b ? -1 : strcmp(x, y);
+  *name = *order <= 0 ? x : y;
+  if (*order <= 0) m->next_before++;
+  if (*order >= 0) m->next_after++;
+  m->items++;
+  return true;
+}
+
+static bool next_pair(btc_manifest *m, btc_manifest_item *item) {
+  const char *name;
+  int order;
+  if (!btc_manifest_next_names(m, &name, &order)) return false;
+  item->line = m->items;
   snprintf(m->id, sizeof m->id, "%" PRIu64, item->line);
   if (!is_utf8(name))
-    bad(m, item, "a file name that is not valid UTF-8");
+    btc_manifest_bad(m, item, "a file name that is not valid UTF-8");
   else
     set_id(m, item, name);
-  if (order) bad(m, item, "there is no '%s' of this name", order < 0 ? "B" : "A");
+  if (order) btc_manifest_bad(m, item, "there is no '%s' of this name", order < 0 ? "B" : "A");
   char relative[4 * NAME_MAX]; /* some file systems count characters */
   snprintf(relative, sizeof relative, "A/%s", name);
   item->before = resolve(m, item, "before", relative, m->before_path);
@@ -282,7 +265,10 @@ static bool looks_like_csv(btc_manifest *m) {
 static btc_status open_lines(btc_manifest *m, btc_error *err) {
   if (!btc_lines_init(&m->lines, m->fd, BTC_MANIFEST_MAX_LINE)) return btc_fail(err, BTC_ERR_NOMEM, "'%s': out of memory", m->path);
   m->format = looks_like_csv(m) ? FORMAT_CSV : FORMAT_JSONL;
-  return m->format == FORMAT_CSV ? csv_header(m, err) : BTC_OK;
+  btc_status st = m->format == FORMAT_CSV ? csv_header(m, err) : BTC_OK;
+  m->begin_line = m->lines.line;
+  m->begin_bytes = btc_lines_offset(&m->lines);
+  return st;
 }
 
 /* Folder of a file's path: "" for the working directory. */
@@ -292,7 +278,7 @@ static char *folder_of(const char *path) {
   return btc_strndup(path, slash == path ? 1 : (size_t)(slash - path));
 }
 
-static btc_status open_source(btc_manifest *m, const char *path, btc_error *err) {
+static btc_status open_source(btc_manifest *m, const char *path, const char *dir, btc_error *err) {
   bool in = strcmp(path, "-") == 0;
   m->path = btc_strdup(in ? "standard input" : path);
   m->before_path = btc_alloc(PATH_MAX, 1);
@@ -305,7 +291,8 @@ static btc_status open_source(btc_manifest *m, const char *path, btc_error *err)
                     strerror(errno));
   bool folders = S_ISDIR(sb.st_mode);
   m->size = S_ISREG(sb.st_mode) ? sb.st_size : 0;
-  m->dir = in ? btc_strdup("") : folders ? btc_strdup(path) : folder_of(path);
+  m->seekable = !in && (folders || S_ISREG(sb.st_mode));
+  m->dir = folders ? btc_strdup(path) : dir ? btc_strdup(dir) : in ? btc_strdup("") : folder_of(path);
   if (!m->dir) return btc_fail(err, BTC_ERR_NOMEM, "'%s': out of memory", path);
   m->format = FORMAT_FOLDERS;
   return folders ? open_folders(m, err) : open_lines(m, err);
@@ -317,7 +304,8 @@ btc_status btc_manifest_open(const char *path, const btc_manifest_options *optio
   if (!m) return btc_fail(err, BTC_ERR_NOMEM, "'%s': out of memory", path);
   m->fd = -1;
   m->strict = options && options->strict;
-  btc_status st = open_source(m, path, err);
+  m->duplicates_too = options && options->duplicates_too;
+  btc_status st = open_source(m, path, options ? options->dir : NULL, err);
   if (st != BTC_OK) btc_manifest_close(&m);
   *out = m;
   return st;
@@ -336,6 +324,7 @@ void btc_manifest_close(btc_manifest **manifest) {
   free(m->before_path);
   free(m->after_path);
   free(m->meta);
+  free(m->text);
   free(m->dir);
   free(m->path);
   free(m);
@@ -351,28 +340,29 @@ static btc_status next_line(btc_manifest *m, btc_manifest_item *item, btc_error 
     item->kind = BTC_MANIFEST_END;
     return BTC_OK;
   }
+  if (m->items == BTC_MANIFEST_MAX_ITEMS) return btc_fail(err, BTC_ERR_LIMIT, "'%s': more than %d items", m->path, BTC_MANIFEST_MAX_ITEMS);
   m->items++;
   item->line = r.line;
   snprintf(m->id, sizeof m->id, "%" PRIu64, r.line);
   if (got == BTC_LINES_BAD) {
-    bad(m, item, "%s", r.problem);
+    btc_manifest_bad(m, item, "%s", r.problem);
     return BTC_OK;
   }
-  if (m->format == FORMAT_JSONL) return json_item(m, &r, item, err);
+  if (m->format == FORMAT_JSONL) return btc_manifest_json_item(m, &r, item, err);
   csv_item(m, &r, item);
   return BTC_OK;
 }
 
 /* Names of one folder are distinct already. A line number that stands for the id of a bad line claims nothing. */
 static btc_status check_duplicate(btc_manifest *m, btc_manifest_item *item, btc_error *err) {
-  if (m->format == FORMAT_FOLDERS || (item->kind == BTC_MANIFEST_BAD && !m->own_id)) return BTC_OK;
+  if (m->duplicates_too || m->format == FORMAT_FOLDERS || (item->kind == BTC_MANIFEST_BAD && !m->own_id)) return BTC_OK;
   bool fresh;
   btc_status st = btc_id_set_add(&m->ids, m->id, BTC_MANIFEST_MAX_ITEMS, &fresh, err);
   if (st != BTC_OK) {
     btc_fail_prefix(err, "'%s'", m->path);
     return st;
   }
-  if (!fresh) bad(m, item, "the id '%.128s' was used before", m->id);
+  if (!fresh) btc_manifest_mark_duplicate(m, item);
   return BTC_OK;
 }
 
@@ -403,6 +393,6 @@ double btc_manifest_progress(const btc_manifest *m) {
     return total ? (double)(m->next_before + m->next_after) / (double)total : 1;
   }
   if (!m->size) return -1;
-  double done = (double)(m->lines.bytes - (m->lines.end - m->lines.start)) / (double)m->size;
+  double done = (double)btc_lines_offset(&m->lines) / (double)m->size;
   return done < 1 ? done : 1;
 }

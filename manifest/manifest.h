@@ -26,6 +26,7 @@ typedef struct btc_manifest btc_manifest;
 typedef struct btc_manifest_options {
   bool strict;         /* the first bad line ends the reading with an error */
   bool duplicates_too; /* ids are not compared (the reader knows the duplicates): memory then does not grow with the items */
+  const char *dir;     /* what relative paths stand on; NULL: the manifest's folder. A folder as manifest is always its own. */
 } btc_manifest_options;
 
 typedef enum btc_manifest_kind {
@@ -76,14 +77,14 @@ btc_status btc_manifest_skip(btc_manifest *m, uint64_t n, uint64_t *skipped, btc
 /* Turns an item whose id came before into a bad line with the words of the reader that compares ids; bad lines stay as they are. */
 void btc_manifest_mark_duplicate(btc_manifest *m, btc_manifest_item *item);
 
-/* One JSON text as if it were line `line` of a JSONL manifest whose folder is dir ("" for the working directory). It gives an item or a bad line;
- * both borrow from *m, which the first call makes (start with NULL) and later calls use again: close it with btc_manifest_close. */
+/* One JSON text as if it were line `line` of a JSONL manifest whose folder is dir ("" for the working directory). Line 0: it is no line; its id is
+ * "" when it brings none, and its problem is told without a line. It gives an item or a bad line; both borrow from *m, which the first call makes (start with NULL) and later calls use again: close it with btc_manifest_close. */
 btc_status btc_manifest_parse_line(btc_manifest **m, const char *text, size_t len, uint64_t line, const char *dir, btc_manifest_item *item,
                                    btc_error *err);
 
 /* The item text of docs/protocol.md 1: one JSON object without newline, malloc'ed (caller frees). base: the absolute folder that paths which are still
  * relative stand on, or NULL. Items keep meta and window as they were; bad lines become {"id","problem":"line N: ..."}, as `caption --pairs` words
- * them. The length is at most BTC_MANIFEST_MAX_LINE and some hundred bytes, or the text becomes a problem. NULL: no memory. */
+ * them. NULL: no memory. */
 char *btc_manifest_item_text(const btc_manifest_item *item, const char *base);
 
 #endif

@@ -22,6 +22,24 @@ void btc_lines_free(btc_lines *l) {
   l->buffer = l->fields = NULL;
 }
 
+uint64_t btc_lines_offset(const btc_lines *l) {
+  return l->bytes - (l->end - l->start);
+}
+
+bool btc_lines_seek(btc_lines *l, uint64_t offset, uint64_t line) {
+  uint64_t held = l->bytes - l->end; /* where the buffer begins in the file */
+  l->line = line;
+  if (offset >= btc_lines_offset(l) && offset <= l->bytes && offset > 3) { /* forward only: ends of lines behind were overwritten */
+    l->start = (size_t)(offset - held);
+    return true;
+  }
+  if (lseek(l->fd, (off_t)offset, SEEK_SET) < 0) return false;
+  l->start = l->end = 0;
+  l->bytes = offset;
+  l->eof = false;
+  return true;
+}
+
 /* Reads one more chunk behind `end`; false on an error. There is room as long as at most max bytes are unread. */
 static bool more(btc_lines *l) {
   if (l->start) {

@@ -34,6 +34,10 @@ typedef struct btc_record {
 bool btc_lines_init(btc_lines *l, int fd, size_t max_line);
 void btc_lines_free(btc_lines *l);
 
+/* Where in the file the next line begins; going on at such a place, which is line `line`: false, errno says why. */
+uint64_t btc_lines_offset(const btc_lines *l);
+bool btc_lines_seek(btc_lines *l, uint64_t offset, uint64_t line);
+
 /* The next line that is not blank; texts live until the next call. FAILED: errno says why. */
 btc_lines_result btc_lines_next(btc_lines *l, btc_record *out);
 /* The next CSV record (RFC 4180) that is not blank. Fields hold no NUL. */
