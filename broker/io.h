@@ -14,8 +14,9 @@
 #include "manifest/manifest.h"
 #include "net/loop.h"
 
-#define BTC_IO_CHUNK 32  /* items of a chunk */
+#define BTC_IO_CHUNK 32   /* items of a chunk */
 #define BTC_IO_CHUNKS 256 /* chunks of one expansion */
+#define BTC_IO_MAX_TEXT (192u << 10) /* bytes of an item text */
 
 typedef struct btc_io btc_io;
 
@@ -44,7 +45,8 @@ typedef struct btc_io_reply {
   /* texts: n item texts, in the order of the mask's bits (lowest first) */
   size_t n;
   const char *const *text;
-  /* expansion: n_chunks pairs for btc_expand and where the last one ends; items: their sum. Fewer than asked for means that the manifest ended. */
+  /* expansion: n_chunks pairs for btc_expand and where the last one ends; items: their sum. Fewer than asked for: the manifest ended (at_end), or its
+   * lines are so long that reading more would keep others waiting. */
   size_t n_chunks;
   const uint32_t *count;
   const btc_manifest_pos *pos;
@@ -69,7 +71,7 @@ size_t btc_io_pending(const btc_io *io);
 /* Requests return OK when the callback will come (never from inside the call), else LIMIT or NOMEM, and it will not. */
 
 /* Item texts of lo + each bit of mask; pos is the position of item lo. dup_mask: bits of items whose id came before (btc_io_dup_mask): they become
- * problems, as do bad lines and items whose images lie outside the roots. */
+ * problems, as do bad lines, items whose images lie outside the roots, and items over 192 KiB (so that 32 always fit an envelope). */
 btc_status btc_io_texts(btc_io *io, const btc_io_manifest *m, const char *pos, uint64_t lo, uint32_t n, uint32_t mask, uint32_t dup_mask,
                         btc_io_done done, void *ctx, btc_error *err);
 /* The next chunks from pos ("" the beginning), which is item `from` of `total`: at most max_chunks (<= 256) of at most chunk_items (<= 32) items, none behind
@@ -83,11 +85,9 @@ btc_status btc_io_verify(btc_io *io, const btc_io_manifest *m, btc_io_done done,
 btc_status btc_io_results(btc_io *io, const char *jid, const char *cursor, uint32_t max_bytes, bool errors, btc_io_done done, void *ctx,
                           btc_error *err);
 
-/* Path policy alone, for inline items: is path (absolute) inside one of the roots once its links are followed? Touches the disk: not from the loop.
- * A file that is not there yet counts by its folder. roots NULL: everything is. */
-bool btc_io_path_allowed(const char *roots, const char *path);
-/* Inline items under the same policy: text (an item text) for text, with "problem" put in where an image lies outside. Answer: n = 1. */
-btc_status btc_io_check_item(btc_io *io, const char *item_text, btc_io_done done, void *ctx, btc_error *err);
+/* Inline items (at most 1,000 item texts) under the path policy: n texts for n texts, with "problem" put in where an image lies outside the roots. Without
+ * roots there is nothing to ask. */
+btc_status btc_io_check_items(btc_io *io, const char *const *item_texts, size_t n, btc_io_done done, void *ctx, btc_error *err);
 
 /* Bits of the duplicates (ascending indices, as Submit carries them) within lo .. lo+n-1. */
 uint32_t btc_io_dup_mask(const uint64_t *duplicates, size_t n_duplicates, uint64_t lo, uint32_t n);
