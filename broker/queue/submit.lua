@@ -89,6 +89,7 @@ register('btc_submit', nil, function(a)
   local job = create_job{jid = jid, kind = kind, tenant = tenant, pri = pri, class = class, route = route, params = a[8], manifest = a[9], sha = a[10], total = total,
                          strict = a[12], dups = a[13], base = a[14], due = delay > 0 and now() + delay or 0}
   if kind == 'inline' then add_inline(job, texts) end
+  if kind == 'manifest' and total > 0 then call('SADD', P .. 'todo', jid) end
   finish(job) -- nothing to do in an empty one
   return {'NEW', jid}
 end)
@@ -124,6 +125,7 @@ end)
 
 register('btc_expand', nil, function(a)
   local job = job_get(a[1])
+  if not job or job.st ~= 'RUN' or job.cur >= job.total then call('SREM', P .. 'todo', a[1]) end -- nothing to expand any more
   if not job then return -1 end
   if #a % 2 ~= 1 or #a > 3 + 2 * STEP then return bad('arguments') end
   if job.st ~= 'RUN' or job.kind ~= 'manifest' or job.cur ~= tonumber(a[2]) then return job.cur end
@@ -139,6 +141,7 @@ register('btc_expand', nil, function(a)
     job.cur = job.cur + n
   end
   job_set(job, 'cur', job.cur, 'pos', a[#a])
+  if job.cur >= job.total then call('SREM', P .. 'todo', job.jid) end
   return job.cur
 end)
 
