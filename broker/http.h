@@ -1,5 +1,6 @@
 /*
- * /healthz, /readyz and /metrics, by a thread of libmicrohttpd. Read only; 64 connections at once, 8 of one address, 10 s each; it answers nothing else.
+ * /healthz, /readyz and /metrics, by a thread of libmicrohttpd. Read only; 64 connections at once, 8 of one address, 10 s each; other paths and methods are
+ * refused.
  */
 #ifndef BTC_BROKER_HTTP_H
 #define BTC_BROKER_HTTP_H
