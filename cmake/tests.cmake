@@ -3,9 +3,9 @@ pkg_check_modules(CMOCKA REQUIRED IMPORTED_TARGET cmocka)
 set(BTC_SHARED "${CMAKE_SOURCE_DIR}/../shared" CACHE PATH "Folder with the golden vectors and test images")
 
 file(GLOB support CONFIGURE_DEPENDS tests/support/*.c)
-add_library(btc_test_support STATIC ${support})
-target_link_libraries(btc_test_support PUBLIC PkgConfig::CMOCKA btc_cli)
-target_include_directories(btc_test_support PUBLIC ${CMAKE_SOURCE_DIR} ${CMAKE_SOURCE_DIR}/tests/support)
+add_library(btc_test_support STATIC ${support} ${CMAKE_BINARY_DIR}/proto/btcchat_prev.pb-c.c ${CMAKE_BINARY_DIR}/queue_lua.h)
+target_link_libraries(btc_test_support PUBLIC PkgConfig::CMOCKA PkgConfig::HIREDIS btc_cli)
+target_include_directories(btc_test_support PUBLIC ${CMAKE_SOURCE_DIR} ${CMAKE_SOURCE_DIR}/tests/support PRIVATE ${CMAKE_BINARY_DIR})
 
 set(BTC_TEST_ENVIRONMENT
   "BTCCHAT_SHARED=${BTC_SHARED}" "BTCCHAT_BINARY=$<TARGET_FILE:btcchat>" "BTCCHAT_SOURCE=${CMAKE_SOURCE_DIR}"
