@@ -24,7 +24,7 @@ typedef struct cli_option {
   cli_type type;
   void *target;
   const char *value;   /* what --help calls the value: "N", "DIR", "F.png" */
-  const char *help;    /* with unit and default */
+  const char *help;    /* with unit and default; NULL: not listed */
   double low, high;    /* CLI_INT, CLI_REAL: inclusive range */
   const char *choices; /* CLI_CHOICE: "auto|f32|bf16" */
 } cli_option;
@@ -39,6 +39,7 @@ typedef struct cli_command {
 
 extern const cli_command cmd_caption, cmd_ask, cmd_inspect, cmd_verify, cmd_doctor, cmd_bench;
 extern const cli_command cmd_keygen;
+extern const cli_command cmd_worker;
 
 /* Parses argv (argv[0] is the subcommand) by the table. Returns true to go on, with the positional arguments in *args and *n_args;
  * false when there is nothing more to do: *code is then the exit code (0 after --help, 2 after a usage error, with its line printed). */

@@ -38,6 +38,7 @@ static void print_help(const cli_command *cmd, const cli_option *o, size_t n) {
   printf("\noptions:\n");
   for (size_t i = 0; i < n; i++) {
     char left[96];
+    if (!o[i].help) continue;
     snprintf(left, sizeof left, "  %c%c%c --%s%s%s", o[i].letter ? '-' : ' ', o[i].letter ? o[i].letter : ' ', o[i].letter ? ',' : ' ', o[i].name,
              o[i].value ? " " : "", o[i].value ? o[i].value : "");
     printf("%-32s %s\n", left, o[i].help);

@@ -8,16 +8,8 @@
 #include <string.h>
 #include <unistd.h>
 
-#include "engine/prompt.h"
 #include "manifest/manifest.h"
-#include "worker/record.h"
-
-/* A manifest line, copied out of the reader's buffers. */
-typedef struct line {
-  char *id, *paths[2], *prompt, *meta;
-  btc_result result;
-  bool bad; /* not an item: result holds why */
-} line;
+#include "worker/item.h"
 
 typedef struct pairs_run {
   const model_options *o;
@@ -26,7 +18,7 @@ typedef struct pairs_run {
   const char *prompt; /* of items that bring none; NULL: the caption instruction */
   btc_manifest *manifest;
   record_model model;
-  line *lines;       /* [batch] */
+  work_item *lines;  /* [batch] copied out of the reader's buffers */
   btc_item *items;   /* [batch] */
   btc_result *results; /* [batch] */
   int n;             /* lines held */
@@ -35,34 +27,23 @@ typedef struct pairs_run {
   bool terminal;
 } pairs_run;
 
-static void clear_line(line *l) {
-  free(l->id);
-  free(l->paths[0]);
-  free(l->paths[1]);
-  free(l->prompt);
-  free(l->meta);
-  btc_result_clear(&l->result);
-  *l = (line){0};
-}
-
-static btc_status copy_line(line *l, const btc_manifest_item *it, btc_error *err) {
-  *l = (line){.id = btc_strdup(it->id), .bad = it->kind == BTC_MANIFEST_BAD};
-  if (!l->id) return btc_fail(err, BTC_ERR_NOMEM, "out of memory");
-  if (l->bad) {
-    l->result.status = btc_fail(&l->result.error, BTC_ERR_ARG, "line %" PRIu64 ": %s", it->line, it->problem);
-    return BTC_OK;
+static btc_status copy_line(const pairs_run *p, work_item *l, const btc_manifest_item *it, btc_error *err) {
+  bool bad = it->kind == BTC_MANIFEST_BAD || it->has_window;
+  const char *prompt = bad || !it->prompt ? p->prompt : it->prompt;
+  *l = (work_item){.id = btc_strdup(it->id), .prompt = btc_strdup(prompt)};
+  if (it->kind == BTC_MANIFEST_BAD) {
+    char why[BTC_ERROR_TEXT];
+    snprintf(why, sizeof why, "line %" PRIu64 ": %s", it->line, it->problem);
+    item_refuse(l, why);
+  } else if (it->has_window) {
+    item_refuse_window(l, it->line);
+  } else {
+    l->paths[0] = btc_strdup(it->before);
+    l->paths[1] = btc_strdup(it->after);
+    l->meta = btc_strdup(it->meta);
   }
-  if (it->has_window) {
-    l->bad = true;
-    l->result.status = btc_fail(&l->result.error, BTC_ERR_ARG,
-                                "line %" PRIu64 ": 'window' cuts scenes, which need the scene reader: caption --pairs takes whole images", it->line);
-    return BTC_OK;
-  }
-  l->paths[0] = btc_strdup(it->before);
-  l->paths[1] = btc_strdup(it->after);
-  l->prompt = btc_strdup(it->prompt);
-  l->meta = btc_strdup(it->meta);
-  bool copied = l->paths[0] && l->paths[1] && (l->prompt || !it->prompt) && (l->meta || !it->meta);
+  set_sampling(p->o, &l->ask);
+  bool copied = l->id && (l->prompt || !prompt) && (bad || (l->paths[0] && l->paths[1] && (l->meta || !it->meta)));
   return copied ? BTC_OK : btc_fail(err, BTC_ERR_NOMEM, "out of memory");
 }
 
@@ -76,32 +57,16 @@ static btc_status read_batch(pairs_run *p, bool *end, btc_error *err) {
       *end = true;
       return BTC_OK;
     }
-    st = copy_line(&p->lines[p->n++], &it, err);
+    st = copy_line(p, &p->lines[p->n++], &it, err);
     if (st != BTC_OK) return st;
   }
   return BTC_OK;
 }
 
-static btc_status run_batch(pairs_run *p, btc_error *err) {
-  size_t n = 0;
-  for (int i = 0; i < p->n; i++) {
-    line *l = &p->lines[i];
-    if (l->bad) continue;
-    p->items[n] = (btc_item){.images = (const char *const *)l->paths, .n_images = 2, .question = l->prompt ? l->prompt : p->prompt};
-    set_sampling(p->o, &p->items[n++]);
-  }
-  btc_status st = n ? btc_session_run(p->s, p->items, n, p->results, err) : BTC_OK;
-  n = 0;
-  for (int i = 0; i < p->n; i++)
-    if (!p->lines[i].bad) p->lines[i].result = p->results[n++];
-  return st;
-}
-
 static btc_status print_batch(pairs_run *p, btc_error *err) {
   for (int i = 0; i < p->n; i++) {
-    line *l = &p->lines[i];
-    const char *prompt = l->prompt ? l->prompt : p->prompt ? p->prompt : btc_prompt_caption;
-    char *text = record_line(p->m, &p->model, l->id, prompt, l->meta, true, &l->result);
+    const work_item *l = &p->lines[i];
+    char *text = item_record(p->m, &p->model, l);
     if (!text) return btc_fail(err, BTC_ERR_NOMEM, "out of memory");
     bool written = puts(text) >= 0;
     free(text);
@@ -132,13 +97,13 @@ static int run_all(pairs_run *p) {
   while (st == BTC_OK && !end) {
     btc_status read = read_batch(p, &end, &err); /* what was read before an error is still captioned */
     btc_error run_err;
-    st = run_batch(p, &run_err);
+    st = item_run(p->s, p->lines, (size_t)p->n, p->items, p->results, &run_err);
     if (st != BTC_ERR_CANCELLED) {
       btc_status printed = print_batch(p, &run_err);
       if (st == BTC_OK || st == BTC_ERR_NOMEM) st = printed;
     }
     if (st != BTC_OK) err = run_err;
-    for (int i = 0; i < p->n; i++) clear_line(&p->lines[i]);
+    for (int i = 0; i < p->n; i++) item_clear(&p->lines[i]);
     p->n = 0;
     if (st == BTC_OK) st = read;
     if (st == BTC_OK && cli_interrupted) st = BTC_ERR_CANCELLED;

@@ -61,6 +61,7 @@ typedef struct btc_session_options {
   int max_batch;           /* items computed together, 1 (default) to 256; more items are taken in turns */
   int max_tokens;          /* most tokens an answer may have, default 128; working memory grows with it */
   const volatile int *cancel; /* when it becomes non-zero, btc_session_run stops soon and returns BTC_ERR_CANCELLED; may be NULL */
+  uint64_t *progress;      /* grows (atomically) with every image read and every block computed, so that a watcher tells slow from stuck; may be NULL */
 } btc_session_options;
 btc_session_options btc_session_options_default(void);
 

@@ -69,7 +69,8 @@ btc_status btc_session_create(btc_model *m, const btc_session_options *o, btc_se
                           .threads = o->threads,
                           .compute = s->precision == BTC_PRECISION_BF16 ? BTC_COMPUTE_BF16 : BTC_COMPUTE_F32,
                           .slots = o->max_batch,
-                          .cancel = o->cancel};
+                          .cancel = o->cancel,
+                          .progress = o->progress};
   st = btc_stage_create(m, 0, btc_block_count(m), &so, &s->stage, err);
   if (st == BTC_OK) st = btc_sampler_create(btc_tokenizer_vocab(m->tok), &s->sampler, err);
   if (st == BTC_OK) {
@@ -174,6 +175,7 @@ static btc_status load_images(btc_session *s, const btc_item *it, int64_t at, bt
   btc_status st = grow_pixels(s, (at + it->n_images) * image, err);
   for (int i = 0; st == BTC_OK && i < it->n_images; i++) {
     btc_image im = {0};
+    if (s->o.progress) __atomic_add_fetch(s->o.progress, 1, __ATOMIC_RELAXED);
     st = btc_image_load(it->images[i], side, pad ? BTC_IMAGE_PAD : BTC_IMAGE_SQUASH, NULL, &im, NULL, NULL, err);
     if (st == BTC_OK) btc_image_normalise(&im, c->pre.rescale, c->pre.mean, c->pre.std, s->pixels + (at + i) * image);
     btc_image_free(&im);

@@ -19,6 +19,7 @@ struct btc_stage {
   btc_kv *step_kv; /* [slots] decode: one layer's view of every live slot */
   int slots;
   const volatile int *cancel;
+  uint64_t *progress;
   btc_tap *tap;
   void *tap_user;
   btc_stage_times times;
@@ -172,7 +173,7 @@ btc_status btc_stage_create(const btc_model *m, int first, int last, const btc_s
     return btc_fail(err, BTC_ERR_ARG, "no such stage: blocks %d to %d of %d, %d slots", first, last, btc_block_count(m), o->slots);
   btc_stage *s = btc_alloc_zero(1, sizeof *s);
   if (!s) return btc_fail(err, BTC_ERR_NOMEM, "not enough memory for a stage");
-  *s = (btc_stage){.m = m, .first = first, .last = last, .slots = o->slots, .cancel = o->cancel};
+  *s = (btc_stage){.m = m, .first = first, .last = last, .slots = o->slots, .cancel = o->cancel, .progress = o->progress};
   for (int i = first; i < last; i++) {
     btc_block b = btc_block_at(m, i);
     s->scratch_floats = max64(s->scratch_floats, block_scratch(m, b.kind, o->slots));
@@ -376,6 +377,7 @@ static btc_status run(btc_stage *s, const btc_stage_item *items, int n, const fl
   const float *cur = in;
   for (int i = s->first; i < s->last; i++) {
     if (s->cancel && *s->cancel) return btc_fail(err, BTC_ERR_CANCELLED, "stopped on request");
+    if (s->progress) __atomic_add_fetch(s->progress, 1, __ATOMIC_RELAXED);
     int64_t start = btc_now_ns();
     if (decode)
       decode_block(s, &r, i, items, n, &cur);

@@ -64,6 +64,7 @@ typedef struct btc_stage_options {
   btc_compute compute;
   int slots; /* items with live keys and values, and most items of a batch */
   const volatile int *cancel; /* checked between blocks; may be NULL */
+  uint64_t *progress;         /* grows atomically with every block; may be NULL */
 } btc_stage_options;
 
 typedef struct btc_stage btc_stage;

@@ -1,5 +1,6 @@
 /*
- * worker: an agent that speaks with the broker, and the engine child it supervises. The agent never computes and survives whatever the child does.
+ * worker: an agent that speaks with the broker, and the engine child it supervises. The agent never computes and survives whatever
+ * the child does.
  */
 #ifndef BTC_WORKER_AGENT_H
 #define BTC_WORKER_AGENT_H
@@ -14,18 +15,24 @@ typedef struct btc_worker_options {
   const char *roots;             /* colon-separated folders images must lie in; NULL: anywhere */
   int64_t credits;               /* items in hand; 0: twice the engine's batch */
   int64_t grace_ms;              /* of a drain, default 60000 */
-  int64_t stall_ms;              /* without progress for this long the child is killed; default 60000, at least 10 x the average item */
+  int64_t stall_ms; /* without progress for this long the child is killed; default 60000, at least 10 x the average item */
   bool verbose;
   /* model engine */
   const char *model, *device, *dtype;
   int threads, batch, max_tokens;
   /* stub engine: captions by hash of the item, after a delay */
-  int64_t stub_us;               /* of one item */
-  const char *stub_faults;       /* tests: share of items that crash, hang, fail: "crash=0.01,bad=0.01,transient=0.02,hang=0.001" chosen by hash of the id */
+  int64_t stub_us;         /* of one item */
+  const char *stub_faults; /* tests: share of items that crash, hang, fail: "crash=0.01,bad=0.01,transient=0.02,hang=0.001" chosen
+                              by hash of the id */
 } btc_worker_options;
 btc_worker_options btc_worker_options_default(void);
 
-/* Runs until SIGTERM or SIGINT (drain; a second signal releases everything and ends at once). Prints `ready name=NAME` on stdout after the first Welcome. */
+/* Runs until SIGTERM or SIGINT (drain; a second signal releases everything and ends at once). Prints `ready name=NAME` on stdout
+ * after the first Welcome. */
 btc_status btc_worker_run(const btc_worker_options *o, btc_error *err);
+
+/* What an engine child runs, over its end of the socket pair; `btcchat worker --engine-child FD` calls it. Returns only when the
+ * engine could not be made (the agent has then been told why); ends the process when the agent is gone. */
+btc_status btc_worker_child(const btc_worker_options *o, int fd, btc_error *err);
 
 #endif

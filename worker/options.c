@@ -2,6 +2,12 @@
 #include "agent.h"
 
 btc_worker_options btc_worker_options_default(void) {
-  return (btc_worker_options){
-      .brokers = "tcp://127.0.0.1:7412", .engine = "model", .grace_ms = 60000, .stall_ms = 60000, .device = "cpu", .dtype = "auto", .batch = 8, .max_tokens = 128};
+  return (btc_worker_options){.brokers = "tcp://127.0.0.1:7412",
+                              .engine = "model",
+                              .grace_ms = 60000,
+                              .stall_ms = 60000,
+                              .device = "cpu",
+                              .dtype = "auto",
+                              .batch = 8,
+                              .max_tokens = 128};
 }

@@ -7,15 +7,22 @@
 
 const char *record_reason(btc_status st, btc_phase phase) {
   switch (st) {
-    case BTC_ERR_NOT_FOUND: return "not-found";
-    case BTC_ERR_NOMEM: return "oom";
-    case BTC_ERR_CANCELLED: return "cancelled";
-    case BTC_ERR_LIMIT: return phase == BTC_PHASE_IMAGE ? "dims" : "bad-request";
+    case BTC_ERR_NOT_FOUND:
+      return "not-found";
+    case BTC_ERR_NOMEM:
+      return "oom";
+    case BTC_ERR_CANCELLED:
+      return "cancelled";
+    case BTC_ERR_LIMIT:
+      return phase == BTC_PHASE_IMAGE ? "dims" : "bad-request";
     case BTC_ERR_FORMAT:
     case BTC_ERR_UNSUPPORTED:
-    case BTC_ERR_IO: return phase == BTC_PHASE_IMAGE ? "decode" : "bad-request";
-    case BTC_ERR_ARG: return "bad-request";
-    default: return "internal";
+    case BTC_ERR_IO:
+      return phase == BTC_PHASE_IMAGE ? "decode" : "bad-request";
+    case BTC_ERR_ARG:
+      return "bad-request";
+    default:
+      return "internal";
   }
 }
 
@@ -71,33 +78,48 @@ static void set_timing(json_t *record, const btc_timing *t) {
 static void set_answer(json_t *record, const btc_model *m, bool pair, const btc_result *r) {
   json_object_set_new(record, "caption", text(r->text));
   if (pair) {
-    json_object_set_new(record, "changed", json_boolean(btc_model_says_change(m, r->text)));
+    json_object_set_new(record, "changed", json_boolean(!m || btc_model_says_change(m, r->text)));
     json_object_set_new(record, "score", rounded(r->score, 1e-6));
   }
   json_object_set_new(record, "logprob", rounded(r->logprob, 1e-4));
   json_object_set_new(record, "tokens", json_integer(r->n_ids));
 }
 
-char *record_line(const btc_model *m, const record_model *rm, const char *id, const char *prompt, const char *meta_json, bool pair,
-                  const btc_result *r) {
-  json_t *record = json_object(), *model = json_object();
+static json_t *begin(const char *id, const char *status) {
+  json_t *record = json_object();
   json_object_set_new(record, "v", json_integer(1));
   json_object_set_new(record, "id", text(id));
-  json_object_set_new(record, "status", json_string(r->status == BTC_OK ? "ok" : "failed"));
-  if (r->status == BTC_OK) {
-    set_answer(record, m, pair, r);
-  } else {
-    json_object_set_new(record, "reason", json_string(record_reason(r->status, r->phase)));
-    json_object_set_new(record, "message", text(r->error.message));
-  }
+  json_object_set_new(record, "status", json_string(status));
+  return record;
+}
+
+/* The part that all records share, and the text; takes ownership of the record. */
+static char *finish(json_t *record, const record_model *rm, const char *prompt, const btc_timing *timing, const char *meta_json) {
+  json_t *model = json_object();
   json_object_set_new(model, "name", text(rm->name));
   json_object_set_new(model, "fingerprint", json_string(rm->fingerprint));
   json_object_set_new(model, "dtype", json_string(rm->dtype));
   json_object_set_new(record, "model", model);
   json_object_set_new(record, "prompt", text(prompt));
-  if (r->status == BTC_OK) set_timing(record, &r->timing);
+  if (timing) set_timing(record, timing);
   if (meta_json) json_object_set_new(record, "meta", json_loads(meta_json, JSON_DECODE_ANY, NULL));
   char *line = json_dumps(record, JSON_COMPACT | JSON_REAL_PRECISION(12));
   json_decref(record);
   return line;
+}
+
+char *record_failed(const record_model *rm, const char *id, const char *prompt, const char *meta_json, const char *reason,
+                    const char *message) {
+  json_t *record = begin(id, "failed");
+  json_object_set_new(record, "reason", json_string(reason));
+  json_object_set_new(record, "message", text(message));
+  return finish(record, rm, prompt, NULL, meta_json);
+}
+
+char *record_line(const btc_model *m, const record_model *rm, const char *id, const char *prompt, const char *meta_json, bool pair,
+                  const btc_result *r) {
+  if (r->status != BTC_OK) return record_failed(rm, id, prompt, meta_json, record_reason(r->status, r->phase), r->error.message);
+  json_t *record = begin(id, "ok");
+  set_answer(record, m, pair, r);
+  return finish(record, rm, prompt, &r->timing, meta_json);
 }

@@ -12,9 +12,13 @@ typedef struct record_model {
 btc_status record_model_fill(btc_model *m, btc_session *s, record_model *out, btc_error *err);
 
 /* One line without the newline, malloc'ed, or NULL when there is no memory. meta_json: object text to copy, or NULL. pair: the
- * record carries score and changed. */
+ * record carries score and changed. m NULL (the stub engine): every caption tells of a change. */
 char *record_line(const btc_model *m, const record_model *rm, const char *id, const char *prompt, const char *meta_json, bool pair,
                   const btc_result *r);
+
+/* The record of an item that failed for a reason outside record_reason's reach ("policy"); otherwise like record_line. */
+char *record_failed(const record_model *rm, const char *id, const char *prompt, const char *meta_json, const char *reason,
+                    const char *message);
 
 /* The closed list of reasons: "not-found", "decode", "dims", "oom", "bad-request", "cancelled", "internal". */
 const char *record_reason(btc_status st, btc_phase phase);

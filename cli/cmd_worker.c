@@ -1,0 +1,171 @@
+/* btcchat worker: takes items from a broker and captions them, until it is told to drain. */
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "model_options.h"
+#include "worker/agent.h"
+
+static int run(int argc, char **argv);
+
+const cli_command cmd_worker = {
+    .name = "worker",
+    .arguments = "",
+    .summary = "captions items that a broker hands out",
+    .details =
+        "Prints 'ready name=NAME' on stdout once a broker has welcomed it. SIGTERM or Ctrl-C drains: what the engine has begun is "
+        "finished, the rest is\n"
+        "handed back, exit code 0; a second signal hands everything back at once. Without keys a worker speaks to loopback "
+        "addresses only.\n"
+        "The engine runs in a child process: whatever an image does to it, the worker goes on.",
+    .run = run,
+};
+
+typedef struct numbers {
+  int64_t threads, batch, max_tokens, engine_child;
+} numbers;
+
+static int finish(btc_status st, const btc_error *err) {
+  if (st == BTC_OK) return CLI_OK;
+  cli_error("%s", err->message);
+  return st == BTC_ERR_ARG ? CLI_USAGE : CLI_FAILED;
+}
+
+/* The hidden face of the command: the engine child that an agent starts. */
+static int run_child(const btc_worker_options *o, int fd) {
+  btc_error err;
+  return btc_worker_child(o, fd, &err) == BTC_OK ? CLI_OK : CLI_FAILED; /* the agent prints why */
+}
+
+static int run_with(btc_worker_options *o, const numbers *n) {
+  btc_error err;
+  o->threads = (int)n->threads;
+  o->batch = (int)n->batch;
+  o->max_tokens = (int)n->max_tokens;
+  if (!strcmp(o->engine, "model") && !o->model) o->model = default_model_dir();
+  if (n->engine_child >= 0) return run_child(o, (int)n->engine_child);
+  btc_status st = btc_worker_run(o, &err);
+  return finish(st, &err);
+}
+
+static int run(int argc, char **argv) {
+  btc_worker_options o = btc_worker_options_default();
+  numbers n = {.threads = o.threads, .batch = o.batch, .max_tokens = o.max_tokens, .engine_child = -1};
+  cli_option table[] = {
+      {.name = "brokers",
+       .type = CLI_TEXT,
+       .target = &o.brokers,
+       .value = "LIST",
+       .help = "worker addresses of brokers, by commas; the next is tried when one is silent (default tcp://127.0.0.1:7412)"},
+      {.name = "name",
+       .type = CLI_TEXT,
+       .target = &o.name,
+       .value = "NAME",
+       .help = "unique name, 1 to 64 of A-Z a-z 0-9 . _ - (default host-pid)"},
+      {.name = "keys",
+       .type = CLI_TEXT,
+       .target = &o.keys,
+       .value = "FILE",
+       .help = "secret key file of 'btcchat keygen' (default none: loopback only)"},
+      {.name = "server-key",
+       .type = CLI_TEXT,
+       .target = &o.server_key,
+       .value = "FILE",
+       .help = "the brokers' public key file; goes with --keys"},
+      {.name = "engine",
+       .type = CLI_CHOICE,
+       .target = &o.engine,
+       .value = "E",
+       .help = "model, or stub: captions by hash, for tests (default model)",
+       .choices = "model|stub"},
+      {.name = "roots",
+       .type = CLI_TEXT,
+       .target = &o.roots,
+       .value = "DIRS",
+       .help = "folders that images must lie in, by colons (default: anywhere)"},
+      {.name = "credits",
+       .type = CLI_INT,
+       .target = &o.credits,
+       .value = "N",
+       .help = "items in hand; 0 = two batches (default 0)",
+       .low = 0,
+       .high = 65536},
+      {.name = "grace-ms",
+       .type = CLI_INT,
+       .target = &o.grace_ms,
+       .value = "MS",
+       .help = "time to finish what runs when draining, milliseconds (default 60000)",
+       .low = 0,
+       .high = 86400000},
+      {.name = "stall-ms",
+       .type = CLI_INT,
+       .target = &o.stall_ms,
+       .value = "MS",
+       .help = "an engine without progress for this long, or 10 times the average item, is killed; milliseconds (default 60000)",
+       .low = 10,
+       .high = 86400000},
+      {.name = "verbose",
+       .letter = 'v',
+       .type = CLI_FLAG,
+       .target = &o.verbose,
+       .help = "what the engine writes to stderr appears here too"},
+      {.name = "model",
+       .letter = 'm',
+       .type = CLI_TEXT,
+       .target = &o.model,
+       .value = "DIR",
+       .help = "checkpoint (default: the nano model shipped beside the program)"},
+      {.name = "device",
+       .type = CLI_TEXT,
+       .target = &o.device,
+       .value = "D",
+       .help = "cpu, or plain: slow reference loops (default cpu)"},
+      {.name = "dtype",
+       .type = CLI_CHOICE,
+       .target = &o.dtype,
+       .value = "T",
+       .help = "products in f32 or bf16 (default auto: bf16 where the CPU has it)",
+       .choices = "auto|f32|bf16"},
+      {.name = "threads",
+       .letter = 't',
+       .type = CLI_INT,
+       .target = &n.threads,
+       .value = "N",
+       .help = "threads, 0 = all processors (default 0)",
+       .low = 0,
+       .high = 256},
+      {.name = "batch",
+       .letter = 'b',
+       .type = CLI_INT,
+       .target = &n.batch,
+       .value = "N",
+       .help = "pairs computed together (default 8)",
+       .low = 1,
+       .high = 256},
+      {.name = "max-tokens",
+       .type = CLI_INT,
+       .target = &n.max_tokens,
+       .value = "N",
+       .help = "longest answer, tokens (default 128)",
+       .low = 1,
+       .high = 65536},
+      {.name = "stub-us",
+       .type = CLI_INT,
+       .target = &o.stub_us,
+       .value = "US",
+       .help = "stub: time of one item, microseconds (default 0)",
+       .low = 0,
+       .high = 3600000000.0},
+      {.name = "stub-faults",
+       .type = CLI_TEXT,
+       .target = &o.stub_faults,
+       .value = "LIST",
+       .help = "stub: shares of ids that fail, as in crash=0.01,bad=0.01,transient=0.02,hang=0.001 (default none)"},
+      {.name = "engine-child", .type = CLI_INT, .target = &n.engine_child, .value = "FD", .help = NULL, .low = 0, .high = 1048576},
+  };
+  char **args;
+  int n_args, code;
+  if (!cli_parse(&cmd_worker, table, sizeof table / sizeof table[0], argc, argv, &args, &n_args, &code)) return code;
+  if (n_args) return cli_usage_error(&cmd_worker, "no arguments expected");
+  return run_with(&o, &n);
+}

@@ -1,0 +1,62 @@
+/*
+ * What an engine child runs: items in batches in, answers out, one after the other through a sink. One thread. Nothing here knows
+ * the agent, a socket or the queue.
+ */
+#ifndef BTC_WORKER_ENGINE_H
+#define BTC_WORKER_ENGINE_H
+
+#include "agent.h"
+#include "proto/btcchat.pb-c.h"
+
+/* Borrowed for the call of run. */
+typedef struct worker_item {
+  const char *spec, *params; /* item text, and the job's parameters: JSON objects */
+} worker_item;
+
+/* id, message and record are malloc'ed; whoever gets an answer frees it with worker_answer_clear. */
+typedef struct worker_answer {
+  Btc__Outcome outcome; /* OK, PERMANENT or TRANSIENT */
+  char *id;
+  const char *reason; /* static text; "" when OK */
+  char *message, *record;
+} worker_answer;
+void worker_answer_clear(worker_answer *a);
+
+typedef struct worker_sink {
+  void *ctx;
+  void (*done)(void *ctx, size_t index, worker_answer *a); /* takes the answer of items[index] */
+  void (*flush)(void *ctx);                                /* everything said so far leaves the process */
+} worker_sink;
+
+typedef struct worker_engine worker_engine;
+struct worker_engine {
+  int batch;            /* items that run takes at once */
+  char model_class[96]; /* "sha256:...-bf16"; "stub" */
+  char model_name[128];
+  uint64_t progress; /* atomic: grows while run works; any thread may read it */
+  /* Answers each of n <= batch items once. On an error the items not answered are the caller's to report. */
+  btc_status (*run)(worker_engine *e, const worker_item *items, size_t n, const worker_sink *sink, btc_error *err);
+  void (*destroy)(worker_engine *e);
+};
+
+btc_status engine_model_create(const btc_worker_options *o, worker_engine **out, btc_error *err);
+btc_status engine_stub_create(const btc_worker_options *o, worker_engine **out, btc_error *err);
+
+/* ---- the stub's behaviour, for checkers ---- */
+
+/* "stub:" and the first 16 hex digits of sha256("before\nafter\nid"). */
+void engine_stub_caption(const char *before, const char *after, const char *id, char out[24]);
+
+typedef enum stub_fault { STUB_FINE, STUB_CRASH, STUB_BAD, STUB_TRANSIENT, STUB_HANG } stub_fault;
+/* Shares of ids: "crash=0.01,bad=0.01,transient=0.02,hang=0.001". An id's fault is decided by u = (first 8 bytes, big-endian, of
+ * sha256("fault\n" + id)) / 2^64: u < crash crashes the child, u < crash + bad is bad input, and so on in this order. transient
+ * fails at its first try: of this child, or with marks=DIR of all workers that share the folder. flaky=P: every try of any other id
+ * fails transiently with chance P. */
+typedef struct stub_faults {
+  double crash, bad, transient, hang, flaky;
+  char marks[512];
+} stub_faults;
+btc_status stub_faults_parse(const char *text, stub_faults *out, btc_error *err); /* ARG names what is wrong; NULL or "": none */
+stub_fault stub_fault_of(const stub_faults *f, const char *id);
+
+#endif

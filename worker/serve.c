@@ -1,0 +1,262 @@
+/*
+ * The engine child's side: a thread that reads items ahead, so that the engine never waits for the agent, and the engine's loop in
+ * the main thread. The agent is the only one that decides when a child ends: Ctrl-C and SIGTERM sent to the whole group are ignored
+ * here, and the child dies with its agent.
+ */
+#define _GNU_SOURCE
+#include <poll.h>
+#include <pthread.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/prctl.h>
+#include <unistd.h>
+
+#include "engine.h"
+#include "child.h"
+#include "frame.h"
+
+enum { QUEUE = 1024, TICK_MS = 250, FLUSH_NS = 2000000 };
+
+typedef struct waiting {
+  uint64_t ticket;
+  char *spec, *params;
+} waiting;
+
+typedef struct server {
+  int fd;
+  worker_engine *engine;
+  /* read ahead: reader thread -> engine loop */
+  pthread_mutex_t lock;
+  pthread_cond_t more;
+  waiting queue[QUEUE];
+  size_t head, count;
+  /* what leaves: both threads */
+  pthread_mutex_t out_lock;
+  frame_buffer out;
+  int64_t flushed_ns;
+  uint64_t told; /* progress last sent */
+  /* the batch that runs: engine loop only */
+  waiting *batch; /* [engine->batch] */
+  worker_item *items;
+  uint64_t *tickets;
+  bool *answered;
+  size_t n;
+} server;
+
+/* ---- out ---- */
+
+static void flush_locked(server *s) {
+  if (frame_write(&s->out, s->fd) == FRAME_CLOSED) _exit(0); /* no agent, nobody to work for */
+  s->flushed_ns = btc_now_ns();
+}
+
+static void say(server *s, const Btc__Envelope *e, bool flush) {
+  btc_error err;
+  pthread_mutex_lock(&s->out_lock);
+  btc_status st = frame_add(&s->out, e, &err);
+  if (st != BTC_OK) {
+    fprintf(stderr, "engine child: cannot tell the agent: %s\n", err.message);
+    _exit(1); /* the agent would wait for ever */
+  }
+  if (flush || btc_now_ns() - s->flushed_ns > FLUSH_NS) flush_locked(s);
+  pthread_mutex_unlock(&s->out_lock);
+}
+
+static void say_ready(server *s, worker_engine *e, char *failure) {
+  Btc__ChildReady ready = BTC__CHILD_READY__INIT;
+  Btc__Envelope env = btc_wire_envelope(BTC__ENVELOPE__BODY_CHILD_READY);
+  env.child_ready = &ready;
+  if (e) {
+    ready.batch = (uint32_t)e->batch;
+    child_clean_text(e->model_name);
+    ready.model_class = e->model_class;
+    ready.model_name = e->model_name;
+  } else {
+    child_clean_text(failure);
+    ready.failed = true;
+    ready.message = failure;
+  }
+  say(s, &env, true);
+}
+
+static void say_started(server *s, uint64_t *tickets, size_t n) {
+  Btc__ChildStarted started = BTC__CHILD_STARTED__INIT;
+  Btc__Envelope env = btc_wire_envelope(BTC__ENVELOPE__BODY_CHILD_STARTED);
+  env.child_started = &started;
+  started.ticket = tickets;
+  started.n_ticket = n;
+  started.progress = __atomic_load_n(&s->engine->progress, __ATOMIC_RELAXED);
+  say(s, &env, true);
+}
+
+static void say_done(server *s, uint64_t ticket, const worker_answer *a) {
+  Btc__ItemResult result = BTC__ITEM_RESULT__INIT;
+  Btc__ChildDone done = BTC__CHILD_DONE__INIT;
+  Btc__Envelope env = btc_wire_envelope(BTC__ENVELOPE__BODY_CHILD_DONE);
+  env.child_done = &done;
+  done.ticket = ticket;
+  done.result = &result;
+  result.outcome = a->outcome;
+  result.reason = (char *)a->reason;
+  if (a->id) result.id = a->id;
+  if (a->message) {
+    child_clean_text(a->message); /* an error text is cut by bytes, and paths may hold any */
+    result.message = a->message;
+  }
+  if (a->record) result.record = a->record;
+  say(s, &env, false);
+}
+
+/* ---- reading ahead ---- */
+
+static void queue_items(server *s, const Btc__ChildRun *run) {
+  pthread_mutex_lock(&s->lock);
+  for (size_t i = 0; i < run->n_items; i++) {
+    waiting w = {
+        .ticket = run->items[i]->ticket, .spec = btc_strdup(run->items[i]->spec), .params = btc_strdup(run->items[i]->params)};
+    if (s->count == QUEUE || !w.spec || !w.params) {
+      fprintf(stderr, "engine child: %s\n", s->count == QUEUE ? "the agent sent more items than agreed" : "out of memory");
+      _exit(1);
+    }
+    s->queue[(s->head + s->count++) % QUEUE] = w;
+  }
+  pthread_cond_signal(&s->more);
+  pthread_mutex_unlock(&s->lock);
+}
+
+static void tell_progress(server *s) {
+  uint64_t now = __atomic_load_n(&s->engine->progress, __ATOMIC_RELAXED);
+  if (now == s->told) return;
+  s->told = now;
+  say_started(s, NULL, 0);
+}
+
+static void *read_ahead(void *ctx) {
+  server *s = ctx;
+  frame_buffer in = {0};
+  for (;;) {
+    struct pollfd p = {.fd = s->fd, .events = POLLIN};
+    if (poll(&p, 1, TICK_MS) == 0) {
+      tell_progress(s);
+      continue;
+    }
+    if (frame_read(&in, s->fd) == FRAME_CLOSED) _exit(0);
+    Btc__Envelope *e = NULL;
+    btc_error err;
+    btc_status st;
+    while ((st = frame_next(&in, &e, &err)) == BTC_OK && e) {
+      if (e->body_case == BTC__ENVELOPE__BODY_CHILD_RUN) queue_items(s, e->child_run);
+      btc_wire_free(&e);
+    }
+    if (st != BTC_OK) {
+      fprintf(stderr, "engine child: a broken frame: %s\n", err.message);
+      _exit(1);
+    }
+    tell_progress(s);
+  }
+  return NULL;
+}
+
+/* ---- the engine's loop ---- */
+
+static void take_batch(server *s) {
+  pthread_mutex_lock(&s->lock);
+  while (!s->count) pthread_cond_wait(&s->more, &s->lock);
+  for (s->n = 0; s->count && s->n < (size_t)s->engine->batch; s->n++) {
+    s->batch[s->n] = s->queue[s->head];
+    s->head = (s->head + 1) % QUEUE;
+    s->count--;
+  }
+  pthread_mutex_unlock(&s->lock);
+  for (size_t i = 0; i < s->n; i++) {
+    s->items[i] = (worker_item){.spec = s->batch[i].spec, .params = s->batch[i].params};
+    s->tickets[i] = s->batch[i].ticket;
+    s->answered[i] = false;
+  }
+}
+
+static void on_done(void *ctx, size_t index, worker_answer *a) {
+  server *s = ctx;
+  s->answered[index] = true;
+  say_done(s, s->tickets[index], a);
+  worker_answer_clear(a);
+}
+
+static void on_flush(void *ctx) {
+  server *s = ctx;
+  pthread_mutex_lock(&s->out_lock);
+  flush_locked(s);
+  pthread_mutex_unlock(&s->out_lock);
+}
+
+/* Items that a failing engine left open may well work later or elsewhere. */
+static void answer_rest(server *s, btc_status st, const btc_error *err) {
+  for (size_t i = 0; i < s->n; i++) {
+    if (s->answered[i]) continue;
+    worker_answer a = {.outcome = BTC__OUTCOME__OUTCOME_TRANSIENT, .reason = st == BTC_ERR_NOMEM ? "oom" : "internal"};
+    a.message = btc_strdup(err->message);
+    on_done(s, i, &a);
+  }
+}
+
+static _Noreturn void serve(server *s) {
+  const worker_sink sink = {.ctx = s, .done = on_done, .flush = on_flush};
+  for (;;) {
+    take_batch(s);
+    say_started(s, s->tickets, s->n);
+    btc_error err = {.code = BTC_ERR_INTERNAL, .message = "the engine gave no answer"};
+    btc_status st = s->engine->run(s->engine, s->items, s->n, &sink, &err);
+    answer_rest(s, st, &err);
+    on_flush(s);
+    for (size_t i = 0; i < s->n; i++) {
+      free(s->batch[i].spec);
+      free(s->batch[i].params);
+    }
+  }
+}
+
+/* ---- entry ---- */
+
+void worker_answer_clear(worker_answer *a) {
+  free(a->id);
+  free(a->message);
+  free(a->record);
+  *a = (worker_answer){0};
+}
+
+static void settle(void) {
+  sigset_t none;
+  signal(SIGINT, SIG_IGN);
+  signal(SIGTERM, SIG_IGN);
+  signal(SIGPIPE, SIG_IGN);
+  sigemptyset(&none);
+  sigprocmask(SIG_SETMASK, &none, NULL); /* the agent blocks what it reads from a descriptor */
+}
+
+static btc_status prepare(server *s, const btc_worker_options *o, btc_error *err) {
+  btc_status st = strcmp(o->engine, "stub") == 0 ? engine_stub_create(o, &s->engine, err) : engine_model_create(o, &s->engine, err);
+  if (st != BTC_OK) return st;
+  size_t n = (size_t)s->engine->batch;
+  s->batch = btc_alloc_zero(n, sizeof *s->batch);
+  s->items = btc_alloc_zero(n, sizeof *s->items);
+  s->tickets = btc_alloc_zero(n, sizeof *s->tickets);
+  s->answered = btc_alloc_zero(n, sizeof *s->answered);
+  return s->batch && s->items && s->tickets && s->answered ? BTC_OK : btc_fail(err, BTC_ERR_NOMEM, "out of memory");
+}
+
+btc_status btc_worker_child(const btc_worker_options *o, int fd, btc_error *err) {
+  static server s = {.lock = PTHREAD_MUTEX_INITIALIZER, .more = PTHREAD_COND_INITIALIZER, .out_lock = PTHREAD_MUTEX_INITIALIZER};
+  pthread_t reader;
+  settle();
+  s.fd = fd;
+  btc_status st = prepare(&s, o, err);
+  if (st != BTC_OK) {
+    say_ready(&s, NULL, err->message);
+    return st;
+  }
+  say_ready(&s, s.engine, NULL);
+  if (pthread_create(&reader, NULL, read_ahead, &s) != 0) return btc_fail(err, BTC_ERR_NOMEM, "cannot start a thread");
+  serve(&s);
+}
