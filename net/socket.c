@@ -18,11 +18,18 @@ static bool is_loopback_host(const char *host, size_t len) {
   return true;
 }
 
+/* libzmq wraps 70000 around to 4464. */
+static bool is_port(const char *s) {
+  if (strcmp(s, "*") == 0) return true;
+  size_t len = strlen(s);
+  return len >= 1 && len <= 5 && strspn(s, "0123456789") == len && atoi(s) >= 1 && atoi(s) <= 65535;
+}
+
 static btc_status check_endpoint(const char *endpoint, bool keys, btc_error *err) {
   if (!strncmp(endpoint, "ipc://", 6) || !strncmp(endpoint, "inproc://", 9)) return BTC_OK;
   const char *host = endpoint + 6, *port = strrchr(endpoint, ':');
-  if (strncmp(endpoint, "tcp://", 6) != 0 || port < host)
-    return btc_fail(err, BTC_ERR_ARG, "endpoint '%s': must be tcp://HOST:PORT or ipc://PATH", endpoint);
+  if (strncmp(endpoint, "tcp://", 6) != 0 || port <= host || !is_port(port + 1))
+    return btc_fail(err, BTC_ERR_ARG, "endpoint '%s': must be tcp://HOST:PORT (1 to 65535) or ipc://PATH", endpoint);
   if (keys || is_loopback_host(host, (size_t)(port - host))) return BTC_OK;
   return btc_fail(err, BTC_ERR_ARG,
                   "endpoint '%s': without keys only loopback (127.0.0.1, [::1]) and ipc:// are allowed, since anybody could read and "

@@ -25,6 +25,11 @@ fuzz_config) # the first byte says which file it is
   done ;;
 fuzz_tokenizer) take "$shared"/vectors/*/ckpt/llm/tokenizer.model models/nano/llm/tokenizer.model ;;
 fuzz_tokenizer_text) printf 'USER: <image>\nWhat </s> changed?' >"$dir/seed-1" ;;
+fuzz_wire) # a hello with a held chunk, results of one item, a status reply of two jobs, an acknowledgement
+  printf '\x08\x01\x10\x01\x18\x07\xa2\x01\x15\x0a\x02w1\x10\x05\x1a\x03btc\x38\x20\x42\x04\x08\x01\x10\x02' >"$dir/seed-1"
+  printf '\x08\x01\x10\x01\x20\x09\xb2\x01\x13\x08\x01\x10\x02\x1a\x02j1\x2a\x09\x08\x03\x1a\x01a\x32\x02{}' >"$dir/seed-2"
+  printf '\x08\x01\x10\x01\x9a\x03\x0a\x12\x03\x0a\x01a\x12\x03\x0a\x01b' >"$dir/seed-3"
+  printf '\x08\x01\x10\x01\x52\x04\x0a\x02\x01\x02' >"$dir/seed-4" ;;
 fuzz_manifest)
   printf '\x01{"id":"a","before":"a.png","after":"b.png","window":[0,0,1,1],"meta":{"k":1}}\n' >"$dir/seed-1"
   printf '\x00before,after,id\n"a ""x"".png",b.png,1\n' >"$dir/seed-2" ;;
