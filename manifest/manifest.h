@@ -77,6 +77,11 @@ btc_status btc_manifest_skip(btc_manifest *m, uint64_t n, uint64_t *skipped, btc
 /* Turns an item whose id came before into a bad line with the words of the reader that compares ids; bad lines stay as they are. */
 void btc_manifest_mark_duplicate(btc_manifest *m, btc_manifest_item *item);
 
+/* The digest of a folder as manifest: SHA-256, as 64 hex digits, over "A/NAME" and "B/NAME" of the listings in their order, each with its terminating NUL. (The digest
+ * of a file is that of its bytes.) Contents of images do not enter. */
+btc_status btc_manifest_folder_sha256(const btc_manifest *m, char hex[65], btc_error *err);
+bool btc_manifest_is_folder(const btc_manifest *m);
+
 /* One JSON text as if it were line `line` of a JSONL manifest whose folder is dir ("" for the working directory). Line 0: it is no line; its id is
  * "" when it brings none, and its problem is told without a line. It gives an item or a bad line; both borrow from *m, which the first call makes (start with NULL) and later calls use again: close it with btc_manifest_close. */
 btc_status btc_manifest_parse_line(btc_manifest **m, const char *text, size_t len, uint64_t line, const char *dir, btc_manifest_item *item,

@@ -97,6 +97,28 @@ void btc_manifest_mark_duplicate(btc_manifest *m, btc_manifest_item *item) {
   btc_manifest_bad(m, item, "the id '%.128s' was used before", m->id);
 }
 
+bool btc_manifest_is_folder(const btc_manifest *m) {
+  return m->format == FORMAT_FOLDERS;
+}
+
+btc_status btc_manifest_folder_sha256(const btc_manifest *m, char hex[65], btc_error *err) {
+  if (m->format != FORMAT_FOLDERS) return btc_fail(err, BTC_ERR_ARG, "'%s' is not a folder", m->path);
+  btc_sha256 hash;
+  uint8_t digest[32];
+  btc_sha256_init(&hash);
+  for (int side = 0; side < 2; side++) {
+    const btc_names *l = side ? &m->after : &m->before;
+    for (size_t i = 0; i < l->n; i++) {
+      const char *name = btc_names_at(l, i);
+      btc_sha256_update(&hash, side ? "B/" : "A/", 2);
+      btc_sha256_update(&hash, name, strlen(name) + 1);
+    }
+  }
+  btc_sha256_final(&hash, digest);
+  for (int i = 0; i < 32; i++) snprintf(hex + 2 * i, 3, "%02x", digest[i]);
+  return BTC_OK;
+}
+
 /* ---- one JSON text ---- */
 
 static btc_status reader_for_texts(btc_manifest **out, const char *dir, btc_error *err) {
