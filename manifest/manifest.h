@@ -41,6 +41,7 @@ typedef struct btc_manifest_item {
   uint64_t line;       /* first line of the item, from 1; in a directory its number */
   const char *id;      /* of a bad line: its id if that could be read, else the line number */
   const char *problem; /* BAD: what is wrong with the line, one line of text, without file and line number; else NULL */
+  bool duplicate;      /* the id came before; such an item is BAD */
   const char *before, *after;
   const char *prompt; /* NULL: the caller's default */
   bool has_window;
@@ -70,6 +71,7 @@ typedef struct btc_manifest_pos {
 /* Index (0-based) of the next item, and its position. ARG for pipes. */
 btc_status btc_manifest_tell(const btc_manifest *m, btc_manifest_pos *pos, btc_error *err);
 uint64_t btc_manifest_index(const btc_manifest *m);
+uint64_t btc_manifest_bytes(const btc_manifest *m); /* where it stands in its file; 0 in a folder */
 /* The next item read is the one at pos. ARG: no position, or one outside this manifest. Only for readers with duplicates_too. */
 btc_status btc_manifest_seek(btc_manifest *m, const char *pos, btc_error *err);
 /* Passes over at most n items without parsing them; *skipped < n at the end of the manifest. Only for readers with duplicates_too. */

@@ -16,6 +16,10 @@ uint64_t btc_manifest_index(const btc_manifest *m) {
   return m->items;
 }
 
+uint64_t btc_manifest_bytes(const btc_manifest *m) {
+  return m->format == FORMAT_FOLDERS ? 0 : btc_lines_offset(&m->lines);
+}
+
 btc_status btc_manifest_tell(const btc_manifest *m, btc_manifest_pos *pos, btc_error *err) {
   if (!m->seekable) return btc_fail(err, BTC_ERR_ARG, "'%s' can be read only once", m->path);
   uint64_t a = m->lines.line, b = m->format == FORMAT_FOLDERS ? 0 : btc_lines_offset(&m->lines);
@@ -94,6 +98,7 @@ btc_status btc_manifest_skip(btc_manifest *m, uint64_t n, uint64_t *skipped, btc
 }
 
 void btc_manifest_mark_duplicate(btc_manifest *m, btc_manifest_item *item) {
+  item->duplicate = true;
   btc_manifest_bad(m, item, "the id '%.128s' was used before", m->id);
 }
 
