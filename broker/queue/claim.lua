@@ -157,8 +157,8 @@ register('btc_claim', nil, function(a)
   if s then return s == true and {} or {s} end
   local b = {wid = wid, lease_ms = lease_ms, want = math.min(math.floor(want), 1024), pops = STEP, out = {}}
   local list = levels(classes)
-  for _, level in ipairs(list) do
-    if level.srv <= now() - cfg('ageing_ms') then serve(level.class, level.pri, b, 1) end
+  for i = 2, #list do -- the first is served anyway
+    if list[i].srv <= now() - cfg('ageing_ms') then serve(list[i].class, list[i].pri, b, 1) end
   end
   for _, level in ipairs(list) do serve(level.class, level.pri, b, 64 - #b.out) end
   return b.out
