@@ -43,7 +43,7 @@ static void test_claim_ages_starved_priorities(void **state) {
   test_sleep_ms(110);
   submit_as("top2", 2, "t", 0, "''", "files");
   EXPECT_BEGIN("[[1 2 low", "btc_claim w 30000 2 ''");
-  EXPECT_BEGIN("[[7 3 top", "btc_claim w 30000 2 ''"); /* once */
+  EXPECT_BEGIN("[[8 3 top", "btc_claim w 30000 2 ''"); /* once */
 }
 
 static void test_claim_serves_only_its_classes(void **state) {
