@@ -26,7 +26,8 @@ typedef struct btc_broker_options {
 btc_broker_options btc_broker_options_default(void);
 
 /* Runs until SIGTERM or SIGINT (drains: stops taking and granting work, flushes commits, tells its workers; a second signal ends at once). When it is ready
- * it prints one line on stdout: `ready clients=ENDPOINT workers=ENDPOINT http=ADDRESS` (so that port * may be asked for). Returns BTC_OK after a drain. */
+ * it prints one line on stdout: `ready clients=ENDPOINT workers=ENDPOINT http=ADDRESS` (so that port * may be asked for). Returns BTC_OK after a drain;
+ * NOT_FOUND when Redis could not be reached in 10 s, UNSUPPORTED when it must not hold a queue (version, eviction policy, password, newer data). */
 btc_status btc_broker_run(const btc_broker_options *o, btc_error *err);
 
 #endif

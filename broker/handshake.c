@@ -1,6 +1,6 @@
 /*
  * What a new connection does before it carries work: AUTH, then on the main one INFO and CONFIG GET (may this Redis hold a queue?), the function library when it is missing or
- * older, btc_setup, the consumer group of `in`. One command at a time; any passing trouble ends in a later attempt.
+ * older, btc_setup. One command at a time; any passing trouble ends in a later attempt.
  */
 #define _GNU_SOURCE
 #include <stdio.h>
@@ -13,12 +13,11 @@
 
 enum { MAX_ARGS = 64 };
 
-typedef enum step { STEP_AUTH, STEP_PING, STEP_INFO, STEP_POLICY, STEP_LIBRARY, STEP_LOAD, STEP_SETUP, STEP_GROUP, STEP_READY } step;
+typedef enum step { STEP_AUTH, STEP_PING, STEP_INFO, STEP_POLICY, STEP_LIBRARY, STEP_LOAD, STEP_SETUP, STEP_READY } step;
 
 struct btc_handshake {
   btc_redis *redis;
   btc_redis_options o;
-  char in[96];
   step step;
   bool warned;
 };
@@ -118,7 +117,7 @@ static void check_auth(btc_handshake *h, const redisReply *r) {
 
 static void check_setup(btc_handshake *h, const redisReply *r) {
   if (r->type != REDIS_REPLY_ERROR)
-    go(h, STEP_GROUP);
+    go(h, STEP_READY);
   else if (strstr(r->str, "schema") || strstr(r->str, "SCHEMA"))
     fatal(h, "the queue's data is of another version: ", r->str, "");
   else
@@ -164,12 +163,6 @@ static void on_answer(void *ctx, const redisReply *r) {
     case STEP_SETUP:
       check_setup(h, r);
       break;
-    case STEP_GROUP: /* BUSYGROUP: it is there */
-      if (r->type == REDIS_REPLY_ERROR && strncmp(r->str, "BUSYGROUP", 9) != 0)
-        later(h, r->str);
-      else
-        go(h, STEP_READY);
-      break;
     case STEP_READY:
       break;
   }
@@ -210,9 +203,6 @@ static int step_args(const btc_handshake *h, const char **argv) {
       break;
     case STEP_SETUP:
       return setup_args(h, argv);
-    case STEP_GROUP:
-      argv[n++] = "XGROUP", argv[n++] = "CREATE", argv[n++] = h->in, argv[n++] = "brk", argv[n++] = "0", argv[n++] = "MKSTREAM";
-      break;
     case STEP_READY:
       break;
   }
@@ -241,7 +231,6 @@ btc_status btc_handshake_create(btc_redis *r, const btc_redis_options *o, btc_ha
   if (!h) return btc_fail(err, BTC_ERR_NOMEM, "out of memory");
   h->redis = r;
   h->o = *o; /* its texts are the connection's own copies */
-  snprintf(h->in, sizeof h->in, "%sin", o->prefix);
   return BTC_OK;
 }
 

@@ -304,9 +304,9 @@ static void on_reply(redisAsyncContext *ac, void *raw, void *privdata) {
   if (r->state == UP && server_error(reply, &why)) {
     char text[256];
     snprintf(text, sizeof text, "%s", why);
-    c->answer(c->ctx, NULL);
+    if (c->answer) c->answer(c->ctx, NULL);
     drop(r, text);
-  } else {
+  } else if (c->answer) {
     c->answer(c->ctx, reply);
   }
   free(c);
@@ -353,13 +353,13 @@ void btc_redis_handshake_done(btc_redis *r, btc_handshake_end end, const char *w
 }
 
 bool btc_redis_is_up(const btc_redis *r) {
-  return r->state == UP && !r->closing;
+  return r && r->state == UP && !r->closing;
 }
 
 int64_t btc_redis_lag_ms(const btc_redis *r) {
-  return r->head ? (btc_loop_now_ns(r->loop) - r->head->sent_ns) / 1000000 : 0;
+  return r && r->head ? (btc_loop_now_ns(r->loop) - r->head->sent_ns) / 1000000 : 0;
 }
 
 const char *btc_redis_trouble(const btc_redis *r) {
-  return r->trouble;
+  return r ? r->trouble : "";
 }

@@ -44,7 +44,7 @@ typedef struct btc_redis_options {
 btc_status btc_redis_create(btc_loop *l, const btc_redis_options *o, btc_redis **out, btc_error *err);
 void btc_redis_destroy(btc_redis **r); /* whoever waits gets NULL first */
 bool btc_redis_is_up(const btc_redis *r);
-/* false: not connected, and `answer` is never called. True: it is called exactly once. deadline_ms 0: the connection's. */
+/* false: not connected, and `answer` (which may be NULL) is never called. True: it is called exactly once. deadline_ms 0: the connection's. */
 bool btc_redis_send(btc_redis *r, int argc, const char **argv, const size_t *len, int64_t deadline_ms, btc_redis_answer answer, void *ctx);
 /* Age of the oldest command without an answer, 0 when none waits. */
 int64_t btc_redis_lag_ms(const btc_redis *r);

@@ -81,7 +81,7 @@ typedef struct btc_claimed {
   const char *jid, *pos, *params;
   uint32_t n, mask, crashes;
   bool solo, is_inline;
-  const redisReply *texts; /* inline: idx, text, ... */
+  const redisReply *texts; /* inline: item texts in the order of the mask's bits */
 } btc_claimed;
 bool btc_reply_claimed(const redisReply *r, size_t i, btc_claimed *out); /* false: not a chunk */
 

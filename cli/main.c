@@ -7,7 +7,7 @@
 /* in the order of --help */
 static const cli_command *const commands[] = {
     &cmd_caption, &cmd_ask,    //
-    &cmd_worker,               //
+    &cmd_broker,  &cmd_worker, //
     &cmd_keygen,               //
     &cmd_inspect, &cmd_verify, //
     &cmd_doctor,  &cmd_bench,  //
