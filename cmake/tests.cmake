@@ -30,3 +30,7 @@ foreach(label unit golden integration fault)
     endforeach()
   endforeach()
 endforeach()
+
+# Programs that tests and people run beside the queue.
+add_executable(btcchat-check tests/tools/btcchat_check.c)
+target_link_libraries(btcchat-check PRIVATE btc_test_support)
