@@ -77,7 +77,7 @@ bool btc_class_valid(const char *s) {
 bool btc_broker_refused(const char *what, const redisReply *r) {
   char quoted[400];
   if (r && r->type == REDIS_REPLY_ERROR) BTC_LOG_LIMITED(BTC_LOG_WARN, "redis-refused", "call=%s msg=%s", what, btc_log_quote(quoted, sizeof quoted, r->str));
-  return btc_reply_failed(r);
+  return btc_answer_failed(r);
 }
 
 /* ---- Redis comes and goes ---- */

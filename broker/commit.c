@@ -89,7 +89,7 @@ static void finish(pending *p) {
 static void one_answer(pending *p, const char *what, const redisReply *r) {
   if (btc_broker_refused(what, r))
     p->lost = true;
-  else if (btc_reply_u64(r, 0) == 0)
+  else if (btc_answer_u64(r, 0) == 0)
     p->own = false;
   if (--p->waiting == 0) finish(p);
 }
@@ -98,7 +98,7 @@ static void one_answer(pending *p, const char *what, const redisReply *r) {
 static void on_commit(void *ctx, const redisReply *r) {
   pending *p = ctx;
   btc_broker *b = p->b;
-  uint64_t seq = btc_reply_failed(r) ? 0 : btc_reply_u64(r, 2);
+  uint64_t seq = btc_answer_failed(r) ? 0 : btc_answer_u64(r, 2);
   BTC_FAILPOINT("after_commit");
   if (seq && seq < b->seq) {
     btc_log(BTC_LOG_ERROR, "history-lost", "seq=%" PRIu64 " before=%" PRIu64 " msg=\"Redis lost commits: their items run again\"", seq, b->seq);

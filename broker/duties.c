@@ -36,8 +36,8 @@ static void on_totals(void *ctx, const redisReply *r) {
                                      BTC_METRIC_JOBS,  BTC_METRIC_OUT_ENTRIES, BTC_METRIC_RES_ENTRIES};
   btc_broker *b = ctx;
   if (btc_broker_refused("btc_totals", r)) return;
-  for (size_t i = 0; i < sizeof which / sizeof which[0]; i++) btc_metrics_set(b->metrics, which[i], (double)btc_reply_u64(r, i));
-  btc_metrics_set(b->metrics, BTC_METRIC_OLDEST_READY_SECONDS, (double)btc_reply_u64(r, 8) / 1e3);
+  for (size_t i = 0; i < sizeof which / sizeof which[0]; i++) btc_metrics_set(b->metrics, which[i], (double)btc_answer_u64(r, i));
+  btc_metrics_set(b->metrics, BTC_METRIC_OLDEST_READY_SECONDS, (double)btc_answer_u64(r, 8) / 1e3);
   btc_metrics_set(b->metrics, BTC_METRIC_FSYNC_MS, (double)btc_redis_lag_ms(b->redis));
 }
 
@@ -62,8 +62,8 @@ static void on_stat(void *ctx, const redisReply *r) {
                {"crashed", BTC_METRIC_CRASHED}};
   btc_broker *b = ctx;
   if (btc_broker_refused("stat", r)) return;
-  for (size_t i = 0; i < sizeof which / sizeof which[0]; i++) btc_metrics_set(b->metrics, which[i].metric, (double)btc_reply_field_u64(r, which[i].field));
-  take_rate(b, btc_reply_field_u64(r, "committed"), btc_reply_field_u64(r, "live_items"));
+  for (size_t i = 0; i < sizeof which / sizeof which[0]; i++) btc_metrics_set(b->metrics, which[i].metric, (double)btc_answer_field_u64(r, which[i].field));
+  take_rate(b, btc_answer_field_u64(r, "committed"), btc_answer_field_u64(r, "live_items"));
 }
 
 static double rss_bytes(void) {

@@ -123,7 +123,7 @@ static void begin(expansion *x, uint64_t room) {
 static void on_ready_list(void *ctx, const redisReply *r) {
   expansion *x = ctx;
   uint64_t quarter = (uint64_t)x->b->o->window_chunks / 4 + 1;
-  bool dry = !btc_reply_failed(r) && r->type == REDIS_REPLY_INTEGER && (uint64_t)r->integer < quarter;
+  bool dry = !btc_answer_failed(r) && r->type == REDIS_REPLY_INTEGER && (uint64_t)r->integer < quarter;
   if (dry)
     begin(x, quarter);
   else
@@ -137,21 +137,21 @@ static void on_job(void *ctx, const redisReply *r) {
     end(x);
     return;
   }
-  uint64_t live = btc_reply_u64(r, 4), window = (uint64_t)b->o->window_chunks;
-  x->cursor = btc_reply_u64(r, 1);
-  x->total = btc_reply_u64(r, 2);
-  snprintf(x->pos, sizeof x->pos, "%s", btc_reply_text(r, 3));
-  snprintf(x->model_class, sizeof x->model_class, "%s", btc_reply_text(r, 6));
-  if (strcmp(btc_reply_text(r, 0), "RUN") != 0 || x->cursor >= x->total) {
+  uint64_t live = btc_answer_u64(r, 4), window = (uint64_t)b->o->window_chunks;
+  x->cursor = btc_answer_u64(r, 1);
+  x->total = btc_answer_u64(r, 2);
+  snprintf(x->pos, sizeof x->pos, "%s", btc_answer_text(r, 3));
+  snprintf(x->model_class, sizeof x->model_class, "%s", btc_answer_text(r, 6));
+  if (strcmp(btc_answer_text(r, 0), "RUN") != 0 || x->cursor >= x->total) {
     if (!btc_store_expand(b->store, x->jid, x->cursor, NULL, NULL, 0, x->pos, NULL, NULL)) BTC_LOG_LIMITED(BTC_LOG_DEBUG, "todo-kept", "jid=%s", x->jid);
     end(x); /* that call took it off the list */
-  } else if (btc_reply_u64(r, 5)) {
+  } else if (btc_answer_u64(r, 5)) {
     end(x); /* paused */
   } else if (live + window / 8 < window) {
     begin(x, window - live);
   } else {
     char list[BTC_CLASS + BTC_NAME + 16];
-    snprintf(list, sizeof list, "%s:%s:%s", x->model_class, btc_reply_text(r, 7), btc_reply_text(r, 8));
+    snprintf(list, sizeof list, "%s:%s:%s", x->model_class, btc_answer_text(r, 7), btc_answer_text(r, 8));
     bool more = live < 8 * window && btc_store_command(b->store, on_ready_list, x, "LLEN", btc_store_key(b->store, "rdy:", list), NULL);
     if (!more) end(x);
   }
@@ -175,7 +175,7 @@ static void on_todo(void *ctx, const redisReply *r) {
   all->looking = false;
   if (btc_broker_refused("todo", r)) return;
   for (size_t i = 0; i < r->elements && all->n < JOBS; i++) {
-    const char *jid = btc_reply_text(r, i);
+    const char *jid = btc_answer_text(r, i);
     expansion *x = is_busy(all, jid) ? NULL : btc_alloc_zero(1, sizeof *x);
     if (!x) continue;
     x->b = b;

@@ -153,7 +153,7 @@ static void hand_out(btc_broker *b, btc_session *s, const btc_claimed *k) {
   if (!h || (k->is_inline && (!k->texts || k->texts->elements != want))) {
     give_back(b, s->id, k->cid, k->token);
   } else if (k->is_inline) {
-    for (size_t i = 0; i < want; i++) texts[i] = btc_reply_text(k->texts, i);
+    for (size_t i = 0; i < want; i++) texts[i] = btc_answer_text(k->texts, i);
     send_chunk(b, s, k, texts);
   } else {
     read_texts(b, s, k);
@@ -169,7 +169,7 @@ static void on_claimed(void *ctx, const redisReply *r) {
   bool some = !btc_broker_refused("btc_claim", r) && r->type == REDIS_REPLY_ARRAY && r->elements > 0;
   for (size_t i = 0; some && i < r->elements; i++) {
     btc_claimed k;
-    if (!btc_reply_claimed(r, i, &k)) continue;
+    if (!btc_answer_claimed(r, i, &k)) continue;
     if (s && !s->reaping && !b->draining)
       hand_out(b, s, &k);
     else

@@ -90,7 +90,7 @@ void btc_hand_revoke(btc_broker *b, btc_session *s, uint64_t cid, uint64_t token
 /* start and extend answer with the chunks that are not this worker's any more, or whose job is cancelled. */
 static void revoke_listed(about *a, btc_session *s, const redisReply *r, const char *why) {
   for (size_t i = 0; i < r->elements; i++) {
-    uint64_t cid = btc_reply_u64(r, i);
+    uint64_t cid = btc_answer_u64(r, i);
     for (size_t k = 0; k < a->n; k++)
       if (a->lease[k].cid == cid) btc_hand_revoke(a->b, s, cid, a->lease[k].token, why);
   }

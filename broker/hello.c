@@ -54,7 +54,7 @@ static bool ask(btc_broker *b, btc_session *s, btc_redis_answer answer) {
 }
 
 static bool taken(const redisReply *r) {
-  return strcmp(btc_reply_text(r, 0), "TAKEN") == 0;
+  return strcmp(btc_answer_text(r, 0), "TAKEN") == 0;
 }
 
 /* ---- staying ---- */
@@ -110,7 +110,7 @@ static void on_hello(void *ctx, const redisReply *r) {
     btc_session_close(b, s, "Redis is away");
   } else if (taken(r)) {
     char text[256];
-    snprintf(text, sizeof text, "a worker named %s is alive with broker %s", s->name, btc_reply_text(r, 1));
+    snprintf(text, sizeof text, "a worker named %s is alive with broker %s", s->name, btc_answer_text(r, 1));
     btc_broker_nack(b, b->workers, &s->peer, s->hello_req, BTC__NACK_CODE__NACK_BUSY, text, TAKEN_RETRY_MS);
     btc_session_close(b, s, text);
   } else {

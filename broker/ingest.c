@@ -76,11 +76,11 @@ static void on_ingested(void *ctx, const redisReply *r) {
   BTC_FAILPOINT("after_ingest");
   if (btc_broker_refused("btc_ingest", r)) {
     if (b->ingest) hold(b->ingest, RETRY_MS);
-  } else if (strcmp(btc_reply_text(r, 0), "BUSY") == 0) {
-    BTC_LOG_LIMITED(BTC_LOG_WARN, "ingest-busy", "msg=\"%s\"", btc_reply_text(r, 2));
-    if (b->ingest) hold(b->ingest, (int64_t)btc_reply_u64(r, 1));
+  } else if (strcmp(btc_answer_text(r, 0), "BUSY") == 0) {
+    BTC_LOG_LIMITED(BTC_LOG_WARN, "ingest-busy", "msg=\"%s\"", btc_answer_text(r, 2));
+    if (b->ingest) hold(b->ingest, (int64_t)btc_answer_u64(r, 1));
   } else {
-    btc_grant_wake(b, t->model_class, btc_reply_u64(r, 1));
+    btc_grant_wake(b, t->model_class, btc_answer_u64(r, 1));
   }
   free_batch(t);
   one_done(b);
@@ -237,7 +237,7 @@ static void take_packed(struct btc_ingest *g, const char *id, const redisReply *
 
 static const redisReply *field(const redisReply *fields, const char *name) {
   for (size_t i = 0; fields->type == REDIS_REPLY_ARRAY && i + 1 < fields->elements; i += 2)
-    if (strcmp(btc_reply_text(fields, i), name) == 0 && fields->element[i + 1]->type == REDIS_REPLY_STRING) return fields->element[i + 1];
+    if (strcmp(btc_answer_text(fields, i), name) == 0 && fields->element[i + 1]->type == REDIS_REPLY_STRING) return fields->element[i + 1];
   return NULL;
 }
 
@@ -271,7 +271,7 @@ static size_t take_entries(struct btc_ingest *g, const redisReply *list) {
   for (size_t i = 0; list && list->type == REDIS_REPLY_ARRAY && i < list->elements; i++) {
     const redisReply *e = list->element[i];
     if (e->type != REDIS_REPLY_ARRAY || e->elements != 2 || e->element[1]->type != REDIS_REPLY_ARRAY) continue;
-    take_entry(g, btc_reply_text(e, 0), e->element[1]);
+    take_entry(g, btc_answer_text(e, 0), e->element[1]);
     n++;
   }
   send_batch(g);

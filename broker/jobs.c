@@ -94,16 +94,16 @@ static bool parse_dups(btc_job_info *i, const char *text) {
 static void on_job(void *ctx, const redisReply *r) {
   lookup *l = ctx;
   btc_job_info *i = NULL;
-  if (!btc_broker_refused("HMGET job", r) && *btc_reply_text(r, 0)) {
+  if (!btc_broker_refused("HMGET job", r) && *btc_answer_text(r, 0)) {
     free_info(take_out(l->b, l->jid));
     i = btc_alloc_zero(1, sizeof *i);
   }
   if (i) {
     snprintf(i->jid, sizeof i->jid, "%s", l->jid);
-    i->manifest = btc_strdup(btc_reply_text(r, 0));
-    i->sha = btc_strdup(btc_reply_text(r, 1));
-    i->base = btc_strdup(btc_reply_text(r, 2));
-    if (i->manifest && i->sha && i->base && parse_dups(i, btc_reply_text(r, 3))) {
+    i->manifest = btc_strdup(btc_answer_text(r, 0));
+    i->sha = btc_strdup(btc_answer_text(r, 1));
+    i->base = btc_strdup(btc_answer_text(r, 2));
+    if (i->manifest && i->sha && i->base && parse_dups(i, btc_answer_text(r, 3))) {
       put_first(l->b, i);
     } else {
       free_info(i);

@@ -37,24 +37,24 @@ static Btc__Job *make_job(btc_broker *b, const char *jid, const redisReply *r) {
   if (!j) return NULL;
   btc__job__init(j);
   set_text(&j->jid, jid);
-  set_text(&j->state, btc_reply_field(r, "st"));
-  set_text(&j->tenant, btc_reply_field(r, "tenant"));
-  set_text(&j->manifest, btc_reply_field(r, "manifest"));
-  set_text(&j->message, btc_reply_field(r, "msg"));
-  j->priority = (uint32_t)btc_reply_field_u64(r, "pri");
-  j->total = btc_reply_field_u64(r, "total");
-  j->done = btc_reply_field_u64(r, "done");
-  j->dead = btc_reply_field_u64(r, "dead");
-  j->cancelled = btc_reply_field_u64(r, "canc");
-  j->expanded = btc_reply_field_u64(r, "cur");
-  j->recorded = btc_reply_field_u64(r, "rec");
+  set_text(&j->state, btc_answer_field(r, "st"));
+  set_text(&j->tenant, btc_answer_field(r, "tenant"));
+  set_text(&j->manifest, btc_answer_field(r, "manifest"));
+  set_text(&j->message, btc_answer_field(r, "msg"));
+  j->priority = (uint32_t)btc_answer_field_u64(r, "pri");
+  j->total = btc_answer_field_u64(r, "total");
+  j->done = btc_answer_field_u64(r, "done");
+  j->dead = btc_answer_field_u64(r, "dead");
+  j->cancelled = btc_answer_field_u64(r, "canc");
+  j->expanded = btc_answer_field_u64(r, "cur");
+  j->recorded = btc_answer_field_u64(r, "rec");
   j->sealed = true;
-  j->paused = btc_reply_field_u64(r, "paused") != 0;
-  j->finish_epoch = (uint32_t)btc_reply_field_u64(r, "epoch");
-  j->created_ms = btc_reply_field_u64(r, "created");
-  j->finished_ms = btc_reply_field_u64(r, "finished");
-  j->retries = btc_reply_field_u64(r, "retries");
-  j->crashes = btc_reply_field_u64(r, "crashes");
+  j->paused = btc_answer_field_u64(r, "paused") != 0;
+  j->finish_epoch = (uint32_t)btc_answer_field_u64(r, "epoch");
+  j->created_ms = btc_answer_field_u64(r, "created");
+  j->finished_ms = btc_answer_field_u64(r, "finished");
+  j->retries = btc_answer_field_u64(r, "retries");
+  j->crashes = btc_answer_field_u64(r, "crashes");
   uint64_t ended = j->done + j->dead + j->cancelled;
   double age = j->finished_ms > j->created_ms ? (double)(j->finished_ms - j->created_ms) / 1e3 : seconds_since(j->created_ms);
   if (strcmp(j->state, "RUN") == 0) {
@@ -96,8 +96,8 @@ typedef struct job_part {
 static void on_job(void *ctx, const redisReply *r) {
   job_part *p = ctx;
   btc_request *q = p->q;
-  if (btc_reply_failed(r)) q->finished = true;
-  Btc__Job *j = !btc_reply_failed(r) && r->elements ? make_job(q->b, p->jid, r) : NULL;
+  if (btc_answer_failed(r)) q->finished = true;
+  Btc__Job *j = !btc_answer_failed(r) && r->elements ? make_job(q->b, p->jid, r) : NULL;
   if (j) q->status->jobs[q->status->n_jobs++] = j;
   free(p);
   if (q->left == 1 && q->jid[0] && !q->status->n_jobs) set_text(&q->status->message, "there is no such job");
@@ -119,27 +119,27 @@ static void ask_job(btc_request *q, const char *jid) {
 
 static void on_jobs(void *ctx, const redisReply *r) {
   btc_request *q = ctx;
-  if (btc_reply_failed(r)) q->finished = true;
-  for (size_t i = 0; !btc_reply_failed(r) && i < r->elements && i < q->limit; i++) ask_job(q, btc_reply_text(r, i));
+  if (btc_answer_failed(r)) q->finished = true;
+  for (size_t i = 0; !btc_answer_failed(r) && i < r->elements && i < q->limit; i++) ask_job(q, btc_answer_text(r, i));
   status_part(q);
 }
 
 static void on_totals(void *ctx, const redisReply *r) {
   btc_request *q = ctx;
   Btc__StatusReply *s = q->status;
-  if (btc_reply_failed(r)) q->finished = true;
-  s->ready = btc_reply_u64(r, 0);
-  s->leased = btc_reply_u64(r, 1);
-  s->delayed = btc_reply_u64(r, 2);
-  s->suspects = btc_reply_u64(r, 3);
-  s->paused = btc_reply_u64(r, 4) != 0;
+  if (btc_answer_failed(r)) q->finished = true;
+  s->ready = btc_answer_u64(r, 0);
+  s->leased = btc_answer_u64(r, 1);
+  s->delayed = btc_answer_u64(r, 2);
+  s->suspects = btc_answer_u64(r, 3);
+  s->paused = btc_answer_u64(r, 4) != 0;
   if (s->paused) set_text(&s->message, "the queue is paused");
   status_part(q);
 }
 
 static void on_workers_count(void *ctx, const redisReply *r) {
   btc_request *q = ctx;
-  if (!btc_reply_failed(r) && r->type == REDIS_REPLY_INTEGER) q->status->workers = (uint32_t)r->integer;
+  if (!btc_answer_failed(r) && r->type == REDIS_REPLY_INTEGER) q->status->workers = (uint32_t)r->integer;
   status_part(q);
 }
 
@@ -207,13 +207,13 @@ static void on_lines(void *ctx, const btc_io_reply *r) {
 static void on_results_job(void *ctx, const redisReply *r) {
   btc_request *q = ctx;
   btc_error err;
-  if (btc_reply_failed(r)) {
-    btc_request_later(q, btc_reply_why(r), 0);
+  if (btc_answer_failed(r)) {
+    btc_request_later(q, btc_answer_why(r), 0);
     return;
   }
-  const char *state = btc_reply_text(r, 0);
+  const char *state = btc_answer_text(r, 0);
   bool known = *state, over = strcmp(state, "FIN") == 0 || strcmp(state, "CXD") == 0;
-  if (strcmp(btc_reply_text(r, 5), "stream") == 0) {
+  if (strcmp(btc_answer_text(r, 5), "stream") == 0) {
     results_reply(q, "", "", true, "the records of this job go to the stream out, not to files");
     return;
   }
@@ -221,9 +221,9 @@ static void on_results_job(void *ctx, const redisReply *r) {
     results_reply(q, "", "", true, "this broker has no results folder");
     return;
   }
-  q->finished = !known || (over && btc_reply_u64(r, 1) >= btc_reply_u64(r, 2)); /* Redis forgets jobs, files stay */
-  q->count = known ? btc_reply_u64(r, 3) : 0;
-  q->epoch = btc_reply_u64(r, 4);
+  q->finished = !known || (over && btc_answer_u64(r, 1) >= btc_answer_u64(r, 2)); /* Redis forgets jobs, files stay */
+  q->count = known ? btc_answer_u64(r, 3) : 0;
+  q->epoch = btc_answer_u64(r, 4);
   if (btc_io_results(q->b->io, q->jid, q->cursor, q->limit, q->finished, on_lines, q, &err) != BTC_OK) btc_request_later(q, err.message, 0);
 }
 
@@ -286,20 +286,20 @@ typedef struct dead_page {
 static void on_dead(void *ctx, const redisReply *r) {
   dead_page *p = ctx;
   btc_request *q = p->q;
-  Btc__DeadReply *reply = btc_reply_failed(r) ? NULL : btc_alloc_zero(1, sizeof *reply);
+  Btc__DeadReply *reply = btc_answer_failed(r) ? NULL : btc_alloc_zero(1, sizeof *reply);
   if (reply) {
     btc__dead_reply__init(reply);
     reply->items = btc_alloc_zero(p->n + 1, sizeof(Btc__DeadItem *));
   }
   if (!reply || !reply->items) {
     free(reply);
-    btc_request_later(q, btc_reply_failed(r) ? btc_reply_why(r) : "out of memory", 0);
+    btc_request_later(q, btc_answer_failed(r) ? btc_answer_why(r) : "out of memory", 0);
     free(p);
     return;
   }
   size_t bytes = 0;
   for (size_t i = 0; i < p->n && i < r->elements; i++) {
-    const char *text = btc_reply_text(r, i);
+    const char *text = btc_answer_text(r, i);
     bytes += strlen(text);
     if (bytes > MAX_RESULT_BYTES && i) {
       q->finished = false;
@@ -340,8 +340,8 @@ static bool ask_dead(dead_page *p) {
 static void on_dead_keys(void *ctx, const redisReply *r) {
   btc_request *q = ctx;
   Btc__DeadReply none = BTC__DEAD_REPLY__INIT;
-  if (btc_reply_failed(r)) {
-    btc_request_later(q, btc_reply_why(r), 0);
+  if (btc_answer_failed(r)) {
+    btc_request_later(q, btc_answer_why(r), 0);
     return;
   }
   dead_page *p = btc_alloc_zero(1, sizeof *p + r->elements * sizeof p->idx[0]);
@@ -351,7 +351,7 @@ static void on_dead_keys(void *ctx, const redisReply *r) {
   }
   p->q = q;
   for (size_t i = 0; i < r->elements; i++) {
-    uint64_t idx = btc_reply_u64(r, i);
+    uint64_t idx = btc_answer_u64(r, i);
     if (idx >= q->after) p->idx[p->n++] = idx;
   }
   qsort(p->idx, p->n, sizeof p->idx[0], by_number);
@@ -394,12 +394,12 @@ static uint64_t ms_since(uint64_t wall_ms) {
 
 static Btc__WorkerInfo *make_worker(const char *name, const redisReply *r) {
   json_error_t why;
-  json_t *o = json_loads(btc_reply_text(r, 1), 0, &why);
+  json_t *o = json_loads(btc_answer_text(r, 1), 0, &why);
   Btc__WorkerInfo *w = btc_alloc_zero(1, sizeof *w);
   if (w) {
     btc__worker_info__init(w);
     set_text(&w->worker, name);
-    set_text(&w->broker, btc_reply_text(r, 0));
+    set_text(&w->broker, btc_answer_text(r, 0));
     set_text(&w->state, json_string_value(json_object_get(o, "state")));
     set_text(&w->engine, json_string_value(json_object_get(o, "engine")));
     set_text(&w->model_name, json_string_value(json_object_get(o, "model_name")));
@@ -428,7 +428,7 @@ static void workers_done(btc_request *q) {
 static void on_worker(void *ctx, const redisReply *r) {
   worker_part *p = ctx;
   btc_request *q = p->q;
-  Btc__WorkerInfo *w = !btc_reply_failed(r) && *btc_reply_text(r, 0) ? make_worker(p->name, r) : NULL;
+  Btc__WorkerInfo *w = !btc_answer_failed(r) && *btc_answer_text(r, 0) ? make_worker(p->name, r) : NULL;
   if (w) q->workers->workers[q->workers->n_workers++] = w;
   free(p);
   if (--q->left == 0) workers_done(q);
@@ -447,8 +447,8 @@ static void ask_worker(btc_request *q, const char *name) {
 
 static void on_names(void *ctx, const redisReply *r) {
   btc_request *q = ctx;
-  if (btc_reply_failed(r)) {
-    btc_request_later(q, btc_reply_why(r), 0);
+  if (btc_answer_failed(r)) {
+    btc_request_later(q, btc_answer_why(r), 0);
     return;
   }
   size_t n = r->elements < MAX_LIST ? r->elements : MAX_LIST;
@@ -464,7 +464,7 @@ static void on_names(void *ctx, const redisReply *r) {
     return;
   }
   q->left = 1;
-  for (size_t i = 0; i < n; i++) ask_worker(q, btc_reply_text(r, i));
+  for (size_t i = 0; i < n; i++) ask_worker(q, btc_answer_text(r, i));
   if (--q->left == 0) workers_done(q);
 }
 

@@ -100,15 +100,15 @@ static void revoke_cancelled(btc_broker *b, const redisReply *r) {
   const redisReply *list = r->elements > 1 && r->element[1]->type == REDIS_REPLY_ARRAY ? r->element[1] : NULL;
   for (size_t i = 0; list && i < list->elements; i++) {
     const redisReply *c = list->element[i];
-    uint64_t cid = btc_reply_u64(c, 0), token = btc_reply_u64(c, 1);
+    uint64_t cid = btc_answer_u64(c, 0), token = btc_answer_u64(c, 1);
     for (btc_session *s = b->sessions; s; s = s->next)
-      if (strcmp(s->wid, btc_reply_text(c, 2)) == 0 && btc_hand_find(s, cid, token)) btc_hand_revoke(b, s, cid, token, "cancelled");
+      if (strcmp(s->wid, btc_answer_text(c, 2)) == 0 && btc_hand_find(s, cid, token)) btc_hand_revoke(b, s, cid, token, "cancelled");
   }
 }
 
 static void replayed(btc_request *q, const redisReply *r) {
-  q->count += btc_reply_u64(r, 0);
-  snprintf(q->cursor, sizeof q->cursor, "%s", btc_reply_text(r, 1));
+  q->count += btc_answer_u64(r, 0);
+  snprintf(q->cursor, sizeof q->cursor, "%s", btc_answer_text(r, 1));
   if (*q->cursor && strcmp(q->cursor, "0") != 0) {
     command(q);
     return;
@@ -125,7 +125,7 @@ static void on_commanded(void *ctx, const redisReply *r) {
     if (r && strncmp(r->str, "BAD", 3) == 0)
       btc_request_reply(q, false, q->jid, r->str);
     else
-      btc_request_later(q, btc_reply_why(r), 0);
+      btc_request_later(q, btc_answer_why(r), 0);
     return;
   }
   if (q->verb == BTC__VERB__VERB_REPLAY) {
@@ -133,7 +133,7 @@ static void on_commanded(void *ctx, const redisReply *r) {
     return;
   }
   char state[16];
-  snprintf(state, sizeof state, "%s", r->type == REDIS_REPLY_ARRAY ? btc_reply_text(r, 0) : r->str ? r->str : "");
+  snprintf(state, sizeof state, "%s", r->type == REDIS_REPLY_ARRAY ? btc_answer_text(r, 0) : r->str ? r->str : "");
   if (!*state) {
     btc_request_reply(q, false, q->jid, "there is no such job");
     return;
@@ -146,8 +146,8 @@ static void on_commanded(void *ctx, const redisReply *r) {
 
 static void on_exists(void *ctx, const redisReply *r) {
   btc_request *q = ctx;
-  if (btc_reply_failed(r))
-    btc_request_later(q, btc_reply_why(r), 0);
+  if (btc_answer_failed(r))
+    btc_request_later(q, btc_answer_why(r), 0);
   else if (r->type == REDIS_REPLY_INTEGER && r->integer)
     command(q);
   else
@@ -188,11 +188,11 @@ static void take_command(btc_broker *b, const btc_message *m) {
 static void on_elsewhere(void *ctx, const redisReply *r) {
   btc_request *q = ctx;
   char text[256];
-  if (btc_reply_failed(r)) {
-    btc_request_later(q, btc_reply_why(r), 0);
+  if (btc_answer_failed(r)) {
+    btc_request_later(q, btc_answer_why(r), 0);
     return;
   }
-  const char *broker = btc_reply_text(r, 0);
+  const char *broker = btc_answer_text(r, 0);
   if (*broker)
     snprintf(text, sizeof text, "this worker is connected to broker %s: ask there", broker);
   else

@@ -274,12 +274,12 @@ static void on_reaped(void *ctx, const redisReply *r) {
 static void on_where(void *ctx, const redisReply *r) {
   death *d = ctx;
   btc_session *s = btc_session_find(d->b, d->session);
-  if (btc_reply_failed(r) || !s) {
+  if (btc_answer_failed(r) || !s) {
     retry_death(d);
     return;
   }
-  const char *broker = btc_reply_text(r, 0);
-  if (*broker && (strcmp(broker, d->b->name) != 0 || btc_reply_u64(r, 1) != s->incarnation)) {
+  const char *broker = btc_answer_text(r, 0);
+  if (*broker && (strcmp(broker, d->b->name) != 0 || btc_answer_u64(r, 1) != s->incarnation)) {
     after_death(d, "moved to another broker");
     return;
   }

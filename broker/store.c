@@ -259,50 +259,50 @@ static const redisReply *element(const redisReply *r, size_t i) {
   return r && r->type == REDIS_REPLY_ARRAY && i < r->elements ? r->element[i] : NULL;
 }
 
-const char *btc_reply_text(const redisReply *r, size_t i) {
+const char *btc_answer_text(const redisReply *r, size_t i) {
   const redisReply *e = element(r, i);
   return e && (e->type == REDIS_REPLY_STRING || e->type == REDIS_REPLY_STATUS) ? e->str : "";
 }
 
-uint64_t btc_reply_u64(const redisReply *r, size_t i) {
+uint64_t btc_answer_u64(const redisReply *r, size_t i) {
   const redisReply *e = element(r, i);
   if (e && e->type == REDIS_REPLY_INTEGER) return e->integer < 0 ? 0 : (uint64_t)e->integer;
   return e && e->type == REDIS_REPLY_STRING ? strtoull(e->str, NULL, 10) : 0;
 }
 
-const char *btc_reply_field(const redisReply *r, const char *name) {
+const char *btc_answer_field(const redisReply *r, const char *name) {
   for (size_t i = 0; r && r->type == REDIS_REPLY_ARRAY && i + 1 < r->elements; i += 2)
-    if (strcmp(btc_reply_text(r, i), name) == 0) return btc_reply_text(r, i + 1);
+    if (strcmp(btc_answer_text(r, i), name) == 0) return btc_answer_text(r, i + 1);
   return NULL;
 }
 
-uint64_t btc_reply_field_u64(const redisReply *r, const char *name) {
-  const char *t = btc_reply_field(r, name);
+uint64_t btc_answer_field_u64(const redisReply *r, const char *name) {
+  const char *t = btc_answer_field(r, name);
   return t ? strtoull(t, NULL, 10) : 0;
 }
 
-bool btc_reply_failed(const redisReply *r) {
+bool btc_answer_failed(const redisReply *r) {
   return !r || r->type == REDIS_REPLY_ERROR;
 }
 
-const char *btc_reply_why(const redisReply *r) {
+const char *btc_answer_why(const redisReply *r) {
   return r ? r->str : "the connection to Redis was lost";
 }
 
-bool btc_reply_claimed(const redisReply *r, size_t i, btc_claimed *out) {
+bool btc_answer_claimed(const redisReply *r, size_t i, btc_claimed *out) {
   const redisReply *c = element(r, i);
   if (!c || c->type != REDIS_REPLY_ARRAY || c->elements < 11) return false;
-  *out = (btc_claimed){.cid = btc_reply_u64(c, 0),
-                       .token = btc_reply_u64(c, 1),
-                       .jid = btc_reply_text(c, 2),
-                       .lo = btc_reply_u64(c, 3),
-                       .n = (uint32_t)btc_reply_u64(c, 4),
-                       .mask = (uint32_t)btc_reply_u64(c, 5),
-                       .solo = btc_reply_u64(c, 6) != 0,
-                       .crashes = (uint32_t)btc_reply_u64(c, 7),
-                       .pos = btc_reply_text(c, 8),
-                       .is_inline = strcmp(btc_reply_text(c, 9), "inline") == 0,
-                       .params = btc_reply_text(c, 10),
+  *out = (btc_claimed){.cid = btc_answer_u64(c, 0),
+                       .token = btc_answer_u64(c, 1),
+                       .jid = btc_answer_text(c, 2),
+                       .lo = btc_answer_u64(c, 3),
+                       .n = (uint32_t)btc_answer_u64(c, 4),
+                       .mask = (uint32_t)btc_answer_u64(c, 5),
+                       .solo = btc_answer_u64(c, 6) != 0,
+                       .crashes = (uint32_t)btc_answer_u64(c, 7),
+                       .pos = btc_answer_text(c, 8),
+                       .is_inline = strcmp(btc_answer_text(c, 9), "inline") == 0,
+                       .params = btc_answer_text(c, 10),
                        .texts = element(c, 11)};
   return out->cid && out->n >= 1 && out->n <= 32 && out->mask;
 }

@@ -69,12 +69,12 @@ bool btc_store_command(btc_store *s, btc_redis_answer answer, void *ctx, const c
 const char *btc_store_key(btc_store *s, const char *kind, const char *rest);
 
 /* ---- replies ---- */
-const char *btc_reply_text(const redisReply *r, size_t i);                   /* element i as text, "" when it is none */
-uint64_t btc_reply_u64(const redisReply *r, size_t i);                       /* element i as a number, 0 when it is none */
-const char *btc_reply_field(const redisReply *r, const char *name);          /* of a flat name, value, ... array; NULL: none */
-uint64_t btc_reply_field_u64(const redisReply *r, const char *name);
-bool btc_reply_failed(const redisReply *r);                                  /* NULL or an error */
-const char *btc_reply_why(const redisReply *r);                              /* what to say about a failed one */
+const char *btc_answer_text(const redisReply *r, size_t i);                   /* element i as text, "" when it is none */
+uint64_t btc_answer_u64(const redisReply *r, size_t i);                       /* element i as a number, 0 when it is none */
+const char *btc_answer_field(const redisReply *r, const char *name);          /* of a flat name, value, ... array; NULL: none */
+uint64_t btc_answer_field_u64(const redisReply *r, const char *name);
+bool btc_answer_failed(const redisReply *r);                                  /* NULL or an error */
+const char *btc_answer_why(const redisReply *r);                              /* what to say about a failed one */
 
 typedef struct btc_claimed {
   uint64_t cid, token, lo;
@@ -83,6 +83,6 @@ typedef struct btc_claimed {
   bool solo, is_inline;
   const redisReply *texts; /* inline: item texts in the order of the mask's bits */
 } btc_claimed;
-bool btc_reply_claimed(const redisReply *r, size_t i, btc_claimed *out); /* false: not a chunk */
+bool btc_answer_claimed(const redisReply *r, size_t i, btc_claimed *out); /* false: not a chunk */
 
 #endif

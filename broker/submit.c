@@ -88,20 +88,20 @@ static void later(submission *s, const char *why, uint32_t retry_ms) {
 static void on_submitted(void *ctx, const redisReply *r) {
   submission *s = ctx;
   btc_broker *b = s->b;
-  const char *word = btc_reply_text(r, 0);
+  const char *word = btc_answer_text(r, 0);
   BTC_FAILPOINT("after_submit");
   if (btc_broker_refused("btc_submit", r)) {
     if (r && strncmp(r->str, "BAD", 3) == 0)
       refuse(s, r->str);
     else
-      later(s, btc_reply_why(r), 0);
+      later(s, btc_answer_why(r), 0);
     return;
   }
   if (strcmp(word, "BUSY") == 0) {
-    later(s, btc_reply_text(r, 2), (uint32_t)btc_reply_u64(r, 1));
+    later(s, btc_answer_text(r, 2), (uint32_t)btc_answer_u64(r, 1));
     return;
   }
-  btc_submit_outcome o = {.end = BTC_SUBMIT_DONE, .jid = btc_reply_text(r, 1), .message = "", .existed = strcmp(word, "OLD") == 0};
+  btc_submit_outcome o = {.end = BTC_SUBMIT_DONE, .jid = btc_answer_text(r, 1), .message = "", .existed = strcmp(word, "OLD") == 0};
   if (!o.existed) {
     btc_log(BTC_LOG_INFO, "job-new", "jid=%s tenant=%s items=%" PRIu64 " route=%s", o.jid, *s->m->tenant ? s->m->tenant : "default",
             s->n_items ? (uint64_t)s->n_items : s->m->manifest_items, s->route);

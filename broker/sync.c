@@ -29,14 +29,14 @@ static void on_release(void *ctx, const redisReply *r) {
 
 /* HMGET ck:<cid> st tok w j lo n m sb */
 static void compare(btc_broker *b, btc_session *s, uint64_t cid, const redisReply *r) {
-  uint64_t token = btc_reply_u64(r, 1);
-  if (strcmp(btc_reply_text(r, 0), "L") != 0 || strcmp(btc_reply_text(r, 2), s->wid) != 0) return;
+  uint64_t token = btc_answer_u64(r, 1);
+  if (strcmp(btc_answer_text(r, 0), "L") != 0 || strcmp(btc_answer_text(r, 2), s->wid) != 0) return;
   for (size_t i = 0; i < s->n_held; i++) {
     if (s->held[i].cid != cid || s->held[i].token != token) continue;
     btc_hand *h = btc_hand_find(s, cid, token) ? NULL
-                                               : btc_hand_add(s, cid, token, btc_reply_text(r, 3), btc_reply_u64(r, 4), (uint32_t)btc_reply_u64(r, 5),
-                                                              (uint32_t)btc_reply_u64(r, 6), btc_loop_now_ns(b->loop));
-    if (h) h->started = h->told = (uint32_t)btc_reply_u64(r, 7);
+                                               : btc_hand_add(s, cid, token, btc_answer_text(r, 3), btc_answer_u64(r, 4), (uint32_t)btc_answer_u64(r, 5),
+                                                              (uint32_t)btc_answer_u64(r, 6), btc_loop_now_ns(b->loop));
+    if (h) h->started = h->told = (uint32_t)btc_answer_u64(r, 7);
     if (h) h->sent = true;
     return;
   }
@@ -46,7 +46,7 @@ static void compare(btc_broker *b, btc_session *s, uint64_t cid, const redisRepl
 
 static void one_done(sync *y, const redisReply *r) {
   btc_session *s = btc_session_find(y->b, y->session);
-  bool failed = btc_reply_failed(r);
+  bool failed = btc_answer_failed(r);
   if (s && !failed && y->cid) compare(y->b, s, y->cid, r);
   if (--*y->left == 0) {
     free(y->left);
@@ -73,8 +73,8 @@ static void ask_chunk(btc_broker *b, btc_session *s, const char *cid, size_t *le
 static void on_owned(void *ctx, const redisReply *r) {
   sync *y = ctx;
   btc_session *s = btc_session_find(y->b, y->session);
-  if (s && !btc_reply_failed(r))
-    for (size_t i = 0; i < r->elements; i++) ask_chunk(y->b, s, btc_reply_text(r, i), y->left);
+  if (s && !btc_answer_failed(r))
+    for (size_t i = 0; i < r->elements; i++) ask_chunk(y->b, s, btc_answer_text(r, i), y->left);
   one_done(y, NULL);
 }
 
