@@ -27,13 +27,13 @@ static int queue_teardown(void **state) {
 #define SAY(...) redis_say(server, "t", __VA_ARGS__)
 #define NUMBER(...) strtoll(SAY(__VA_ARGS__), NULL, 10)
 
-static void expect_reply(const char *want, const char *got, const char *command, int line) {
+static inline void expect_reply(const char *want, const char *got, const char *command, int line) {
   if (strcmp(want, got) != 0) fail_msg("line %d: %s\n  expected %s\n  got      %s", line, command, want, got);
 }
 /* The command's reply as text is exactly this. */
 #define EXPECT(want, ...) expect_reply(want, SAY(__VA_ARGS__), #__VA_ARGS__, __LINE__)
 
-static void expect_begin(const char *want, const char *got, const char *command, int line) {
+static inline void expect_begin(const char *want, const char *got, const char *command, int line) {
   if (strncmp(want, got, strlen(want)) != 0) fail_msg("line %d: %s\n  expected %s...\n  got      %s", line, command, want, got);
 }
 #define EXPECT_BEGIN(want, ...) expect_begin(want, SAY(__VA_ARGS__), #__VA_ARGS__, __LINE__)
