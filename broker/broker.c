@@ -22,9 +22,6 @@
 #include "session.h"
 #include "sink.h"
 
-#pragma weak btc_sink_start
-#pragma weak btc_sink_stop
-
 enum { TICK_MS = 50, START_MS = 10000, FLUSH_MS = 5000, GOODBYE_MS = 100, COMMAND_MS = 5000, WORKER_HWM = 8192, CLIENT_HWM = 1024, SINK_GRACE_MS = 5000 };
 
 /* ---- what the other files use ---- */
@@ -97,7 +94,7 @@ static void fail(btc_broker *b, btc_status code, const char *what, const char *w
 
 static void start_sink(btc_broker *b) {
   btc_error err;
-  if (!b->o->results || !btc_sink_start) {
+  if (!b->o->results) {
     btc_metrics_health(b->metrics, BTC_HEALTH_SINK, true, "");
     return;
   }
@@ -324,7 +321,7 @@ static btc_status make(btc_broker *b, btc_error *err) {
 
 /* Whoever waits for Redis gets its NULL while sessions and tables still stand. */
 static void end(btc_broker *b) {
-  if (b->sink) btc_sink_stop(&b->sink, b->failed == BTC_OK ? SINK_GRACE_MS : 0);
+  btc_sink_stop(&b->sink, b->failed == BTC_OK ? SINK_GRACE_MS : 0);
   btc_redis_destroy(&b->redis);
   btc_redis_destroy(&b->feed);
   btc_io_destroy(&b->io);

@@ -72,13 +72,12 @@ static void finish(pending *p) {
   b->commits--;
   if (s) {
     btc_hand *h = btc_hand_find(s, p->cid, p->token);
-    if (h) h->in_flight--;
     if (!p->lost) {
       BTC_FAILPOINT("after_commit_before_ack");
       if (h && !p->own)
         btc_hand_drop(s, h);
       else if (h)
-        btc_hand_settle(s, h, p->mask);
+        btc_hand_saved(s, h, p->mask);
       btc_session_ack(b, s, p->req_id);
       btc_grant_poke(b, s);
     }
@@ -130,7 +129,7 @@ void btc_commit_results(btc_broker *b, btc_session *s, uint64_t req_id, const Bt
   btc_store_chunk chunk = {m->cid, m->token, m->lo, m->jid, s->wid, b->o->lease_ms};
   btc_hand *h = btc_hand_find(s, m->cid, m->token);
   if (h) {
-    h->in_flight++;
+    btc_hand_take(s, h, mask);
     h->moved_ns = btc_loop_now_ns(b->loop);
   }
   b->commits++;
@@ -143,5 +142,8 @@ void btc_commit_results(btc_broker *b, btc_session *s, uint64_t req_id, const Bt
     p->waiting++;
   else
     p->lost = p->lost || n_bad > 0;
-  if (--p->waiting == 0) finish(p);
+  if (--p->waiting == 0)
+    finish(p);
+  else
+    btc_grant_poke(b, s); /* the claim leaves in the same write, and shares its fsync */
 }

@@ -24,10 +24,10 @@ typedef struct btc_hand {
   uint64_t cid, token, lo;
   char jid[BTC_JID];
   uint32_t n, mask;       /* items it still owes */
+  uint32_t unsaved;       /* items whose results are on their way to Redis */
   uint32_t started, told; /* bits that the engine has begun; of them, those that Redis knows */
   uint64_t progress;
   int64_t moved_ns;       /* last progress, or when it was handed out */
-  int in_flight;          /* Results on their way to Redis */
   uint32_t missing;       /* heartbeats in a row that do not name it */
   bool solo, sent;        /* sent: its Grant was acknowledged */
 } btc_hand;
@@ -49,6 +49,7 @@ typedef struct btc_session {
   btc_store_lease *held; /* of Hello, until SYNC is over */
   size_t n_held;
   uint32_t capacity, owed; /* items it wants in hand; items it has */
+  uint32_t unsaved;        /* items it has sent back, not yet in Redis */
   btc_hand *hands;
   btc_outbox *outbox;      /* grants */
   bool suspect, draining, claiming, reaping;
@@ -59,6 +60,8 @@ typedef struct btc_session {
   double items_per_s;
   uint64_t acks[64];       /* answered together when the turn ends */
   size_t n_acks;
+  uint64_t finished[64];   /* chunks that it has just finished: a heartbeat sent before the acknowledgement still names them */
+  size_t n_finished;
 } btc_session;
 
 struct btc_expander;

@@ -30,14 +30,25 @@ void btc_hand_drop(btc_session *s, btc_hand *h) {
   if (!*at) return;
   *at = h->next;
   s->owed -= (uint32_t)__builtin_popcount(h->mask);
+  s->unsaved -= (uint32_t)__builtin_popcount(h->unsaved);
   free(h);
 }
 
-void btc_hand_settle(btc_session *s, btc_hand *h, uint32_t bits) {
+void btc_hand_take(btc_session *s, btc_hand *h, uint32_t bits) {
   bits &= h->mask;
   h->mask &= ~bits;
+  h->unsaved |= bits;
   s->owed -= (uint32_t)__builtin_popcount(bits);
-  if (!h->mask) btc_hand_drop(s, h);
+  s->unsaved += (uint32_t)__builtin_popcount(bits);
+}
+
+void btc_hand_saved(btc_session *s, btc_hand *h, uint32_t bits) {
+  bits &= h->unsaved;
+  h->unsaved &= ~bits;
+  s->unsaved -= (uint32_t)__builtin_popcount(bits);
+  if (h->mask || h->unsaved) return;
+  s->finished[s->n_finished++ % (sizeof s->finished / sizeof s->finished[0])] = h->cid;
+  btc_hand_drop(s, h);
 }
 
 /* ---- answers that concern a session which may be gone by then ---- */
@@ -92,7 +103,8 @@ static void revoke_listed(about *a, btc_session *s, const redisReply *r, const c
   for (size_t i = 0; i < r->elements; i++) {
     uint64_t cid = btc_answer_u64(r, i);
     for (size_t k = 0; k < a->n; k++)
-      if (a->lease[k].cid == cid) btc_hand_revoke(a->b, s, cid, a->lease[k].token, why);
+      if (a->lease[k].cid == cid && btc_hand_find(s, cid, a->lease[k].token)) /* else it was finished meanwhile */
+        btc_hand_revoke(a->b, s, cid, a->lease[k].token, why);
   }
 }
 
@@ -116,15 +128,21 @@ static void tell_started(btc_broker *b, btc_session *s) {
   btc_store_lease lease[MAX_CHUNKS];
   size_t n = 0;
   for (btc_hand *h = s->hands; h && n < MAX_CHUNKS; h = h->next)
-    if (h->started & ~h->told) lease[n++] = (btc_store_lease){h->cid, h->token, h->started};
+    if (h->mask & h->started & ~h->told) lease[n++] = (btc_store_lease){h->cid, h->token, h->started};
   about *a = n ? about_new(b, s, lease, n) : NULL;
   if (a && !btc_store_start(b->store, s->wid, lease, n, on_started, a)) free(a);
+}
+
+static bool just_finished(const btc_session *s, uint64_t cid) {
+  for (size_t i = 0; i < sizeof s->finished / sizeof s->finished[0]; i++)
+    if (s->finished[i] == cid) return true;
+  return false;
 }
 
 static void beat_chunk(btc_broker *b, btc_session *s, const Btc__ChunkProgress *p) {
   btc_hand *h = btc_hand_find(s, p->cid, p->token);
   if (!h) {
-    if (s->state == BTC_SESSION_LIVE) tell_revoked(b, s, p->cid, p->token, "lost"); /* its lease is somebody else's by now */
+    if (s->state == BTC_SESSION_LIVE && !just_finished(s, p->cid)) tell_revoked(b, s, p->cid, p->token, "lost"); /* its lease is somebody else's by now */
     return;
   }
   h->missing = 0;
@@ -137,7 +155,7 @@ static void beat_chunk(btc_broker *b, btc_session *s, const Btc__ChunkProgress *
 void btc_hand_heartbeat(btc_broker *b, btc_session *s, const Btc__Heartbeat *hb) {
   btc_hand *next;
   for (btc_hand *h = s->hands; h; h = h->next)
-    if (h->sent && !h->in_flight) h->missing++;
+    if (h->sent && h->mask) h->missing++;
   for (size_t i = 0; i < hb->n_chunks && i < HANDS; i++)
     if (hb->chunks[i]) beat_chunk(b, s, hb->chunks[i]);
   for (btc_hand *h = s->hands; h; h = next) {

@@ -22,7 +22,9 @@ void btc_session_close(btc_broker *b, btc_session *s, const char *why);
 /* ---- chunks in hand (hand.c) ---- */
 btc_hand *btc_hand_find(const btc_session *s, uint64_t cid, uint64_t token);
 btc_hand *btc_hand_add(btc_session *s, uint64_t cid, uint64_t token, const char *jid, uint64_t lo, uint32_t n, uint32_t mask, int64_t now_ns);
-void btc_hand_settle(btc_session *s, btc_hand *h, uint32_t bits); /* these items are settled; the last one frees it */
+/* Results of these items came: the worker has room for others. The chunk stays, so that its lease grows, until Redis has them. */
+void btc_hand_take(btc_session *s, btc_hand *h, uint32_t bits);
+void btc_hand_saved(btc_session *s, btc_hand *h, uint32_t bits); /* the last one frees it */
 void btc_hand_drop(btc_session *s, btc_hand *h);
 void btc_hand_heartbeat(btc_broker *b, btc_session *s, const Btc__Heartbeat *hb);
 void btc_hand_extend(btc_broker *b, btc_session *s);
