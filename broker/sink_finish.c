@@ -1,0 +1,205 @@
+/* The ends of jobs: their last parts, errors.jsonl and the note of the finish it belongs to. See sink.h. */
+#define _GNU_SOURCE
+#include <inttypes.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/json.h"
+#include "broker/sink_core.h"
+#include "broker/sink_errors.h"
+
+#define SCAN_PAGE 64
+#define EVENTS_EVERY_NS 200000000
+#define WAIT_FIRST_NS 100000000
+#define WAIT_MOST_NS 30000000000
+
+enum { F_ST, F_EPOCH, F_ROUTE, F_DONE, F_DEAD, F_CANC, F_MANIFEST, F_BASE, FIELDS };
+
+/* ---- what is known of a finish ---- */
+
+/* The finish (epoch) that the folder's errors.jsonl belongs to, -1 when none. */
+static int64_t noted_epoch(const btc_sink *s, const char *jid) {
+  char *path = NULL;
+  json_t *doc = NULL;
+  int64_t epoch = -1;
+  if (asprintf(&path, "%s/%s/.finished.json", s->results, jid) < 0) return -1;
+  if (btc_json_read(path, &btc_json_config_limits, &doc, NULL) == BTC_OK && json_is_integer(json_object_get(doc, "epoch")))
+    epoch = json_integer_value(json_object_get(doc, "epoch"));
+  json_decref(doc);
+  free(path);
+  return epoch;
+}
+
+static redisReply *ask_job(btc_sink *s, const char *jid) {
+  char key[80];
+  snprintf(key, sizeof key, "@job:%s", jid);
+  redisReply *r = btc_sink_redis_say(s->redis, "HMGET", key, "st", "epoch", "route", "done", "dead", "canc", "manifest", "base", NULL);
+  if (r && r->type == REDIS_REPLY_ARRAY && r->elements == FIELDS) return r;
+  if (r) freeReplyObject(r);
+  return NULL;
+}
+
+static bool is_over(const redisReply *job) {
+  const char *st = btc_reply_text(job, F_ST);
+  return strcmp(btc_reply_text(job, F_ROUTE), "files") == 0 && (strcmp(st, "FIN") == 0 || strcmp(st, "CXD") == 0);
+}
+
+static uint64_t number(const redisReply *job, size_t field) {
+  return strtoull(btc_reply_text(job, field), NULL, 10);
+}
+
+/* ---- finishing one ---- */
+
+static bool still_ours(void *ctx) {
+  btc_sink *s = ctx;
+  return btc_sink_lead(s) && !btc_sink_should_stop(s);
+}
+
+static btc_status note_finish(btc_sink *s, btc_part_job *part, const redisReply *job, uint64_t errors, uint32_t crc, btc_error *err) {
+  char text[400];
+  redisReply *now = ask_job(s, btc_part_jid(part));
+  bool same = now && is_over(now) && strcmp(btc_reply_text(now, F_EPOCH), btc_reply_text(job, F_EPOCH)) == 0;
+  if (now) freeReplyObject(now);
+  if (!same) return BTC_OK; /* replayed meanwhile: its next finish writes all this again */
+  int n = snprintf(text, sizeof text,
+                   "{\"v\":1,\"state\":\"%s\",\"epoch\":%" PRIu64 ",\"done\":%" PRIu64 ",\"dead\":%" PRIu64 ",\"cancelled\":%" PRIu64 ",\"records\":%" PRIu64
+                   ",\"errors\":%" PRIu64 ",\"errors_crc32\":\"%08" PRIx32 "\"}\n",
+                   btc_reply_text(job, F_ST), number(job, F_EPOCH), number(job, F_DONE), number(job, F_DEAD), number(job, F_CANC), btc_part_sealed(part), errors, crc);
+  btc_status st = btc_part_publish(part, ".finished.json", text, (size_t)n, err);
+  BTC_FAILPOINT("sink_finish_noted");
+  if (st == BTC_OK) btc_log(BTC_LOG_INFO, "job-published", "jid=%s records=%" PRIu64 " errors=%" PRIu64, btc_part_jid(part), btc_part_sealed(part), errors);
+  return st;
+}
+
+typedef enum finished { FINISH_DONE, FINISH_LATER } finished;
+
+static finished finish_with(btc_sink *s, const char *jid, const redisReply *job) {
+  if (!is_over(job) || noted_epoch(s, jid) == (int64_t)number(job, F_EPOCH)) return FINISH_DONE;
+  sink_job *j = btc_sink_job(s, jid);
+  if (!j) return FINISH_LATER;
+  if (btc_part_sealed(j->part) + btc_part_waiting(j->part) < number(job, F_DONE)) return FINISH_LATER; /* some are still on their way */
+  if (!btc_sink_seal(s, j)) return FINISH_LATER;
+  btc_errors_source source = {.jid = jid, .manifest = btc_reply_text(job, F_MANIFEST), .base = btc_reply_text(job, F_BASE), .go_on = still_ours, .ctx = s};
+  uint64_t errors;
+  uint32_t crc;
+  btc_error err;
+  /* the folder's own descriptor: losing the duty on the way closes all open jobs */
+  btc_part_job *part = j->part;
+  j->part = NULL;
+  btc_sink_close_job(j);
+  btc_status st = btc_errors_publish(s->redis, part, &source, &errors, &crc, &err);
+  if (st == BTC_OK) st = note_finish(s, part, job, errors, crc, &err);
+  btc_part_close(&part);
+  if (st == BTC_OK) return FINISH_DONE;
+  if (btc_sink_redis_is_up(s->redis) && st != BTC_ERR_CANCELLED) btc_sink_block(s, jid, &err);
+  return FINISH_LATER;
+}
+
+static finished finish(btc_sink *s, const char *jid) {
+  redisReply *job = ask_job(s, jid);
+  if (!job) return btc_sink_redis_is_up(s->redis) ? FINISH_DONE : FINISH_LATER;
+  finished f = finish_with(s, jid, job);
+  freeReplyObject(job);
+  return f;
+}
+
+/* ---- which ones ---- */
+
+static void wait_for(btc_sink *s, const char *jid) {
+  for (size_t i = 0; i < s->n_waiting; i++)
+    if (strcmp(s->waiting[i].jid, jid) == 0) return;
+  if (s->n_waiting == BTC_SINK_WAITING) {
+    s->rescan = true; /* the list of jobs is gone through again when there is room */
+    return;
+  }
+  sink_waiting *w = &s->waiting[s->n_waiting++];
+  snprintf(w->jid, sizeof w->jid, "%s", jid);
+  w->wait_ns = WAIT_FIRST_NS;
+  w->due_ns = 0;
+}
+
+/* False: trouble, stop for this turn. */
+static bool work_waiting(btc_sink *s) {
+  for (size_t i = 0; i < s->n_waiting;) {
+    sink_waiting *w = &s->waiting[i];
+    if (btc_now_ns() < w->due_ns) {
+      i++;
+      continue;
+    }
+    if (finish(s, w->jid) == FINISH_DONE) {
+      *w = s->waiting[--s->n_waiting];
+      continue;
+    }
+    w->due_ns = btc_now_ns() + w->wait_ns;
+    w->wait_ns = w->wait_ns * 2 < WAIT_MOST_NS ? w->wait_ns * 2 : WAIT_MOST_NS;
+    i++;
+    if (s->blocked || !s->active || !btc_sink_lead(s)) return false;
+  }
+  return true;
+}
+
+void btc_sink_scan_begin(btc_sink *s) {
+  s->scan = 0;
+  s->rescan = false;
+  s->events[0] = 0; /* events are read from those that come from now on */
+}
+
+static bool scan_page(btc_sink *s) {
+  char from[24], to[24];
+  snprintf(from, sizeof from, "%" PRId64, s->scan);
+  snprintf(to, sizeof to, "%" PRId64, s->scan + SCAN_PAGE - 1);
+  redisReply *r = btc_sink_redis_say(s->redis, "ZRANGE", "@jobs", from, to, NULL);
+  if (!r || r->type != REDIS_REPLY_ARRAY) {
+    if (r) freeReplyObject(r);
+    return false;
+  }
+  for (size_t i = 0; i < r->elements; i++) {
+    const char *jid = btc_reply_text(r, i);
+    redisReply *job = btc_results_jid_valid(jid) ? ask_job(s, jid) : NULL;
+    if (job && is_over(job) && noted_epoch(s, jid) != (int64_t)number(job, F_EPOCH)) wait_for(s, jid);
+    if (job) freeReplyObject(job);
+  }
+  s->scan = r->elements < SCAN_PAGE ? -1 : s->scan + SCAN_PAGE;
+  freeReplyObject(r);
+  return btc_sink_lead(s);
+}
+
+/* The place in the stream of events from which on they count: before the scan, so that no finish falls between the two. */
+static bool begin_events(btc_sink *s) {
+  redisReply *r = btc_sink_redis_say(s->redis, "XREVRANGE", "@ev", "+", "-", "COUNT", "1", NULL);
+  if (!r || r->type != REDIS_REPLY_ARRAY) {
+    if (r) freeReplyObject(r);
+    return false;
+  }
+  snprintf(s->events, sizeof s->events, "%s", r->elements ? btc_reply_text(r->element[0], 0) : "0-0");
+  freeReplyObject(r);
+  return true;
+}
+
+static bool read_events(btc_sink *s) {
+  if (btc_now_ns() < s->events_ns) return true;
+  s->events_ns = btc_now_ns() + EVENTS_EVERY_NS;
+  redisReply *r = btc_sink_redis_say(s->redis, "XREAD", "COUNT", "256", "STREAMS", "@ev", s->events, NULL);
+  if (!r) return false;
+  const redisReply *list = r->type == REDIS_REPLY_ARRAY && r->elements && r->element[0]->elements == 2 ? r->element[0]->element[1] : NULL;
+  for (size_t i = 0; list && list->type == REDIS_REPLY_ARRAY && i < list->elements; i++) {
+    const redisReply *e = list->element[i], *fields = e->type == REDIS_REPLY_ARRAY && e->elements == 2 ? e->element[1] : NULL;
+    const redisReply *type = btc_reply_field(fields, "type"), *jid = btc_reply_field(fields, "jid");
+    snprintf(s->events, sizeof s->events, "%s", btc_reply_text(e, 0));
+    if (type && jid && btc_results_jid_valid(jid->str) && (strcmp(type->str, "finished") == 0 || strcmp(type->str, "cancelled") == 0)) wait_for(s, jid->str);
+  }
+  if (list && list->elements == 256) s->events_ns = 0;
+  freeReplyObject(r);
+  return true;
+}
+
+void btc_sink_finish_work(btc_sink *s) {
+  if (!s->events[0] && !begin_events(s)) return;
+  if (s->scan >= 0 && s->n_waiting < BTC_SINK_WAITING / 2 && !scan_page(s)) return;
+  if (s->scan < 0 && s->rescan && s->n_waiting < BTC_SINK_WAITING / 2) {
+    s->scan = 0;
+    s->rescan = false;
+  }
+  if (read_events(s)) work_waiting(s);
+}
