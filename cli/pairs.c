@@ -18,10 +18,10 @@ typedef struct pairs_run {
   const char *prompt; /* of items that bring none; NULL: the caption instruction */
   btc_manifest *manifest;
   record_model model;
-  work_item *lines;  /* [batch] copied out of the reader's buffers */
-  btc_item *items;   /* [batch] */
+  work_item *lines;    /* [batch] copied out of the reader's buffers */
+  btc_item *items;     /* [batch] */
   btc_result *results; /* [batch] */
-  int n;             /* lines held */
+  int n;               /* lines held */
   int64_t done, failed;
   int64_t start_ns, shown_ns;
   bool terminal;
@@ -85,7 +85,8 @@ static void show_progress(pairs_run *p, bool last) {
   p->shown_ns = now;
   double seconds = (double)(now - p->start_ns) * 1e-9, part = btc_manifest_progress(p->manifest);
   double rate = seconds > 0 ? (double)p->done / seconds : 0;
-  fprintf(stderr, "%s%lld pairs, %lld failed, %.2f pairs/s", p->terminal ? "\r\033[K" : "btcchat: ", (long long)p->done, (long long)p->failed, rate);
+  fprintf(stderr, "%s%lld pairs, %lld failed, %.2f pairs/s", p->terminal ? "\r\033[K" : "btcchat: ", (long long)p->done,
+          (long long)p->failed, rate);
   if (part > 0 && part < 1) fprintf(stderr, ", %.0f %%, about %.0f s left", part * 100, seconds * (1 - part) / part);
   if (!p->terminal || last) fputc('\n', stderr);
 }

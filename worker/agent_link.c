@@ -13,13 +13,23 @@
 #include "agent_parts.h"
 #include "base/failpoint.h"
 
-enum { DEAD_BEATS = 5, HELLO_MS = 500, BEAT_GAP_MS = 50, RESULT_AGE_MS = 20, HWM = 4096, HELD_MANY = 256 };
+enum {
+  DEAD_BEATS = 5,
+  HELLO_MS = 500,
+  CONNECT_MS = 20,
+  PATIENT_MS = 2000 /* for a Welcome, however short the heartbeats */,
+  BEAT_GAP_MS = 50,
+  RESULT_AGE_MS = 20,
+  HWM = 4096,
+  HELD_MANY = 256
+};
 enum { OUTBOX_MESSAGES = 1024, OUTBOX_BYTES = 32 << 20, RESULTS_BYTES = 1 << 20 };
 #define UNKEPT (UINT64_C(1) << 63) /* req_ids outside the outbox: Hello and heartbeats, which the next one replaces */
 
-static void send_now(agent *a, Btc__Envelope *e) {
+/* What is lost comes again, or is replaced by the next. False: there is no connection yet. */
+static bool send_now(agent *a, Btc__Envelope *e) {
   e->session = a->session;
-  if (a->socket) btc_socket_send(a->socket, NULL, e, NULL); /* what is lost comes again, or is replaced by the next */
+  return a->socket && btc_socket_send(a->socket, NULL, e, NULL) == BTC_OK;
 }
 
 /* ---- Hello ---- */
@@ -37,7 +47,9 @@ static size_t list_held(const agent *a, Btc__Held *held, Btc__Held **list, size_
   return n;
 }
 
+/* Plans its own repetition, soon when it could not leave because the connection is being made. */
 static void say_hello(agent *a) {
+  bool sent = false;
   Btc__Hello hello = BTC__HELLO__INIT;
   Btc__Envelope e = btc_wire_envelope(BTC__ENVELOPE__BODY_HELLO);
   size_t most = ledger_chunks(a->ledger) + 1;
@@ -54,10 +66,11 @@ static void say_hello(agent *a) {
     hello.n_held = list_held(a, held, list, most);
     e.hello = &hello;
     e.req_id = UNKEPT | ++a->beats;
-    send_now(a, &e);
+    sent = send_now(a, &e);
   }
   free(held);
   free(list);
+  btc_timer_after_ms(a->hello_timer, sent ? HELLO_MS : CONNECT_MS);
 }
 
 static bool on_message(void *ctx);
@@ -79,11 +92,12 @@ void link_connect(agent *a) {
     return;
   }
   say_hello(a);
-  btc_timer_after_ms(a->hello_timer, HELLO_MS);
 }
 
 static bool silent(const agent *a) {
-  return btc_loop_now_ns(a->loop) - a->answered_ns > DEAD_BEATS * a->heartbeat_ms * AGENT_MS;
+  int64_t most_ms = DEAD_BEATS * a->heartbeat_ms;
+  if (!a->session && most_ms < PATIENT_MS) most_ms = PATIENT_MS;
+  return btc_loop_now_ns(a->loop) - a->answered_ns > most_ms * AGENT_MS;
 }
 
 static void try_next_broker(agent *a) {
@@ -101,7 +115,6 @@ static void on_hello_timer(void *ctx) {
     try_next_broker(a);
   } else {
     say_hello(a);
-    btc_timer_after_ms(a->hello_timer, HELLO_MS);
   }
 }
 

@@ -79,7 +79,7 @@ btc_status stub_faults_parse(const char *text, stub_faults *out, btc_error *err)
     if (p[n] == '=' && n == 5 && !memcmp(p, "marks", 5) && rest - 6 < sizeof out->marks) {
       snprintf(out->marks, sizeof out->marks, "%.*s", (int)(rest - 6), value);
     } else {
-      if (!share || p[n] != '=' || (*share = strtod(value, &end), end != p + rest) || !(*share >= 0 && *share <= 1))
+      if (!share || p[n] != '=' || (*share = strtod(value, &end), end == value || end != p + rest) || !(*share >= 0 && *share <= 1))
         return btc_fail(err, BTC_ERR_ARG,
                         "stub faults: '%.*s' is not crash, bad, transient, hang or flaky = a share between 0 and 1, or marks=DIR",
                         (int)rest, p);
