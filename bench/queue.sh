@@ -29,7 +29,7 @@ clients=tcp://127.0.0.1:$(port) workers=tcp://127.0.0.1:$(port)
 broker=$!
 pids+=("$broker")
 for i in 1 2; do
-  "$build/btcchat" worker --broker "$workers" --name "w$i" --engine stub --stub-us 0 --credits 256 --keys "$work/worker.key" --server-key "$work/broker.pub" >"$work/w$i.log" 2>&1 &
+  "$build/btcchat" worker --brokers "$workers" --name "w$i" --engine stub --stub-us 0 --credits 256 --keys "$work/worker.key" --server-key "$work/broker.pub" >"$work/w$i.log" 2>&1 &
   pids+=($!)
 done
 for _ in $(seq 100); do grep -q ready "$work/w1.log" && grep -q ready "$work/w2.log" && break; sleep 0.1; done

@@ -104,10 +104,30 @@ void daemon_show(const daemon_process *d) {
   free(text);
 }
 
+/* Where the last run's lines begin. */
+static char *last_run(char *all) {
+  static const char mark[] = "--- start\n";
+  char *last = all, *next = all;
+  while ((next = strstr(next, mark))) last = next += strlen(mark);
+  return last;
+}
+
 static bool log_has(const daemon_process *d, const char *text) {
-  char *all = read_log(d), *last = all, *next;
-  while ((next = strstr(last + 1, "--- start\n"))) last = next;
-  bool found = strstr(last, text) != NULL;
+  char *all = read_log(d);
+  bool found = strstr(last_run(all), text) != NULL;
+  free(all);
+  return found;
+}
+
+bool daemon_log_line(const daemon_process *d, char *line, size_t len) {
+  char *all = read_log(d);
+  bool found = false;
+  for (char *at = last_run(all), *end; (end = strchr(at, '\n')); at = end + 1) {
+    *end = 0;
+    if (strncmp(at, "btcchat: ", 9) == 0) continue;
+    snprintf(line, len, "%s", at);
+    found = true;
+  }
   free(all);
   return found;
 }

@@ -4,6 +4,7 @@
 #define TEST_DAEMON_H
 
 #include <stdbool.h>
+#include <stddef.h>
 #include <stdint.h>
 #include <sys/types.h>
 
@@ -31,6 +32,8 @@ void daemon_kill(daemon_process *d);
 int daemon_stop(daemon_process *d, int ms);
 /* Waits for its own end. */
 int daemon_wait(daemon_process *d, int ms);
+/* The last whole line of its log since the last start that is no line of an error; false when there is none. */
+bool daemon_log_line(const daemon_process *d, char *line, size_t len);
 /* The last lines of the log, to stderr. */
 void daemon_show(const daemon_process *d);
 
