@@ -142,7 +142,7 @@ static btc_status on_answer(call *k, Btc__Envelope *e, bool *over) {
       back_off(k, r->retry_ms, r->message);
       return BTC_OK;
     }
-    bool missing = strstr(r->message, "no such job") || strstr(r->message, "no job") || strstr(r->message, "no such worker");
+    bool missing = strstr(r->message, "no such") || strstr(r->message, "no worker");
     return btc_fail(k->err, missing ? BTC_ERR_NOT_FOUND : BTC_ERR_ARG, "%s", *r->message ? r->message : "the broker refuses the request");
   }
   if (e->body_case != k->want) return btc_fail(k->err, BTC_ERR_UNSUPPORTED, "the broker answered with '%s'", btc_wire_body_name(e->body_case));
@@ -172,6 +172,7 @@ static btc_status take_answers(call *k, bool *over) {
 
 static btc_status nobody(call *k) {
   const btc_client *c = k->c;
+  k->c->unreachable = strstr(k->busy.message, "Redis is away") != NULL;
   if (k->busy.message[0]) return btc_fail(k->err, BTC_ERR_LIMIT, "%s (tried for %" PRId64 " s)", k->busy.message, c->timeout_ms / 1000);
   k->c->unreachable = true;
   return btc_fail(k->err, BTC_ERR_IO, "no answer from %s%s within %.3g s: is a broker running there%s?", c->n_brokers > 1 ? "any broker, the last one being " : "",

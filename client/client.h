@@ -28,7 +28,7 @@ btc_client_options btc_client_options_default(void);
 /* Copies what it needs. Connects when the first call is made. */
 btc_status btc_client_open(const btc_client_options *o, btc_client **out, btc_error *err);
 void btc_client_close(btc_client **c);
-/* The last call failed because nobody answered within its time. */
+/* The last call failed because no broker, or no Redis behind it, answered within its time. */
 bool btc_client_unreachable(const btc_client *c);
 
 /* What is submitted: a manifest, or items. */

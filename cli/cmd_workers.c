@@ -1,0 +1,100 @@
+/* btcchat workers: the fleet. btcchat drain: asks one of it to stop. */
+#define _GNU_SOURCE
+#include <inttypes.h>
+#include <stdio.h>
+
+#include "fleet.h"
+#include "jobs.h"
+
+static int run_workers(int argc, char **argv);
+static int run_drain(int argc, char **argv);
+
+const cli_command cmd_workers = {
+    .name = "workers",
+    .arguments = "",
+    .summary = "the workers, what they run and how fast",
+    .run = run_workers,
+};
+
+const cli_command cmd_drain = {
+    .name = "drain",
+    .arguments = "WORKER",
+    .summary = "asks a worker to finish what it has begun, hand back the rest and stop",
+    .details = "Returns when the worker was told; 'btcchat workers' shows it go. With keys this needs an admin's.",
+    .run = run_drain,
+};
+
+void workers_print(Btc__WorkerInfo *const *workers, size_t n) {
+  if (n) printf("%-24s %-9s %-7s %-16s %8s %12s %10s %9s %10s  %s\n", "WORKER", "STATE", "ENGINE", "MODEL", "IN HAND", "DONE", "ITEMS/S", "MEMORY", "AGE", "BROKER");
+  for (size_t i = 0; i < n; i++) {
+    const Btc__WorkerInfo *w = workers[i];
+    char age[32], memory[32];
+    snprintf(memory, sizeof memory, "%.0f MiB", (double)w->rss_bytes / 1048576);
+    printf("%-24s %-9s %-7s %-16s %3u of %-3u %10" PRIu64 " %10.3g %9s %10s  %s\n", w->worker, w->state, w->engine, w->model_name, w->in_hand, w->credits, w->items_done,
+           w->items_per_s, memory, duration_text((double)w->age_ms / 1e3, age, sizeof age), w->broker);
+  }
+}
+
+static json_t *worker_json(const Btc__WorkerInfo *w) {
+  return json_pack("{s:s,s:s,s:s,s:s,s:s,s:I,s:I,s:I,s:f,s:I,s:I,s:I,s:s,s:s}", "worker", w->worker, "state", w->state, "engine", w->engine, "model", w->model_name, "class",
+                   w->model_class, "credits", (json_int_t)w->credits, "in_hand", (json_int_t)w->in_hand, "items_done", (json_int_t)w->items_done, "items_per_s",
+                   w->items_per_s, "rss_bytes", (json_int_t)w->rss_bytes, "age_ms", (json_int_t)w->age_ms, "seen_ms_ago", (json_int_t)w->last_seen_ms, "broker",
+                   w->broker, "program", w->program);
+}
+
+static int show_workers(btc_client *c, bool json) {
+  Btc__Envelope *reply;
+  btc_error err;
+  btc_status st = btc_client_workers(c, &reply, &err);
+  if (st != BTC_OK) return client_failed(c, NULL, st, &err);
+  const Btc__WorkersReply *w = reply->workers_reply;
+  int code = CLI_OK;
+  if (json) {
+    json_t *list = json_array();
+    for (size_t i = 0; list && i < w->n_workers; i++) json_array_append_new(list, worker_json(w->workers[i]));
+    code = print_json(list);
+  } else {
+    workers_print(w->workers, w->n_workers);
+    if (!w->n_workers) fprintf(stderr, "btcchat: no worker is connected; start one with 'btcchat worker'\n");
+  }
+  btc_wire_free(&reply);
+  return code;
+}
+
+static int run_workers(int argc, char **argv) {
+  broker_options b = broker_options_default;
+  bool json = false;
+  cli_option table[] = {
+      BROKER_OPTION_ROWS(b),
+      {.name = "json", .type = CLI_FLAG, .target = &json, .help = "print one JSON array"},
+  };
+  char **args;
+  int n, code;
+  btc_client *c = NULL;
+  if (!cli_parse(&cmd_workers, table, sizeof table / sizeof table[0], argc, argv, &args, &n, &code)) return code;
+  if (n) return cli_usage_error(&cmd_workers, "no arguments expected, got %d", n);
+  if ((code = open_client(&b, &c)) == CLI_OK) code = show_workers(c, json);
+  btc_client_close(&c);
+  return code;
+}
+
+static int run_drain(int argc, char **argv) {
+  broker_options b = broker_options_default;
+  double grace_s = 60;
+  cli_option table[] = {
+      BROKER_OPTION_ROWS(b),
+      {.name = "grace", .type = CLI_REAL, .target = &grace_s, .value = "SECONDS", .help = "time to finish what it has begun, seconds (default 60)", .low = 0, .high = 86400},
+  };
+  char **args;
+  int n, code;
+  btc_client *c = NULL;
+  btc_error err;
+  if (!cli_parse(&cmd_drain, table, sizeof table / sizeof table[0], argc, argv, &args, &n, &code)) return code;
+  if (n != 1) return cli_usage_error(&cmd_drain, "one WORKER expected, got %d", n);
+  if ((code = open_client(&b, &c)) == CLI_OK) {
+    btc_status st = btc_client_drain(c, args[0], (int64_t)(grace_s * 1000), &err);
+    if (st != BTC_OK) code = client_failed(c, args[0], st, &err);
+  }
+  btc_client_close(&c);
+  return code;
+}
