@@ -176,12 +176,12 @@ static btc_session *make(btc_broker *b, const btc_message *m) {
   return s;
 }
 
-/* The same Hello again, because our answer is late or was lost. */
+/* A Hello again over the same connection: our answer is late or was lost. What it holds can only have become less. */
 static bool is_repeated(btc_broker *b, const btc_message *m) {
   const Btc__Hello *h = m->envelope->hello;
   for (btc_session *s = b->sessions; s; s = s->next) {
     if (!btc_peer_id_equal(&s->peer, &m->from) || s->incarnation != h->incarnation || strcmp(s->name, h->worker) != 0 || s->reaping) continue;
-    if (s->hello_req != m->envelope->req_id) continue;
+    s->hello_req = m->envelope->req_id;
     s->seen_ns = btc_loop_now_ns(b->loop);
     if (s->state != BTC_SESSION_HELLO) welcome(b, s);
     return true;

@@ -329,13 +329,8 @@ void btc_session_tick(btc_broker *b) {
   }
 }
 
+/* They say Hello again, are told that we are busy, and go to the next broker of their list; their leases go with them. */
 void btc_session_farewell(btc_broker *b) {
-  Btc__Bye bye = BTC__BYE__INIT;
-  bye.why = (char *)"the broker stops";
-  for (btc_session *s = b->sessions; s; s = s->next) {
-    Btc__Envelope e = btc_wire_envelope(BTC__ENVELOPE__BODY_BYE);
-    e.session = s->id;
-    e.bye = &bye;
-    btc_broker_send(b, b->workers, &s->peer, &e); /* lost: they notice in dead_ms */
-  }
+  for (btc_session *s = b->sessions; s; s = s->next)
+    if (!s->reaping) btc_broker_nack(b, b->workers, &s->peer, 0, BTC__NACK_CODE__NACK_SESSION, "the broker stops", 0);
 }

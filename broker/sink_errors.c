@@ -143,7 +143,7 @@ static btc_status crc_of(int dir, uint32_t *crc, btc_error *err) {
 
 btc_status btc_errors_publish(btc_sink_redis *redis, btc_part_job *folder, const btc_errors_source *source, uint64_t *n, uint32_t *crc32, btc_error *err) {
   errors e = {.redis = redis, .source = source};
-  int dir = btc_part_folder(folder);
+  int dir = btc_part_dir(folder);
   uint64_t *dead;
   size_t n_dead;
   *n = 0;

@@ -379,6 +379,6 @@ uint32_t btc_part_number(const btc_part_job *j) {
 size_t btc_part_memory(const btc_part_job *j) {
   return j->room + j->entries_room * (sizeof *j->id + sizeof *j->entry) + btc_items_memory(&j->sealed) + btc_items_memory(&j->held);
 }
-int btc_part_folder(const btc_part_job *j) {
+int btc_part_dir(const btc_part_job *j) {
   return j->dir;
 }

@@ -40,7 +40,7 @@ size_t btc_part_waiting_bytes(const btc_part_job *j);
 uint64_t btc_part_sealed(const btc_part_job *j);     /* items in parts */
 uint32_t btc_part_number(const btc_part_job *j);     /* of the last sealed part */
 size_t btc_part_memory(const btc_part_job *j);
-int btc_part_folder(const btc_part_job *j);          /* descriptor, borrowed */
+int btc_part_dir(const btc_part_job *j);          /* descriptor, borrowed */
 
 /* A file of the folder, written under a temporary name, synced, renamed, the folder synced. */
 btc_status btc_part_publish(btc_part_job *j, const char *name, const void *data, size_t len, btc_error *err);
