@@ -95,6 +95,7 @@ typedef struct call {
   Btc__Envelope **reply;
   btc_error *err;
   int64_t deadline, due, wait_ms; /* when it is sent again, and what comes after that */
+  int64_t busy_ms;                /* the next wait when it is busy again */
   int64_t heard;                  /* when this broker was connected to, or last answered */
   btc_error busy;                 /* its words, when that was the last answer */
 } call;
@@ -114,9 +115,10 @@ static uint64_t answers(const Btc__Envelope *e) {
 /* "Later" waits as long as the broker asks, and longer each time, so that many clients do not knock together. */
 static void back_off(call *k, uint32_t retry_ms, const char *why) {
   int64_t wait = retry_ms > 0 ? (int64_t)retry_ms : FIRST_WAIT_MS;
-  if (wait < k->wait_ms) wait = k->wait_ms;
-  k->due = btc_now_ns() + wait * MS;
-  k->wait_ms = wait >= LONGEST_WAIT_MS / 2 ? LONGEST_WAIT_MS : 2 * wait;
+  if (wait < k->busy_ms) wait = k->busy_ms;
+  k->due = k->heard = btc_now_ns() + wait * MS; /* its silence counts from then on */
+  k->busy_ms = wait >= LONGEST_WAIT_MS / 2 ? LONGEST_WAIT_MS : 2 * wait;
+  k->wait_ms = FIRST_WAIT_MS; /* it was heard: what comes next is no repetition */
   btc_fail(&k->busy, BTC_ERR_LIMIT, "%s", *why ? why : "the broker is busy");
 }
 
@@ -181,7 +183,7 @@ static btc_status nobody(call *k) {
 
 static btc_status send_when_due(call *k, int64_t now) {
   btc_client *c = k->c;
-  if (now - k->heard > SILENCE_MS * MS && !k->busy.message[0]) {
+  if (now - k->heard > SILENCE_MS * MS) {
     c->at = (c->at + 1) % c->n_brokers;
     btc_status st = connect_next(c, k->err);
     if (st != BTC_OK) return st;
