@@ -86,7 +86,7 @@ static void test_claim_gives_a_suspect_alone(void **state) {
   EXPECT("1", "btc_reap_owner w");
   EXPECT("2", "LLEN $sus:");
   EXPECT_BEGIN("[[3 2 j 0 3 1 1 0", "btc_claim x 30000 100 ''"); /* item 0 alone, whatever the credits */
-  EXPECT("[]", "btc_claim x 30000 100 ''");                        /* and nothing beside it */
+  EXPECT("[]", "btc_claim x 30000 100 ''");                      /* and nothing beside it */
   EXPECT("[1 1 1]", "btc_commit 3 2 j 0 30000 x 0 a0 {}");
   EXPECT_BEGIN("[[4 3 j 0 3 2 1 0", "btc_claim x 30000 100 ''");
 }
@@ -100,7 +100,7 @@ static void test_claim_empties_one_hand_for_one_suspect(void **state) {
   EXPECT_BEGIN("[[", "btc_claim c 30000 1 ''");
   SAY("btc_start a 1 1 1");
   SAY("btc_reap_owner a");
-  EXPECT("[]", "btc_claim b 30000 5 ''"); /* b holds work, and is to finish it for the suspect */
+  EXPECT("[]", "btc_claim b 30000 5 ''");       /* b holds work, and is to finish it for the suspect */
   EXPECT_BEGIN("[[", "btc_claim c 30000 5 ''"); /* there is only one: c goes on */
   EXPECT_BEGIN("[[", "btc_claim d 30000 5 ''"); /* d has empty hands: takes it */
   EXPECT("0", "LLEN $sus:");

@@ -1,4 +1,5 @@
-/* What becomes of items when results come late, twice or never, when engines and workers die, and when jobs are cancelled or replayed. */
+/* What becomes of items when results come late, twice or never, when engines and workers die, and when jobs are cancelled or
+ * replayed. */
 #include "queue_fixture.h"
 
 static void test_commit_records_each_item_once(void **state) {
@@ -77,7 +78,8 @@ static void test_permanent_failure_is_dead_at_once(void **state) {
   SAY("btc_claim w#1 30000 2 ''");
   EXPECT("[1 1 0]", "btc_fail 1 1 j 0 30000 w#1 1 p a1 not-found no/such {\"f\":1}");
   EXPECT("[1 0 0]", "btc_fail 1 1 j 0 30000 w#1 1 p a1 not-found no/such {\"f\":1}");
-  EXPECT_BEGIN("{\"reason\":\"not-found\",\"message\":\"no/such\",\"id\":\"a1\",\"attempts\":1,\"worker\":\"w#1\",\"at\":", "HGET $dd:j 1");
+  EXPECT_BEGIN("{\"reason\":\"not-found\",\"message\":\"no/such\",\"id\":\"a1\",\"attempts\":1,\"worker\":\"w#1\",\"at\":",
+               "HGET $dd:j 1");
   assert_non_null(strstr(SAY("HGET $dd:j 1"), ",\"lo\":0,\"n\":2,\"pos\":\"\",\"record\":\"{\\\"f\\\":1}\"}"));
 }
 
@@ -120,15 +122,19 @@ static void test_crash_in_company_makes_suspects_alone_kills(void **state) {
   EXPECT("[S 1 0 a0]", "HMGET $ck:2 st solo cr id");
   for (int i = 0; i < 2; i++) { /* both run alone; a1 is innocent */
     const char *got = SAY("btc_claim w 30000 2 ''");
-    if (strstr(got, "a1")) SAY("btc_commit 3 %d j 0 30000 w 1 a1 {}", i + 2);
-    else EXPECT("[1 0 1]", "btc_fail 2 %d j 0 30000 w 0 c a0 '' signal ''", i + 2);
+    if (strstr(got, "a1"))
+      SAY("btc_commit 3 %d j 0 30000 w 1 a1 {}", i + 2);
+    else
+      EXPECT("[1 0 1]", "btc_fail 2 %d j 0 30000 w 0 c a0 '' signal ''", i + 2);
   }
   EXPECT_BEGIN("[[4 4 j 0 2 1 1 1", "btc_claim w 30000 2 ''");
   EXPECT("[1 0 1]", "btc_fail 4 4 j 0 30000 w 0 c a0 '' signal ''");
   EXPECT_BEGIN("[[5 5 j 0 2 1 1 2", "btc_claim w 30000 2 ''");
   EXPECT("[1 1 0]", "btc_fail 5 5 j 0 30000 w 0 c a0 '' signal ''");
   EXPECT("[FIN 1 1]", "HMGET $job:j st done dead");
-  assert_non_null(strstr(SAY("HGET $dd:j 0"), "\"record\":\"{\\\"v\\\":1,\\\"id\\\":\\\"a0\\\",\\\"status\\\":\\\"failed\\\",\\\"reason\\\":\\\"crash\\\",\\\"message\\\":\\\"signal\\\"}\"}"));
+  assert_non_null(strstr(SAY("HGET $dd:j 0"),
+                         "\"record\":\"{\\\"v\\\":1,\\\"id\\\":\\\"a0\\\",\\\"status\\\":\\\"failed\\\",\\\"reason\\\":"
+                         "\\\"crash\\\",\\\"message\\\":\\\"signal\\\"}\"}"));
 }
 
 static void test_hang_alone_kills_at_once(void **state) {
@@ -204,15 +210,15 @@ static void test_cancel_accounts_for_all_places(void **state) {
   SAY("btc_setup retry_base_ms 100000");
   SAY("btc_submit j manifest t 1 '' files '' {} /m sha 200 0 '' '' 0 ''");
   SAY("btc_expand j 0 32 p0 32 p1 32 p2 p3");
-  SAY("btc_claim w 30000 64 ''");                              /* 1, 2 leased, 3 ready, 104 items not expanded */
-  SAY("btc_commit 1 1 j 0 30000 w 0 a {}");                    /* 1 done */
+  SAY("btc_claim w 30000 64 ''");           /* 1, 2 leased, 3 ready, 104 items not expanded */
+  SAY("btc_commit 1 1 j 0 30000 w 0 a {}"); /* 1 done */
   SAY("btc_fail 1 1 j 0 30000 w 1 t a decode x {} 2 p a decode x {} 3 c a '' x ''"); /* one delayed, one dead, one suspect */
   EXPECT("[CXL [[1 1 w] [2 2 w]]]", "btc_cancel j");
   EXPECT("[CXL [[1 1 w] [2 2 w]]]", "btc_cancel j");
-  EXPECT("[1 1 138]", "HMGET $job:j done dead canc");         /* 200 - 2 - 28 (chunk 1) - 32 (chunk 2) */
+  EXPECT("[1 1 138]", "HMGET $job:j done dead canc"); /* 200 - 2 - 28 (chunk 1) - 32 (chunk 2) */
   EXPECT("0", "ZCARD $dly");
   EXPECT("[1 2]", "btc_extend w 30000 1 1 2 2");
-  EXPECT("[1 0 2]", "btc_commit 1 1 j 0 30000 w 4 a {}");      /* too late: counted as cancelled */
+  EXPECT("[1 0 2]", "btc_commit 1 1 j 0 30000 w 4 a {}"); /* too late: counted as cancelled */
   EXPECT("139", "HGET $job:j canc");
   EXPECT("[1 0 0]", "btc_fail 1 1 j 0 30000 w 5 p a decode x {}");
   EXPECT("1", "btc_release w 1 1");

@@ -68,7 +68,8 @@ static void test_submit_of_an_entry_takes_it(void **state) {
   EXPECT("[OLD in-5-1]", "btc_submit in-5-1 manifest t 1 '' stream '' {} /m sha 5 0 '' '' 0 5-1");
   SAY("btc_cancel in-5-1");
   SAY("btc_forget in-5-1");
-  EXPECT("[OLD in-5-1]", "btc_submit in-5-1 manifest t 1 '' stream '' {} /m sha 5 0 '' '' 0 5-1"); /* ingested before: never twice */
+  EXPECT("[OLD in-5-1]",
+         "btc_submit in-5-1 manifest t 1 '' stream '' {} /m sha 5 0 '' '' 0 5-1"); /* ingested before: never twice */
   EXPECT("[NEW in-6-1]", "btc_submit in-6-1 manifest t 1 '' stream '' {} /m sha 5 0 '' '' 0 6-1");
   EXPECT("[0 nil nil nil]", "XPENDING $in brk");
 }
@@ -80,7 +81,9 @@ static void test_ingest_takes_each_entry_once(void **state) {
   SAY("XREADGROUP GROUP brk me COUNT 10 STREAMS $in >");
   EXPECT("[j1 2 0]", "btc_ingest j1 t 0 '' 1-0 '' {\"id\":\"a\"} 2-0 key {\"id\":\"b\"}");
   EXPECT("[j1 0 2]", "btc_ingest j1 t 0 '' 1-0 '' {\"id\":\"a\"} 2-0 key {\"id\":\"b\"}"); /* sent again */
-  EXPECT("[j2 1 2]", "btc_ingest j2 t 0 '' 1-0 '' {\"id\":\"a\"} 3-0 key {\"id\":\"b\"} 4-0 '' {\"id\":\"c\"}"); /* 1 taken, 3 has a known key */
+  EXPECT(
+      "[j2 1 2]",
+      "btc_ingest j2 t 0 '' 1-0 '' {\"id\":\"a\"} 3-0 key {\"id\":\"b\"} 4-0 '' {\"id\":\"c\"}"); /* 1 taken, 3 has a known key */
   EXPECT("0", "XLEN $in");
   EXPECT("j1:1", "GET $key:key");
   EXPECT("[2 stream]", "HMGET $job:j1 total route");

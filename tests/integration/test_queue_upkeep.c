@@ -25,7 +25,7 @@ static void test_hello_reaps_what_the_dead_incarnation_held(void **state) {
   SAY("btc_start w#9 1 1 1");
   test_sleep_ms(30);
   EXPECT("[TAKEN '' 9]", "btc_hello w 8 60000 b {}"); /* the ghost of an older one */
-  EXPECT("[OK]", "btc_hello w 10 60000 b {}");         /* more digits are more */
+  EXPECT("[OK]", "btc_hello w 10 60000 b {}");        /* more digits are more */
   EXPECT("0", "SCARD $own:w#9");
   EXPECT("[2 1]", "HMGET $ck:1 m rp");
   EXPECT("1", "LLEN $sus:");

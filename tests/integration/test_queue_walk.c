@@ -1,7 +1,8 @@
 /*
- * Random walks over the queue: fake workers that claim, start, commit, commit late and twice, fail, crash, vanish and come back; brokers that reap, promote and
- * tidy; people who cancel, pause, resume and replay; a Redis that is killed. After every hundred steps the checker looks at everything; in the end all is
- * drained, and each item must have ended once. The seed is fixed and printed: a failure can be walked again (BTC_WALK_SEED, BTC_WALK_STEPS).
+ * Random walks over the queue: fake workers that claim, start, commit, commit late and twice, fail, crash, vanish and come back;
+ * brokers that reap, promote and tidy; people who cancel, pause, resume and replay; a Redis that is killed. After every hundred
+ * steps the checker looks at everything; in the end all is drained, and each item must have ended once. The seed is fixed and
+ * printed: a failure can be walked again (BTC_WALK_SEED, BTC_WALK_STEPS).
  */
 #include <inttypes.h>
 
@@ -49,8 +50,11 @@ static void walk_submit(walk *w) {
   const char *class = draw(w, 3) ? "''" : "stub";
   char jid[16];
   snprintf(jid, sizeof jid, "j%d", j);
-  if (draw(w, 3) == 0) submit_as(jid, n, draw(w, 2) ? "ta" : "tb", (int)draw(w, 3), class, draw(w, 2) ? "files" : "stream");
-  else SAY("btc_submit %s manifest %s %u %s files k%d {} /m sha %d 0 '' '' %u ''", jid, draw(w, 2) ? "ta" : "tb", draw(w, 3), class, j, n, draw(w, 4) ? 0 : draw(w, 60));
+  if (draw(w, 3) == 0)
+    submit_as(jid, n, draw(w, 2) ? "ta" : "tb", (int)draw(w, 3), class, draw(w, 2) ? "files" : "stream");
+  else
+    SAY("btc_submit %s manifest %s %u %s files k%d {} /m sha %d 0 '' '' %u ''", jid, draw(w, 2) ? "ta" : "tb", draw(w, 3), class, j,
+        n, draw(w, 4) ? 0 : draw(w, 60));
 }
 
 static void walk_expand(walk *w, int j) {
@@ -77,7 +81,8 @@ static void walk_claim(walk *w, int i) {
     held *h = &w->memory[w->n_held++ % MEMORY];
     int n, solo, crashes;
     snprintf(h->wid, sizeof h->wid, "%s", name);
-    if (sscanf(s, "[%lld %lld %15s %lld %d %lld %d %d", &h->cid, &h->tok, h->jid, &h->lo, &n, &h->mask, &solo, &crashes) != 8) fail_msg("claim: %s", s);
+    if (sscanf(s, "[%lld %lld %15s %lld %d %lld %d %d", &h->cid, &h->tok, h->jid, &h->lo, &n, &h->mask, &solo, &crashes) != 8)
+      fail_msg("claim: %s", s);
     for (int depth = 0; *s; s++) {
       depth += *s == '[' ? 1 : *s == ']' ? -1 : 0;
       if (depth == 0) break;
@@ -98,7 +103,8 @@ static void commit_some(walk *w, const held *h, int n) {
   int len = snprintf(text, sizeof text, "btc_commit %lld %lld %s %lld 30000 %s", h->cid, h->tok, h->jid, h->lo, h->wid);
   for (int i = 0; i < n; i++) {
     int off = some_off(w, h);
-    len += snprintf(text + len, sizeof text - (size_t)len, " %d x {\"id\":\"x\",\"status\":\"ok\",\"caption\":\"stub:0123456789abcdef\"}", off);
+    len += snprintf(text + len, sizeof text - (size_t)len,
+                    " %d x {\"id\":\"x\",\"status\":\"ok\",\"caption\":\"stub:0123456789abcdef\"}", off);
   }
   const char *s = SAY("%s", text);
   if (*s == '!') fail_msg("%s: %s", text, s);
@@ -106,8 +112,8 @@ static void commit_some(walk *w, const held *h, int n) {
 
 static void fail_some(walk *w, const held *h) {
   static const char kinds[] = "ptttccho";
-  const char *s = SAY("btc_fail %lld %lld %s %lld 30000 %s %d %c x decode oops {\"id\":\"x\",\"status\":\"failed\"}", h->cid, h->tok, h->jid, h->lo, h->wid, some_off(w, h),
-                      kinds[draw(w, 8)]);
+  const char *s = SAY("btc_fail %lld %lld %s %lld 30000 %s %d %c x decode oops {\"id\":\"x\",\"status\":\"failed\"}", h->cid,
+                      h->tok, h->jid, h->lo, h->wid, some_off(w, h), kinds[draw(w, 8)]);
   if (*s == '!') fail_msg("fail: %s", s);
 }
 
@@ -118,20 +124,35 @@ static void walk_holder(walk *w) {
   int back = (int)draw(w, draw(w, 4) ? (recent < 12 ? (uint32_t)recent : 12) : (uint32_t)recent);
   const held *h = &w->memory[(w->n_held - 1 - back) % MEMORY];
   switch (draw(w, 10)) {
-    case 0: case 1: SAY("btc_start %s %lld %lld %lld", h->wid, h->cid, h->tok, (long long)draw(w, 1u << 31)); break;
-    case 2: SAY("btc_release %s %lld %lld", h->wid, h->cid, h->tok); break;
-    case 3: SAY("btc_extend %s 30000 %lld %lld", h->wid, h->cid, h->tok); break;
-    case 4: if (w->poison) fail_some(w, h); break;
-    default: commit_some(w, h, 1 + (int)draw(w, 24));
+    case 0:
+    case 1:
+      SAY("btc_start %s %lld %lld %lld", h->wid, h->cid, h->tok, (long long)draw(w, 1u << 31));
+      break;
+    case 2:
+      SAY("btc_release %s %lld %lld", h->wid, h->cid, h->tok);
+      break;
+    case 3:
+      SAY("btc_extend %s 30000 %lld %lld", h->wid, h->cid, h->tok);
+      break;
+    case 4:
+      if (w->poison) fail_some(w, h);
+      break;
+    default:
+      commit_some(w, h, 1 + (int)draw(w, 24));
   }
 }
 
 static void walk_worker_dies(walk *w, int i) {
   const char *name = wid(w, i);
   switch (draw(w, 3)) {
-    case 0: SAY("btc_reap_owner %s", name); break;
-    case 1: SAY("btc_bye w%d %d", i, w->incarnation[i]); break;
-    default: SAY("btc_hello w%d %d 1 b {}", i, w->incarnation[i] + 1); /* may be refused: the older one lives */
+    case 0:
+      SAY("btc_reap_owner %s", name);
+      break;
+    case 1:
+      SAY("btc_bye w%d %d", i, w->incarnation[i]);
+      break;
+    default:
+      SAY("btc_hello w%d %d 1 b {}", i, w->incarnation[i] + 1); /* may be refused: the older one lives */
   }
   if (strcmp(SAY("btc_hello w%d %d 1 b {}", i, w->incarnation[i] + 1), "[OK]") == 0) w->incarnation[i]++;
 }
@@ -141,26 +162,51 @@ static void walk_worker_dies(walk *w, int i) {
 static void walk_people(walk *w) {
   int j = w->n_jobs ? (int)draw(w, (uint32_t)w->n_jobs) : 0;
   switch (draw(w, 12)) {
-    case 0: if (draw(w, 4) == 0) SAY("btc_cancel j%d", j); break;
-    case 1: case 2: SAY("btc_pause j%d because", j); break;
-    case 3: case 4: case 5: case 6: SAY("btc_resume j%d", j); break;
-    case 7: case 8: SAY("btc_replay j%d %s 0 %u", j, draw(w, 2) ? "''" : "crash", 1 + draw(w, 20)); break;
-    case 9: SAY("btc_pause '' upkeep"); break;
-    default: SAY("btc_resume ''");
+    case 0:
+      if (draw(w, 4) == 0) SAY("btc_cancel j%d", j);
+      break;
+    case 1:
+    case 2:
+      SAY("btc_pause j%d because", j);
+      break;
+    case 3:
+    case 4:
+    case 5:
+    case 6:
+      SAY("btc_resume j%d", j);
+      break;
+    case 7:
+    case 8:
+      SAY("btc_replay j%d %s 0 %u", j, draw(w, 2) ? "''" : "crash", 1 + draw(w, 20));
+      break;
+    case 9:
+      SAY("btc_pause '' upkeep");
+      break;
+    default:
+      SAY("btc_resume ''");
   }
 }
 
 static void walk_step(walk *w) {
   uint32_t what = draw(w, 100);
-  if (what < 4) walk_submit(w);
-  else if (what < 14 && w->n_jobs) walk_expand(w, (int)draw(w, (uint32_t)w->n_jobs));
-  else if (what < 36) walk_claim(w, (int)draw(w, WORKERS));
-  else if (what < 84) walk_holder(w);
-  else if (what < 87) walk_worker_dies(w, (int)draw(w, WORKERS));
-  else if (what < 90) SAY("btc_reap 10");
-  else if (what < 94) SAY("btc_promote 10");
-  else if (what < 96) SAY("btc_tidy 10");
-  else walk_people(w);
+  if (what < 4)
+    walk_submit(w);
+  else if (what < 14 && w->n_jobs)
+    walk_expand(w, (int)draw(w, (uint32_t)w->n_jobs));
+  else if (what < 36)
+    walk_claim(w, (int)draw(w, WORKERS));
+  else if (what < 84)
+    walk_holder(w);
+  else if (what < 87)
+    walk_worker_dies(w, (int)draw(w, WORKERS));
+  else if (what < 90)
+    SAY("btc_reap 10");
+  else if (what < 94)
+    SAY("btc_promote 10");
+  else if (what < 96)
+    SAY("btc_tidy 10");
+  else
+    walk_people(w);
 }
 
 /* ---- and all ends ---- */
@@ -181,7 +227,9 @@ static void drain(walk *w) {
         char text[8192];
         int len = snprintf(text, sizeof text, "btc_commit %lld %lld %s %lld 30000 %s", h->cid, h->tok, h->jid, h->lo, h->wid);
         for (int off = 0; off < 32; off++)
-          if (h->mask >> off & 1) len += snprintf(text + len, sizeof text - (size_t)len, " %d x {\"id\":\"x\",\"status\":\"ok\",\"caption\":\"stub:0123456789abcdef\"}", off);
+          if (h->mask >> off & 1)
+            len += snprintf(text + len, sizeof text - (size_t)len,
+                            " %d x {\"id\":\"x\",\"status\":\"ok\",\"caption\":\"stub:0123456789abcdef\"}", off);
         SAY("%s", text);
       }
     }

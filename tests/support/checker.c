@@ -114,8 +114,10 @@ static redisContext *connect_to(const char *url) {
   redisContext *r = NULL;
   char host[128];
   int port;
-  if (strncmp(url, "unix://", 7) == 0) r = redisConnectUnixWithTimeout(url + 7, limit);
-  else if (sscanf(url, "redis://%127[^:]:%d", host, &port) == 2) r = redisConnectWithTimeout(host, port, limit);
+  if (strncmp(url, "unix://", 7) == 0)
+    r = redisConnectUnixWithTimeout(url + 7, limit);
+  else if (sscanf(url, "redis://%127[^:]:%d", host, &port) == 2)
+    r = redisConnectWithTimeout(host, port, limit);
   if (r && !r->err) redisSetTimeout(r, limit);
   return r;
 }

@@ -1,9 +1,11 @@
 /*
- * The invariants of the queue (docs/protocol.md 2, 3), checked from outside: everything Redis holds, the results folder, what integrators took. For each job
- * done + dead + cancelled = total; as many done bits; no (jid, idx) twice; done and dead disjoint; every record there and its caption right; every
- * unfinished item in exactly one chunk and every chunk in exactly one place; one event an ending; and at the end nothing left behind.
+ * The invariants of the queue (docs/protocol.md 2, 3), checked from outside: everything Redis holds, the results folder, what
+ * integrators took. For each job done + dead + cancelled = total; as many done bits; no (jid, idx) twice; done and dead disjoint;
+ * every record there and its caption right; every unfinished item in exactly one chunk and every chunk in exactly one place; one
+ * event an ending; and at the end nothing left behind.
  *
- * It reads in many commands: let nothing change the queue meanwhile. Memory: four bits an item, 24 bytes an item of the one job whose captions it compares.
+ * It reads in many commands: let nothing change the queue meanwhile. Memory: four bits an item, 24 bytes an item of the one job
+ * whose captions it compares.
  */
 #ifndef TEST_CHECKER_H
 #define TEST_CHECKER_H
@@ -11,7 +13,7 @@
 #include "base/base.h"
 
 typedef struct checker_options {
-  const char *redis;   /* unix:///PATH or redis://HOST:PORT */
+  const char *redis; /* unix:///PATH or redis://HOST:PORT */
   const char *queue;
   const char *results; /* folder of sealed parts; NULL: all records are still in `res` */
   const char *drained; /* what an integrator took from `out`: a file of lines "JID IDX EPOCH JSON", each once; or NULL */

@@ -66,7 +66,7 @@ static btc_status read_key(checker *c, places *p, uint32_t i, btc_error *err) {
   static const struct {
     const char *begin, *type;
     char kind;
-  } kinds[] = {{"rdy:", "list", 'R'}, {"sus:", "list", 'S'}, {"hd:", "list", 'H'},  {"lease", "zset", 'L'},
+  } kinds[] = {{"rdy:", "list", 'R'}, {"sus:", "list", 'S'}, {"hd:", "list", 'H'}, {"lease", "zset", 'L'},
                {"own:", "set", 'O'},  {"dly", "zset", 'D'},  {"jc:", "set", 'J'}};
   char key[512];
   const char *name = p->keys[i];
@@ -119,14 +119,17 @@ static bool read_chunk(checker *c, uint64_t cid, chunk *k) {
 
 static void check_items(checker *c, uint64_t cid, const chunk *k, checked_job *j) {
   if (k->m == 0 || k->m >> 32 || k->n == 0 || k->n > 32 || k->m >> k->n || k->lo + k->n > j->cur) {
-    checker_violation(c, "chunk %" PRIu64 ": mask %" PRIx64 " of %" PRIu64 " items from %" PRIu64 ", cursor %" PRIu64, cid, k->m, k->n, k->lo, j->cur);
+    checker_violation(c, "chunk %" PRIu64 ": mask %" PRIx64 " of %" PRIu64 " items from %" PRIu64 ", cursor %" PRIu64, cid, k->m,
+                      k->n, k->lo, j->cur);
     return;
   }
   if (k->solo && __builtin_popcountll(k->m) != 1) checker_violation(c, "chunk %" PRIu64 ": a suspect in company", cid);
   for (uint64_t off = 0; off < k->n; off++) {
     if (!(k->m >> off & 1)) continue;
-    if (bit_get(j->held_bits, k->lo + off)) checker_violation(c, "job %s: item %" PRIu64 " is in two chunks, one is %" PRIu64, j->jid, k->lo + off, cid);
-    if (bit_get(j->dead_bits, k->lo + off)) checker_violation(c, "job %s: item %" PRIu64 " is dead and in chunk %" PRIu64, j->jid, k->lo + off, cid);
+    if (bit_get(j->held_bits, k->lo + off))
+      checker_violation(c, "job %s: item %" PRIu64 " is in two chunks, one is %" PRIu64, j->jid, k->lo + off, cid);
+    if (bit_get(j->dead_bits, k->lo + off))
+      checker_violation(c, "job %s: item %" PRIu64 " is dead and in chunk %" PRIu64, j->jid, k->lo + off, cid);
     bit_set(j->held_bits, k->lo + off);
   }
 }
@@ -141,7 +144,9 @@ static void check_chunk(checker *c, const places *p, const mention *m, size_t n,
   size_t lists = count['R'] + count['S'] + count['H'];
   if (lists > 1) checker_violation(c, "chunk %" PRIu64 " is %zu times in lists", m->cid, lists);
   if (!count['C']) { /* lists may hold ids of chunks that are gone, nothing else may */
-    if (n > lists) checker_violation(c, "chunk %" PRIu64 " is gone, but stands in %s", m->cid, p->keys[m[0].kind == 'H' ? m[n - 1].key : m[0].key]);
+    if (n > lists)
+      checker_violation(c, "chunk %" PRIu64 " is gone, but stands in %s", m->cid,
+                        p->keys[m[0].kind == 'H' ? m[n - 1].key : m[0].key]);
     return;
   }
   if (!read_chunk(c, m->cid, &k)) return;
@@ -152,18 +157,20 @@ static void check_chunk(checker *c, const places *p, const mention *m, size_t n,
   }
   state = k.st;
   j->members++;
-  if (count['J'] != 1 || strcmp(key['J'] + 3, k.j) != 0) checker_violation(c, "chunk %" PRIu64 " is not in jc:%s alone", m->cid, k.j);
+  if (count['J'] != 1 || strcmp(key['J'] + 3, k.j) != 0)
+    checker_violation(c, "chunk %" PRIu64 " is not in jc:%s alone", m->cid, k.j);
   size_t places_found = lists + count['L'] + count['D'];
   if (places_found != 1 || !strchr("RSHLD", state[0]) || count[(int)state[0]] != 1 || count['O'] != count['L'])
-    checker_violation(c, "chunk %" PRIu64 " of %s is %s, but in %zu ready, %zu suspect, %zu held, %zu delayed, %zu lease, %zu own", m->cid, k.j, state, count['R'],
-                      count['S'], count['H'], count['D'], count['L'], count['O']);
+    checker_violation(c, "chunk %" PRIu64 " of %s is %s, but in %zu ready, %zu suspect, %zu held, %zu delayed, %zu lease, %zu own",
+                      m->cid, k.j, state, count['R'], count['S'], count['H'], count['D'], count['L'], count['O']);
   if (state[0] == 'R') snprintf(want, sizeof want, "rdy:%s:%s:%s", k.class, k.p, k.t);
   if (state[0] == 'S') snprintf(want, sizeof want, "sus:%s", k.class);
   if (state[0] == 'H') snprintf(want, sizeof want, "hd:%s", k.j);
   if (state[0] == 'L') snprintf(want, sizeof want, "own:%s", k.w);
   const char *is = key[state[0] == 'L' ? 'O' : (int)state[0]];
   if (*want && is && strcmp(is, want) != 0) checker_violation(c, "chunk %" PRIu64 " stands in %s instead of %s", m->cid, is, want);
-  if ((int64_t)k.tok > last_token || (state[0] == 'L' && k.tok == 0)) checker_violation(c, "chunk %" PRIu64 ": token %" PRIu64 " was never given", m->cid, k.tok);
+  if ((int64_t)k.tok > last_token || (state[0] == 'L' && k.tok == 0))
+    checker_violation(c, "chunk %" PRIu64 ": token %" PRIu64 " was never given", m->cid, k.tok);
   check_items(c, m->cid, &k, j);
   if (c->o->at_end) checker_violation(c, "chunk %" PRIu64 " of %s (%s) is left at the end", m->cid, k.j, state);
 }
@@ -171,7 +178,8 @@ static void check_chunk(checker *c, const places *p, const mention *m, size_t n,
 /* Items that are expanded, and neither done nor dead, must be in a chunk (of a cancelled job: need not). */
 static void check_items_held(checker *c, const checked_job *j) {
   uint64_t missing = 0, first = 0;
-  if (j->members != j->live) checker_violation(c, "job %s: live is %" PRIu64 ", but it has %" PRIu64 " chunks", j->jid, j->live, j->members);
+  if (j->members != j->live)
+    checker_violation(c, "job %s: live is %" PRIu64 ", but it has %" PRIu64 " chunks", j->jid, j->live, j->members);
   if (strcmp(j->st, "RUN") != 0) return;
   for (uint64_t i = 0; i < j->cur; i++) {
     if (bit_get(j->done_bits, i) || bit_get(j->dead_bits, i) || bit_get(j->held_bits, i)) continue;
@@ -201,7 +209,8 @@ static bool check_ring_entry(checker *c, void *ctx, redisReply *const *element, 
   return true;
 }
 
-/* As many tenants in the rings as there are lists of ready chunks, and each ring entry has its list: then it is one to one, unless one is twice. */
+/* As many tenants in the rings as there are lists of ready chunks, and each ring entry has its list: then it is one to one, unless
+ * one is twice. */
 static btc_status check_rings(checker *c, const places *p, btc_error *err) {
   size_t lists = 0;
   ring_check r = {.p = p};
@@ -226,14 +235,17 @@ btc_status checker_chunks(checker *c, btc_error *err) {
     size_t kept = 0;
     qsort(p.keys, p.n_keys, sizeof *p.keys, by_name);
     for (size_t i = 0; i < p.n_keys; i++) { /* a scan may show a key twice */
-      if (kept && strcmp(p.keys[i], p.keys[kept - 1]) == 0) free(p.keys[i]);
-      else p.keys[kept++] = p.keys[i];
+      if (kept && strcmp(p.keys[i], p.keys[kept - 1]) == 0)
+        free(p.keys[i]);
+      else
+        p.keys[kept++] = p.keys[i];
     }
     p.n_keys = kept;
   }
   for (size_t i = 0; i < p.n_keys && st == BTC_OK; i++) {
     st = read_key(c, &p, (uint32_t)i, err);
-    if (c->o->at_end && (strcmp(p.keys[i], "sweep") == 0 || begins(p.keys[i], "hd:"))) checker_violation(c, "%s is left at the end", p.keys[i]);
+    if (c->o->at_end && (strcmp(p.keys[i], "sweep") == 0 || begins(p.keys[i], "hd:")))
+      checker_violation(c, "%s is left at the end", p.keys[i]);
   }
   if (st == BTC_OK && p.n) qsort(p.m, p.n, sizeof *p.m, by_cid);
   for (size_t i = 0, n; i < p.n && st == BTC_OK; i += n) {

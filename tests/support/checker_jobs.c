@@ -28,8 +28,9 @@ static void set_field(checked_job *j, const char *name, const char *value) {
   static const struct {
     const char *name;
     size_t offset;
-  } numbers[] = {{"total", offsetof(checked_job, total)}, {"cur", offsetof(checked_job, cur)},   {"done", offsetof(checked_job, done)},
-                 {"dead", offsetof(checked_job, dead)},   {"canc", offsetof(checked_job, canc)}, {"live", offsetof(checked_job, live)},
+  } numbers[] = {{"total", offsetof(checked_job, total)}, {"cur", offsetof(checked_job, cur)},
+                 {"done", offsetof(checked_job, done)},   {"dead", offsetof(checked_job, dead)},
+                 {"canc", offsetof(checked_job, canc)},   {"live", offsetof(checked_job, live)},
                  {"epoch", offsetof(checked_job, epoch)}, {"rec", offsetof(checked_job, rec)}};
   for (size_t i = 0; i < sizeof numbers / sizeof *numbers; i++)
     if (strcmp(name, numbers[i].name) == 0) *(uint64_t *)((char *)j + numbers[i].offset) = strtoull(value, NULL, 10);
@@ -59,7 +60,8 @@ static btc_status read_done_bits(checker *c, checked_job *j, btc_error *err) {
     }
     freeReplyObject(r);
   }
-  if (count != j->done) checker_violation(c, "job %s: done is %" PRIu64 ", but %" PRIu64 " done bits are set", j->jid, j->done, count);
+  if (count != j->done)
+    checker_violation(c, "job %s: done is %" PRIu64 ", but %" PRIu64 " done bits are set", j->jid, j->done, count);
   return BTC_OK;
 }
 
@@ -67,7 +69,8 @@ static bool add_dead(checker *c, void *ctx, redisReply *const *element, size_t n
   checked_job *j = ctx;
   uint64_t idx = strtoull(element[0]->str, NULL, 10);
   (void)n;
-  if (idx >= j->total) checker_violation(c, "job %s: dead letter of item %" PRIu64 ", which it does not have", j->jid, idx);
+  if (idx >= j->total)
+    checker_violation(c, "job %s: dead letter of item %" PRIu64 ", which it does not have", j->jid, idx);
   else {
     bit_set(j->dead_bits, idx); /* a scan may show one twice: counted from the bits */
     if (bit_get(j->done_bits, idx)) checker_violation(c, "job %s: item %" PRIu64 " is done and dead", j->jid, idx);
@@ -79,12 +82,17 @@ static void check_counters(checker *c, const checked_job *j) {
   uint64_t sum = j->done + j->dead + j->canc, letters = 0;
   bool over = strcmp(j->st, "FIN") == 0 || strcmp(j->st, "CXD") == 0;
   for (uint64_t i = 0; i < (j->total + 7) / 8; i++) letters += (uint64_t)__builtin_popcount(j->dead_bits[i]);
-  if (letters != j->dead) checker_violation(c, "job %s: dead is %" PRIu64 ", but there are %" PRIu64 " dead letters", j->jid, j->dead, letters);
+  if (letters != j->dead)
+    checker_violation(c, "job %s: dead is %" PRIu64 ", but there are %" PRIu64 " dead letters", j->jid, j->dead, letters);
   if (over ? sum != j->total : sum > j->total || (sum == j->total && j->cur == j->total))
-    checker_violation(c, "job %s: %s with done %" PRIu64 " + dead %" PRIu64 " + cancelled %" PRIu64 " of %" PRIu64, j->jid, j->st, j->done, j->dead, j->canc, j->total);
-  if (j->canc > 0 && strcmp(j->st, "CXL") != 0 && strcmp(j->st, "CXD") != 0) checker_violation(c, "job %s: %s with cancelled items", j->jid, j->st);
-  if (j->cur > j->total || (over && j->cur != j->total)) checker_violation(c, "job %s: cursor %" PRIu64 " of %" PRIu64, j->jid, j->cur, j->total);
-  if (c->o->at_end && !over) checker_violation(c, "job %s is %s at the end: %" PRIu64 " of %" PRIu64 " items", j->jid, j->st, sum, j->total);
+    checker_violation(c, "job %s: %s with done %" PRIu64 " + dead %" PRIu64 " + cancelled %" PRIu64 " of %" PRIu64, j->jid, j->st,
+                      j->done, j->dead, j->canc, j->total);
+  if (j->canc > 0 && strcmp(j->st, "CXL") != 0 && strcmp(j->st, "CXD") != 0)
+    checker_violation(c, "job %s: %s with cancelled items", j->jid, j->st);
+  if (j->cur > j->total || (over && j->cur != j->total))
+    checker_violation(c, "job %s: cursor %" PRIu64 " of %" PRIu64, j->jid, j->cur, j->total);
+  if (c->o->at_end && !over)
+    checker_violation(c, "job %s is %s at the end: %" PRIu64 " of %" PRIu64 " items", j->jid, j->st, sum, j->total);
 }
 
 static btc_status load_job(checker *c, checked_job *j, btc_error *err) {
@@ -103,7 +111,8 @@ static btc_status load_job(checker *c, checked_job *j, btc_error *err) {
   j->dead_bits = btc_alloc_zero(bytes, 1);
   j->seen_bits = btc_alloc_zero(bytes, 1);
   j->held_bits = btc_alloc_zero(bytes, 1);
-  if (!j->done_bits || !j->dead_bits || !j->seen_bits || !j->held_bits) return btc_fail(err, BTC_ERR_NOMEM, "no memory for job %s", j->jid);
+  if (!j->done_bits || !j->dead_bits || !j->seen_bits || !j->held_bits)
+    return btc_fail(err, BTC_ERR_NOMEM, "no memory for job %s", j->jid);
   btc_status st = read_done_bits(c, j, err);
   snprintf(key, sizeof key, "$dd:%s", j->jid);
   if (st == BTC_OK) st = checker_walk(c, "hash", key, add_dead, j, err);
@@ -130,12 +139,13 @@ static void check_events(checker *c, const checked_job *j) {
   bool wrong = c->ev_whole ? j->finished_events != finished || j->cancelled_events != cancelled
                            : j->finished_events > finished || j->cancelled_events > cancelled;
   if (wrong)
-    checker_violation(c, "job %s: %s in epoch %" PRIu64 ", but %" PRIu64 " finished and %" PRIu64 " cancelled events", j->jid, j->st, j->epoch, j->finished_events,
-                      j->cancelled_events);
+    checker_violation(c, "job %s: %s in epoch %" PRIu64 ", but %" PRIu64 " finished and %" PRIu64 " cancelled events", j->jid,
+                      j->st, j->epoch, j->finished_events, j->cancelled_events);
 }
 
 static void check_gauges(checker *c) {
-  int64_t jobs = 0, items = 0, live_jobs = checker_number(c, "HGET", "$stat", "live_jobs"), live_items = checker_number(c, "HGET", "$stat", "live_items");
+  int64_t jobs = 0, items = 0, live_jobs = checker_number(c, "HGET", "$stat", "live_jobs"),
+          live_items = checker_number(c, "HGET", "$stat", "live_items");
   for (size_t i = 0; i < c->n_jobs; i++) {
     const checked_job *j = &c->jobs[i];
     if (strcmp(j->st, "RUN") != 0 && strcmp(j->st, "CXL") != 0) continue;
@@ -143,7 +153,8 @@ static void check_gauges(checker *c) {
     items += (int64_t)j->total;
   }
   if (c->n_jobs && (live_jobs != jobs || (live_items < 0 ? 0 : live_items) != items))
-    checker_violation(c, "open are %" PRId64 " jobs with %" PRId64 " items, counted %" PRId64 " with %" PRId64, jobs, items, live_jobs, live_items);
+    checker_violation(c, "open are %" PRId64 " jobs with %" PRId64 " items, counted %" PRId64 " with %" PRId64, jobs, items,
+                      live_jobs, live_items);
 }
 
 btc_status checker_jobs(checker *c, btc_error *err) {

@@ -28,7 +28,8 @@ typedef struct checker {
 } checker;
 
 void checker_violation(checker *c, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
-/* A command, its words up to NULL; "$..." stands for the prefix and the rest. NULL when the connection is gone (then c->redis->err is set). */
+/* A command, its words up to NULL; "$..." stands for the prefix and the rest. NULL when the connection is gone (then c->redis->err
+ * is set). */
 redisReply *checker_command(checker *c, ...);
 int64_t checker_number(checker *c, const char *command, const char *key, const char *field); /* -1: not there */
 checked_job *checker_job(checker *c, const char *jid);
@@ -40,8 +41,8 @@ static inline void bit_set(uint8_t *bits, uint64_t i) {
   bits[i >> 3] |= (uint8_t)(0x80 >> (i & 7));
 }
 
-/* Walks a key in pages of some hundred elements. type: "list", "set", "hash", "zset", "stream", or "keys" (all keys of the queue). each: elements of one step, a
- * stream entry as id and fields. False from `each` ends it. */
+/* Walks a key in pages of some hundred elements. type: "list", "set", "hash", "zset", "stream", or "keys" (all keys of the queue).
+ * each: elements of one step, a stream entry as id and fields. False from `each` ends it. */
 typedef bool (*checker_each)(checker *c, void *ctx, redisReply *const *element, size_t n);
 btc_status checker_walk(checker *c, const char *type, const char *key, checker_each each, void *ctx, btc_error *err);
 

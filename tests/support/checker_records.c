@@ -1,4 +1,5 @@
-/* Checker: records. Sealed files, `res`, `out` and what integrators took must together hold each done item once, with the right caption. */
+/* Checker: records. Sealed files, `res`, `out` and what integrators took must together hold each done item once, with the right
+ * caption. */
 #define _GNU_SOURCE
 #include <dirent.h>
 #include <inttypes.h>
@@ -61,7 +62,8 @@ static void load_captions(const checked_job *j, captions *cap) {
   btc_manifest *m = NULL;
   btc_manifest_item item;
   btc_manifest_options options = {.duplicates_too = true, .dir = *j->base ? j->base : NULL};
-  if (j->inlined || j->total == 0 || j->total > MAX_COMPARED || btc_manifest_open(j->manifest, &options, &m, NULL) != BTC_OK) return;
+  if (j->inlined || j->total == 0 || j->total > MAX_COMPARED || btc_manifest_open(j->manifest, &options, &m, NULL) != BTC_OK)
+    return;
   cap->item = btc_alloc_zero((size_t)j->total, sizeof *cap->item);
   while (cap->item && cap->n < j->total && btc_manifest_next(m, &item, NULL) == BTC_OK && item.kind != BTC_MANIFEST_END) {
     char *text = btc_manifest_item_text(&item, options.dir);
@@ -173,7 +175,8 @@ static void check_part(checker *c, checked_job *j, captions *cap, const char *di
   json_t *side = json_load_file(path, 0, NULL);
   const char *ranges = json_string_value(json_object_get(side, "idx"));
   int64_t count = json_integer_value(json_object_get(side, "count"));
-  if (!ranges) checker_violation(c, "job %s: no items in %s", j->jid, path);
+  if (!ranges)
+    checker_violation(c, "job %s: no items in %s", j->jid, path);
   else if (see_ranges(c, j, ranges, name) != lines || count != (int64_t)lines)
     checker_violation(c, "job %s: %s has %" PRIu64 " lines, its sidecar says %" PRId64 " (%s)", j->jid, name, lines, count, ranges);
   json_decref(side);
@@ -186,15 +189,18 @@ static void check_folder(checker *c, checked_job *j, captions *cap) {
   DIR *d = opendir(dir);
   for (struct dirent *e; d && (e = readdir(d));) {
     size_t len = strlen(e->d_name);
-    if (strncmp(e->d_name, "part-", 5) == 0 && len > 11 && strcmp(e->d_name + len - 6, ".jsonl") == 0) check_part(c, j, cap, dir, e->d_name);
+    if (strncmp(e->d_name, "part-", 5) == 0 && len > 11 && strcmp(e->d_name + len - 6, ".jsonl") == 0)
+      check_part(c, j, cap, dir, e->d_name);
     errors = errors || strcmp(e->d_name, "errors.jsonl") == 0;
   }
   if (d) closedir(d);
   if (!c->o->at_end) return;
   snprintf(path, sizeof path, "%s/errors.jsonl", dir);
   uint64_t n = errors ? check_lines(c, j, cap, path, true) : 0;
-  if (n != j->dead) checker_violation(c, "job %s: errors.jsonl has %" PRIu64 " records of %" PRIu64 " dead items", j->jid, n, j->dead);
-  if (j->rec != j->done) checker_violation(c, "job %s: %" PRIu64 " records counted as sealed of %" PRIu64 " done", j->jid, j->rec, j->done);
+  if (n != j->dead)
+    checker_violation(c, "job %s: errors.jsonl has %" PRIu64 " records of %" PRIu64 " dead items", j->jid, n, j->dead);
+  if (j->rec != j->done)
+    checker_violation(c, "job %s: %" PRIu64 " records counted as sealed of %" PRIu64 " done", j->jid, j->rec, j->done);
 }
 
 /* ---- streams ---- */
@@ -221,11 +227,16 @@ static bool each_stream_entry(checker *c, void *ctx, redisReply *const *element,
   }
   checked_job *j = checker_job(c, jid);
   /* Between sealing and deleting an entry is in both places. */
-  bool sealed_too = j && strcmp(where, "res") == 0 && c->o->results && !c->o->at_end && idx < j->total && bit_get(j->seen_bits, idx);
-  if (!json) checker_violation(c, "%s: entry %s has no record", where, element[0]->str);
-  else if (!j) checker_violation(c, "%s: entry %s is of job '%s', which is not there", where, element[0]->str, jid);
-  else if (j->stream != (strcmp(where, "out") == 0)) checker_violation(c, "job %s: a record in %s", jid, where);
-  else if (!sealed_too) check_entry(c, j, where, idx, json->str, json->len);
+  bool sealed_too =
+      j && strcmp(where, "res") == 0 && c->o->results && !c->o->at_end && idx < j->total && bit_get(j->seen_bits, idx);
+  if (!json)
+    checker_violation(c, "%s: entry %s has no record", where, element[0]->str);
+  else if (!j)
+    checker_violation(c, "%s: entry %s is of job '%s', which is not there", where, element[0]->str, jid);
+  else if (j->stream != (strcmp(where, "out") == 0))
+    checker_violation(c, "job %s: a record in %s", jid, where);
+  else if (!sealed_too)
+    check_entry(c, j, where, idx, json->str, json->len);
   return true;
 }
 
@@ -238,8 +249,10 @@ static void read_drained(checker *c) {
   if (!f) checker_violation(c, "'%s' cannot be read", c->o->drained);
   for (ssize_t len; f && (len = getline(&line, &room, f)) > 0;) {
     checked_job *j = sscanf(line, "%71s %" SCNu64 " %" SCNu64 " %n", jid, &idx, &epoch, &at) >= 3 ? checker_job(c, jid) : NULL;
-    if (j) check_entry(c, j, "what was taken from out", idx, line + at, (size_t)(len - at - 1));
-    else checker_violation(c, "'%s': line '%.50s'", c->o->drained, line);
+    if (j)
+      check_entry(c, j, "what was taken from out", idx, line + at, (size_t)(len - at - 1));
+    else
+      checker_violation(c, "'%s': line '%.50s'", c->o->drained, line);
   }
   free(line);
   if (f) fclose(f);
@@ -261,18 +274,21 @@ btc_status checker_records(checker *c, btc_error *err) {
     free(cap.item);
   }
   btc_status st = checker_walk(c, "stream", "$res", each_stream_entry, "res", err);
-  /* With what an integrator took, entries that are still in `out` would be seen twice: it took them all, or none of this is asked. */
+  /* With what an integrator took, entries that are still in `out` would be seen twice: it took them all, or none of this is asked.
+   */
   if (st == BTC_OK && !c->o->drained) st = checker_walk(c, "stream", "$out", each_stream_entry, "out", err);
   if (st == BTC_OK && c->o->drained) read_drained(c);
   if (st != BTC_OK) return st;
-  if (c->o->at_end && c->o->results && checker_number(c, "XLEN", "$res", NULL) != 0) checker_violation(c, "res has entries at the end");
+  if (c->o->at_end && c->o->results && checker_number(c, "XLEN", "$res", NULL) != 0)
+    checker_violation(c, "res has entries at the end");
   bool trimmed = !c->o->drained && out_was_read(c);
   for (size_t i = 0; i < c->n_jobs; i++) {
     const checked_job *j = &c->jobs[i];
     uint64_t missing = 0, first = 0;
     for (uint64_t k = 0; k < j->total && !(j->stream && trimmed); k++)
       if (bit_get(j->done_bits, k) && !bit_get(j->seen_bits, k) && missing++ == 0) first = k;
-    if (missing) checker_violation(c, "job %s: %" PRIu64 " records of done items are missing, the first is %" PRIu64, j->jid, missing, first);
+    if (missing)
+      checker_violation(c, "job %s: %" PRIu64 " records of done items are missing, the first is %" PRIu64, j->jid, missing, first);
   }
   return BTC_OK;
 }

@@ -1,4 +1,5 @@
-/* For tests of the queue's functions: a redis-server with the library in it, and short words for what they do all the time. One per test program. */
+/* For tests of the queue's functions: a redis-server with the library in it, and short words for what they do all the time. One per
+ * test program. */
 #ifndef TEST_QUEUE_FIXTURE_H
 #define TEST_QUEUE_FIXTURE_H
 
@@ -41,7 +42,8 @@ static inline void expect_begin(const char *want, const char *got, const char *c
 /* An inline job of n items with the ids a0, a1, ... More of the arguments are tested by their own tests. */
 static inline void submit_as(const char *jid, int n, const char *tenant, int pri, const char *class, const char *route) {
   char text[65536];
-  int len = snprintf(text, sizeof text, "btc_submit %s inline %s %d %s %s '' {} '' '' 0 0 '' '' 0 ''", jid, tenant, pri, class, route);
+  int len =
+      snprintf(text, sizeof text, "btc_submit %s inline %s %d %s %s '' {} '' '' 0 0 '' '' 0 ''", jid, tenant, pri, class, route);
   for (int i = 0; i < n; i++) len += snprintf(text + len, sizeof text - (size_t)len, " {\"id\":\"a%d\"}", i);
   assert_true((size_t)len < sizeof text);
   expect_begin("[NEW ", SAY("%s", text), "btc_submit", __LINE__);

@@ -7,9 +7,15 @@
 
 static void print_reply(FILE *f, const redisReply *r) {
   switch (r->type) {
-    case REDIS_REPLY_INTEGER: fprintf(f, "%lld", r->integer); break;
-    case REDIS_REPLY_NIL: fputs("nil", f); break;
-    case REDIS_REPLY_ERROR: fprintf(f, "!%s", r->str); break;
+    case REDIS_REPLY_INTEGER:
+      fprintf(f, "%lld", r->integer);
+      break;
+    case REDIS_REPLY_NIL:
+      fputs("nil", f);
+      break;
+    case REDIS_REPLY_ERROR:
+      fprintf(f, "!%s", r->str);
+      break;
     case REDIS_REPLY_ARRAY:
       fputc('[', f);
       for (size_t i = 0; i < r->elements; i++) {
@@ -18,7 +24,8 @@ static void print_reply(FILE *f, const redisReply *r) {
       }
       fputc(']', f);
       break;
-    default: fputs(r->len > 0 ? r->str : "''", f);
+    default:
+      fputs(r->len > 0 ? r->str : "''", f);
   }
 }
 
@@ -53,7 +60,8 @@ const char *redis_say(redis_server *r, const char *queue, const char *format, ..
   snprintf(prefix, sizeof prefix, "btc:{%s}:", queue);
   int n = split_words(text, prefix, words, WORDS, fresh);
   redisContext *c = redis_server_context(r);
-  redisReply *reply = strncmp(words[0], "btc_", 4) == 0 ? redis_fcall_argv(c, queue, words[0], n - 1, words + 1, NULL) : redisCommandArgv(c, n, words, NULL);
+  redisReply *reply = strncmp(words[0], "btc_", 4) == 0 ? redis_fcall_argv(c, queue, words[0], n - 1, words + 1, NULL)
+                                                        : redisCommandArgv(c, n, words, NULL);
   if (!reply) fail_msg("%s: %s", words[0], c->errstr);
 
   int slot = turn++ % 16;

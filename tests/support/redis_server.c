@@ -32,10 +32,11 @@ static void kill_all(void) {
 
 static void write_config(const redis_server *r, const char *fsync, const char *config) {
   char path[160], text[4096];
-  int n = snprintf(text, sizeof text,
-                   "bind 127.0.0.1\nport %d\nunixsocket %s\ndir %s\nsave \"\"\nmaxmemory-policy noeviction\ndaemonize no\nlogfile %s/redis.log\n"
-                   "appendonly %s\nappendfsync %s\n%s\n",
-                   r->port, r->socket, r->dir, r->dir, fsync ? "yes" : "no", fsync ? fsync : "everysec", config ? config : "");
+  int n = snprintf(
+      text, sizeof text,
+      "bind 127.0.0.1\nport %d\nunixsocket %s\ndir %s\nsave \"\"\nmaxmemory-policy noeviction\ndaemonize no\nlogfile %s/redis.log\n"
+      "appendonly %s\nappendfsync %s\n%s\n",
+      r->port, r->socket, r->dir, r->dir, fsync ? "yes" : "no", fsync ? fsync : "everysec", config ? config : "");
   assert_in_range(n, 1, (int)sizeof text - 1);
   snprintf(path, sizeof path, "%s/redis.conf", r->dir);
   assert_int_equal(btc_file_publish(path, text, (size_t)n, NULL), BTC_OK);
@@ -176,7 +177,8 @@ void redis_server_load_queue(redis_server *r) {
   freeReplyObject(reply);
 }
 
-redisReply *redis_fcall_argv(redisContext *c, const char *queue, const char *function, int argc, const char *const *argv, const size_t *lengths) {
+redisReply *redis_fcall_argv(redisContext *c, const char *queue, const char *function, int argc, const char *const *argv,
+                             const size_t *lengths) {
   char prefix[96];
   const char **all = calloc((size_t)argc + 4, sizeof *all);
   size_t *len = calloc((size_t)argc + 4, sizeof *len);

@@ -1,6 +1,6 @@
 /*
- * A private redis-server for one test: its own folder, a unix socket and a free loopback port, killed as hard as the test likes and started again on the same
- * data. And a way to talk to it, and to the queue's functions, in one line.
+ * A private redis-server for one test: its own folder, a unix socket and a free loopback port, killed as hard as the test likes and
+ * started again on the same data. And a way to talk to it, and to the queue's functions, in one line.
  */
 #ifndef TEST_REDIS_SERVER_H
 #define TEST_REDIS_SERVER_H
@@ -11,8 +11,8 @@
 
 typedef struct redis_server redis_server;
 
-/* fsync: "always", "everysec", or NULL for no append-only file (kill then loses everything). config: further lines of redis.conf, or NULL. The server dies with the
- * test. Fails the test when it cannot be started in 10 s. */
+/* fsync: "always", "everysec", or NULL for no append-only file (kill then loses everything). config: further lines of redis.conf,
+ * or NULL. The server dies with the test. Fails the test when it cannot be started in 10 s. */
 redis_server *redis_server_start(const char *fsync, const char *config);
 void redis_server_stop(redis_server **r);
 /* kill -9, and wait until it is gone. */
@@ -37,11 +37,13 @@ const char *redis_queue_library(void);
 
 /* FCALL of a function of the queue, arguments up to NULL. Never NULL; may be an error reply. The caller frees. */
 redisReply *redis_fcall(redis_server *r, const char *queue, const char *function, ...);
-redisReply *redis_fcall_argv(redisContext *c, const char *queue, const char *function, int argc, const char *const *argv, const size_t *lengths);
+redisReply *redis_fcall_argv(redisContext *c, const char *queue, const char *function, int argc, const char *const *argv,
+                             const size_t *lengths);
 
-/* One command of words parted by spaces ('' is an empty one, '$' at the beginning of a word the queue's prefix; no quoting otherwise) and its reply as text:
- * 12, text, nil, [a b [c]], '' for an empty text, !ERR ... for errors. A command that begins with btc_ is an FCALL. The text lives for 16 calls.
- *   redis_say(r, "q", "btc_claim w#1 30000 32 ''")  ->  "[[1 1 j 0 2 3 0 0 '' inline {} [a b]]]" */
+/* One command of words parted by spaces ('' is an empty one, '$' at the beginning of a word the queue's prefix; no quoting
+ * otherwise) and its reply as text: 12, text, nil, [a b [c]], '' for an empty text, !ERR ... for errors. A command that begins with
+ * btc_ is an FCALL. The text lives for 16 calls. redis_say(r, "q", "btc_claim w#1 30000 32 ''")  ->  "[[1 1 j 0 2 3 0 0 '' inline
+ * {} [a b]]]" */
 const char *redis_say(redis_server *r, const char *queue, const char *format, ...) __attribute__((format(printf, 3, 4)));
 
 #endif
