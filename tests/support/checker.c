@@ -17,25 +17,22 @@ void checker_violation(checker *c, const char *fmt, ...) {
   c->say(c->say_ctx, line);
 }
 
-redisReply *checker_command(checker *c, ...) {
+redisReply *checker_words(checker *c, const char *const words[]) {
   const char *argv[16];
   char keys[4][512];
   int argc = 0, n_keys = 0;
-  va_list ap;
-  va_start(ap, c);
-  for (const char *w; argc < 16 && (w = va_arg(ap, const char *)); argc++) {
-    argv[argc] = w;
-    if (*w == '$' && n_keys < 4) {
-      snprintf(keys[n_keys], sizeof keys[0], "%s%s", c->prefix, w + 1);
+  for (; argc < 16 && words[argc]; argc++) {
+    argv[argc] = words[argc];
+    if (*words[argc] == '$' && n_keys < 4) {
+      snprintf(keys[n_keys], sizeof keys[0], "%s%s", c->prefix, words[argc] + 1);
       argv[argc] = keys[n_keys++];
     }
   }
-  va_end(ap);
   return redisCommandArgv(c->redis, argc, argv, NULL);
 }
 
 int64_t checker_number(checker *c, const char *command, const char *key, const char *field) {
-  redisReply *r = field ? checker_command(c, command, key, field, NULL) : checker_command(c, command, key, NULL);
+  redisReply *r = field ? checker_command(c, command, key, field) : checker_command(c, command, key);
   int64_t n = -1;
   if (r && r->type == REDIS_REPLY_INTEGER) n = r->integer;
   if (r && r->type == REDIS_REPLY_STRING) n = strtoll(r->str, NULL, 10);
@@ -53,12 +50,12 @@ static redisReply *page(checker *c, const char *type, const char *key, const cha
   const char *at = *cursor ? cursor : "0";
   if (strcmp(type, "list") == 0) {
     snprintf(end, sizeof end, "%lld", strtoll(at, NULL, 10) + 499);
-    return checker_command(c, "LRANGE", key, at, end, NULL);
+    return checker_command(c, "LRANGE", key, at, end);
   }
-  if (strcmp(type, "stream") == 0) return checker_command(c, "XRANGE", key, *cursor ? cursor : "-", "+", "COUNT", "500", NULL);
-  if (strcmp(type, "keys") == 0) return checker_command(c, "SCAN", at, "MATCH", "$*", "COUNT", "1000", NULL);
+  if (strcmp(type, "stream") == 0) return checker_command(c, "XRANGE", key, *cursor ? cursor : "-", "+", "COUNT", "500");
+  if (strcmp(type, "keys") == 0) return checker_command(c, "SCAN", at, "MATCH", "$*", "COUNT", "1000");
   const char *scan = strcmp(type, "set") == 0 ? "SSCAN" : strcmp(type, "hash") == 0 ? "HSCAN" : "ZSCAN";
-  return checker_command(c, scan, key, at, "COUNT", "500", NULL);
+  return checker_command(c, scan, key, at, "COUNT", "500");
 }
 
 /* An entry's id and fields as one row of elements. */
@@ -104,7 +101,7 @@ static int by_jid(const void *a, const void *b) {
 }
 
 checked_job *checker_job(checker *c, const char *jid) {
-  checked_job key;
+  checked_job key = {0};
   snprintf(key.jid, sizeof key.jid, "%s", jid);
   return c->n_jobs ? bsearch(&key, c->jobs, c->n_jobs, sizeof key, by_jid) : NULL;
 }

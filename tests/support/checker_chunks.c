@@ -94,7 +94,7 @@ typedef struct chunk {
 static bool read_chunk(checker *c, uint64_t cid, chunk *k) {
   char key[64];
   snprintf(key, sizeof key, "$ck:%" PRIu64, cid);
-  redisReply *r = checker_command(c, "HMGET", key, "st", "tok", "w", "j", "lo", "n", "m", "sb", "solo", "p", "t", "c", NULL);
+  redisReply *r = checker_command(c, "HMGET", key, "st", "tok", "w", "j", "lo", "n", "m", "sb", "solo", "p", "t", "c");
   bool ok = r && r->type == REDIS_REPLY_ARRAY && r->elements == 12;
   for (size_t i = 0; ok && i < 12; i++) ok = r->element[i]->type == REDIS_REPLY_STRING;
   if (ok) {

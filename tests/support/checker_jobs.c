@@ -49,7 +49,7 @@ static btc_status read_done_bits(checker *c, checked_job *j, btc_error *err) {
   for (uint64_t at = 0; at <= bytes; at += 65536) { /* one byte more than there should be */
     snprintf(from, sizeof from, "%" PRIu64, at);
     snprintf(to, sizeof to, "%" PRIu64, at + 65535);
-    redisReply *r = checker_command(c, "GETRANGE", key, from, to, NULL);
+    redisReply *r = checker_command(c, "GETRANGE", key, from, to);
     if (!r || r->type != REDIS_REPLY_STRING) {
       if (r) freeReplyObject(r);
       return btc_fail(err, BTC_ERR_IO, "Redis: no bitmap of %s", j->jid);
@@ -98,7 +98,7 @@ static void check_counters(checker *c, const checked_job *j) {
 static btc_status load_job(checker *c, checked_job *j, btc_error *err) {
   char key[96];
   snprintf(key, sizeof key, "$job:%s", j->jid);
-  redisReply *r = checker_command(c, "HGETALL", key, NULL);
+  redisReply *r = checker_command(c, "HGETALL", key);
   if (!r || r->type != REDIS_REPLY_ARRAY) {
     if (r) freeReplyObject(r);
     return btc_fail(err, BTC_ERR_IO, "Redis: no job %s", j->jid);

@@ -28,9 +28,9 @@ typedef struct checker {
 } checker;
 
 void checker_violation(checker *c, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
-/* A command, its words up to NULL; "$..." stands for the prefix and the rest. NULL when the connection is gone (then c->redis->err
- * is set). */
-redisReply *checker_command(checker *c, ...);
+/* A command of words; "$..." stands for the prefix and the rest. NULL when the connection is gone (then c->redis->err is set). */
+redisReply *checker_words(checker *c, const char *const words[]);
+#define checker_command(c, ...) checker_words(c, (const char *const[]){__VA_ARGS__, NULL})
 int64_t checker_number(checker *c, const char *command, const char *key, const char *field); /* -1: not there */
 checked_job *checker_job(checker *c, const char *jid);
 

@@ -259,7 +259,7 @@ static void read_drained(checker *c) {
 }
 
 static bool out_was_read(checker *c) {
-  redisReply *r = checker_command(c, "XINFO", "GROUPS", "$out", NULL);
+  redisReply *r = checker_command(c, "XINFO", "GROUPS", "$out");
   bool read = r && r->type == REDIS_REPLY_ARRAY && r->elements > 0;
   if (r) freeReplyObject(r);
   return read;

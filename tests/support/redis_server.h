@@ -35,8 +35,8 @@ redisContext *redis_server_context(redis_server *r);
 void redis_server_load_queue(redis_server *r);
 const char *redis_queue_library(void);
 
-/* FCALL of a function of the queue, arguments up to NULL. Never NULL; may be an error reply. The caller frees. */
-redisReply *redis_fcall(redis_server *r, const char *queue, const char *function, ...);
+/* FCALL of a function of the queue. NULL when the connection is gone; may be an error reply. The caller frees. lengths: NULL for
+ * texts. */
 redisReply *redis_fcall_argv(redisContext *c, const char *queue, const char *function, int argc, const char *const *argv,
                              const size_t *lengths);
 
