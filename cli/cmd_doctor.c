@@ -1,9 +1,11 @@
 /* btcchat doctor: what this machine has, what is missing, and what to do about it. */
 #define _GNU_SOURCE
+#include <fcntl.h>
 #include <jansson.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #include "model_options.h"
@@ -70,23 +72,54 @@ static void check_gpu(findings *f) {
     found(f, NOTE, "gpu", "none found: the CPU is used");
 }
 
-static bool on_path(const char *program) {
+/* Where a program is; false when it is not on the PATH. */
+static bool on_path(const char *program, char *file, size_t len) {
   const char *path = getenv("PATH");
-  char file[4096];
   while (path && *path) {
     size_t n = strcspn(path, ":");
-    snprintf(file, sizeof file, "%.*s/%s", (int)(n < 4000 ? n : 4000), path, program);
+    snprintf(file, len, "%.*s/%s", (int)(n < 4000 ? n : 4000), path, program);
     if (access(file, X_OK) == 0) return true;
     path += n + (path[n] == ':');
   }
   return false;
 }
 
+/* "v=7.0.15" in what `redis-server --version` prints. false: it says nothing of the kind. */
+static bool redis_version(const char *program, int version[3]) {
+  int out[2], status;
+  char text[512];
+  size_t n = 0;
+  if (pipe2(out, O_CLOEXEC) != 0) return false;
+  pid_t pid = fork();
+  if (pid == 0) {
+    if (dup2(out[1], STDOUT_FILENO) >= 0) execl(program, program, "--version", (char *)NULL);
+    _exit(127);
+  }
+  close(out[1]);
+  for (ssize_t got; pid > 0 && n < sizeof text - 1 && (got = read(out[0], text + n, sizeof text - 1 - n)) > 0;) n += (size_t)got;
+  close(out[0]);
+  if (pid < 0 || waitpid(pid, &status, 0) != pid) return false;
+  text[n] = 0;
+  char *at = strstr(text, "v=");
+  for (int i = 0; at && i < 3; i++) {
+    char *end;
+    version[i] = (int)strtol(at + (i ? 1 : 2), &end, 10);
+    at = *end == '.' || i == 2 ? end : NULL;
+  }
+  return at != NULL;
+}
+
 static void check_redis(findings *f) {
-  if (on_path("redis-server"))
-    found(f, FINE, "redis", "redis-server is installed (only the queue needs it; captions do not)");
-  else
+  char program[4096];
+  int v[3] = {0};
+  if (!on_path("redis-server", program, sizeof program))
     found(f, NOTE, "redis", "redis-server is not on the PATH; captions do not need it. Install the package redis-server to run a queue");
+  else if (!redis_version(program, v))
+    found(f, NOTE, "redis", "'%s' does not tell its version; a queue needs Redis 7.0 or newer", program);
+  else if (v[0] < 7)
+    found(f, NOTE, "redis", "redis-server is %d.%d.%d: a queue needs 7.0 or newer, for its functions; captions do not", v[0], v[1], v[2]);
+  else
+    found(f, FINE, "redis", "redis-server is %d.%d.%d (only the queue needs it; captions do not)", v[0], v[1], v[2]);
 }
 
 static void check_model(findings *f, const char *dir) {
