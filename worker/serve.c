@@ -68,15 +68,15 @@ static void say_ready(server *s, worker_engine *e, char *failure) {
   Btc__ChildReady ready = BTC__CHILD_READY__INIT;
   Btc__Envelope env = btc_wire_envelope(BTC__ENVELOPE__BODY_CHILD_READY);
   env.child_ready = &ready;
-  if (e) {
-    ready.batch = (uint32_t)e->batch;
-    child_clean_text(e->model_name);
-    ready.model_class = e->model_class;
-    ready.model_name = e->model_name;
-  } else {
+  if (failure) {
     child_clean_text(failure);
     ready.failed = true;
     ready.message = failure;
+  } else {
+    child_clean_text(e->model_name);
+    ready.batch = (uint32_t)e->batch;
+    ready.model_class = e->model_class;
+    ready.model_name = e->model_name;
   }
   say(s, &env, true);
 }
