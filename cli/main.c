@@ -7,7 +7,7 @@
 /* in the order of --help */
 static const cli_command *const commands[] = {
     &cmd_caption, &cmd_ask,    //
-    &cmd_broker,  &cmd_worker, //
+    &cmd_run,     &cmd_broker,  &cmd_worker, //
     &cmd_submit,  &cmd_status,  &cmd_top,    &cmd_results, //
     &cmd_cancel,  &cmd_pause,   &cmd_resume, &cmd_replay,  //
     &cmd_dead,    &cmd_workers, &cmd_drain,  //
