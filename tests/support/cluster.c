@@ -166,13 +166,26 @@ const char *cluster_job(cluster *c, const char *jid, const char *field) {
   return strcmp(text, "nil") == 0 || strcmp(text, "''") == 0 ? "" : text;
 }
 
+/* The sink has written errors.jsonl of the job's last finish, a moment after the last part. */
+static bool published(cluster *c, const char *jid) {
+  char path[512], text[512] = "", epoch[64];
+  snprintf(path, sizeof path, "%s/%s/.finished.json", c->results, jid);
+  FILE *f = fopen(path, "re");
+  if (!f) return false;
+  size_t n = fread(text, 1, sizeof text - 1, f);
+  text[n] = 0;
+  fclose(f);
+  snprintf(epoch, sizeof epoch, "\"epoch\":%s,", cluster_job(c, jid, "epoch"));
+  return strstr(text, epoch) != NULL;
+}
+
 void cluster_wait(cluster *c, const char *jid, int ms) {
   int64_t end = test_now_ms() + ms;
   for (;;) {
     const char *state = cluster_job(c, jid, "st");
     bool over = strcmp(state, "FIN") == 0 || strcmp(state, "CXD") == 0;
-    bool sealed =
-        strcmp(cluster_job(c, jid, "route"), "files") != 0 || strcmp(cluster_job(c, jid, "rec"), cluster_job(c, jid, "done")) == 0;
+    bool sealed = strcmp(cluster_job(c, jid, "route"), "files") != 0 ||
+                  (strcmp(cluster_job(c, jid, "rec"), cluster_job(c, jid, "done")) == 0 && published(c, jid));
     if (over && sealed) return;
     if (test_now_ms() > end) break;
     test_sleep_ms(20);
