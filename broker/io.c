@@ -4,6 +4,7 @@
 
 #include <errno.h>
 #include <pthread.h>
+#include <signal.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/eventfd.h>
@@ -115,7 +116,11 @@ btc_status btc_io_create(btc_loop *loop, const btc_io_options *o, btc_io **out, 
   if (st == BTC_OK) st = btc_io_work_create(o, give_answer, io, &io->work, err);
   if (st == BTC_OK) st = btc_loop_set_fd(loop, io->wake, BTC_LOOP_READ, take_answers, io, err);
   if (st == BTC_OK) {
+    sigset_t all, before; /* signals are the loop's */
+    sigfillset(&all);
+    pthread_sigmask(SIG_SETMASK, &all, &before);
     int failed = pthread_create(&io->thread, NULL, run, io);
+    pthread_sigmask(SIG_SETMASK, &before, NULL);
     io->started = !failed;
     if (failed) st = btc_fail(err, BTC_ERR_IO, "cannot start the disk thread: %s", strerror(failed));
   }

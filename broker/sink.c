@@ -4,6 +4,7 @@
 
 #include <errno.h>
 #include <inttypes.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -212,6 +213,9 @@ static int say_lead(btc_sink *s, int64_t ttl_ms) {
   const char *argv[] = {"sink", s->broker, ttl};
   redisReply *r = btc_sink_redis_fcall(s->redis, "btc_lead", 3, argv);
   int lead = r && r->type == REDIS_REPLY_INTEGER ? (int)r->integer : -1;
+  btc_error err;
+  char text[BTC_ERROR_TEXT];
+  if (btc_reply_failed(r, &err)) BTC_LOG_LIMITED(BTC_LOG_WARN, "sink-no-duty", "why=%s", btc_log_quote(text, sizeof text, err.message));
   if (r) freeReplyObject(r);
   return lead;
 }
@@ -347,7 +351,11 @@ btc_status btc_sink_start(const btc_sink_options *o, btc_sink **out, btc_error *
     st = btc_fail(err, BTC_ERR_IO, "cannot make the results folder '%s': %s", s->results, strerror(errno));
   if (st == BTC_OK) st = btc_sink_redis_create(o->redis, o->redis_user, o->redis_password_file, o->queue, &s->redis, err);
   if (st == BTC_OK) {
+    sigset_t all, before; /* signals are the loop's; and a write to a Redis that is gone must not end the program */
+    sigfillset(&all);
+    pthread_sigmask(SIG_SETMASK, &all, &before);
     int failed = pthread_create(&s->thread, NULL, run, s);
+    pthread_sigmask(SIG_SETMASK, &before, NULL);
     s->started = !failed;
     if (failed) st = btc_fail(err, BTC_ERR_IO, "cannot start the sink's thread: %s", strerror(failed));
   }

@@ -7,6 +7,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "broker/log.h"
 #include "broker/redis.h"
 
 #define CONNECT_S 2
@@ -80,7 +81,7 @@ btc_status btc_sink_redis_connect(btc_sink_redis *r, btc_error *err) {
   } else {
     fcntl(r->c->fd, F_SETFD, FD_CLOEXEC);
     redisSetTimeout(r->c, command);
-    redisEnableKeepAlive(r->c);
+    if (r->address.host[0]) redisEnableKeepAlive(r->c); /* on a unix socket it is an error that sticks */
     st = log_in(r, err);
   }
   if (st != BTC_OK) btc_sink_redis_close(r);
@@ -92,6 +93,7 @@ btc_status btc_sink_redis_connect(btc_sink_redis *r, btc_error *err) {
 redisReply *btc_sink_redis_call(btc_sink_redis *r, int argc, const char **argv) {
   if (!r->c) return NULL;
   redisReply *reply = redisCommandArgv(r->c, argc, argv, NULL);
+  if (!reply) BTC_LOG_LIMITED(BTC_LOG_WARN, "sink-redis-lost", "command=%s why=\"%s\"", argv[0], r->c->errstr);
   if (!reply) btc_sink_redis_close(r); /* a late answer must not be read as that of the next command */
   return reply;
 }
