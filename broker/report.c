@@ -189,6 +189,13 @@ static void results_reply(btc_request *q, const char *lines, const char *cursor,
   btc_request_send(q, &e);
 }
 
+/* The finish whose errors.jsonl a cursor "PART:OFFSET:EPOCH:OFFSET" (results.h) has begun; 0 before that. */
+static uint64_t errors_epoch(const char *cursor) {
+  const char *colon = strchr(cursor, ':');
+  colon = colon ? strchr(colon + 1, ':') : NULL;
+  return colon ? strtoull(colon + 1, NULL, 10) : 0;
+}
+
 /* The end is behind errors.jsonl of the job's last finish, or behind the last part when nothing is dead. */
 static void on_lines(void *ctx, const btc_io_reply *r) {
   btc_request *q = ctx;
@@ -200,7 +207,7 @@ static void on_lines(void *ctx, const btc_io_reply *r) {
     btc_request_later(q, r->message, 0);
     return;
   }
-  bool errors = !q->count || (r->cursor[0] == 'e' && strtoull(r->cursor + 1, NULL, 10) >= q->epoch);
+  bool errors = !q->count || errors_epoch(r->cursor) >= q->epoch;
   results_reply(q, r->lines ? r->lines : "", r->cursor, r->at_end && q->finished && errors, "");
 }
 
