@@ -36,7 +36,7 @@ static btc_status copy_line(const pairs_run *p, work_item *l, const btc_manifest
     snprintf(why, sizeof why, "line %" PRIu64 ": %s", it->line, it->problem);
     item_refuse(l, why);
   } else if (it->has_window) {
-    item_refuse_window(l, it->line);
+    item_refuse_window(l);
   } else {
     l->paths[0] = btc_strdup(it->before);
     l->paths[1] = btc_strdup(it->after);

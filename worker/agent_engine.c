@@ -188,8 +188,12 @@ static void on_watch(void *ctx) {
 
 /* ---- feeding ---- */
 
+bool engine_hopeless(const agent *a) {
+  return a->failed_starts >= HOPELESS_STARTS;
+}
+
 size_t engine_free_items(const agent *a) {
-  if (a->phase != AGENT_WORKING || a->failed_starts >= HOPELESS_STARTS || btc_outbox_full(a->outbox)) return 0;
+  if (a->phase != AGENT_WORKING || engine_hopeless(a) || btc_outbox_full(a->outbox)) return 0;
   size_t open = ledger_open(a->ledger);
   return a->credits > open ? a->credits - open : 0;
 }

@@ -187,7 +187,7 @@ static void say_heartbeat(agent *a) {
     beat.rss_bytes = resident_bytes(a);
     beat.items_done = a->items_done;
     beat.items_per_s = a->items_per_s;
-    beat.draining = a->phase > AGENT_WORKING;
+    beat.draining = a->phase > AGENT_WORKING || engine_hopeless(a); /* no grants, please */
     e.heartbeat = &beat;
     e.req_id = UNKEPT | a->beats;
     send_now(a, &e);

@@ -81,5 +81,6 @@ void engine_close(agent *a);
 void engine_start(agent *a);
 void engine_feed(agent *a); /* gives the child items */
 size_t engine_free_items(const agent *a);
+bool engine_hopeless(const agent *a); /* it does not start any more: nothing is taken on until it does */
 
 #endif

@@ -2,7 +2,6 @@
 #define _GNU_SOURCE
 #include "item.h"
 
-#include <inttypes.h>
 #include <limits.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -29,12 +28,8 @@ void item_refuse(work_item *it, const char *why) {
   it->result.status = btc_fail(&it->result.error, BTC_ERR_ARG, "%s", why);
 }
 
-void item_refuse_window(work_item *it, uint64_t line) {
-  char at[40] = "";
-  if (line) snprintf(at, sizeof at, "line %" PRIu64 ": ", line);
-  it->bad = true;
-  it->result.status = btc_fail(&it->result.error, BTC_ERR_ARG,
-                               "%s'window' cuts scenes, which need the scene reader: caption --pairs takes whole images", at);
+void item_refuse_window(work_item *it) {
+  item_refuse(it, "'window' cuts scenes, which need the scene reader: only whole images are taken");
 }
 
 /* ---- item texts ---- */
@@ -94,14 +89,14 @@ static btc_status parse_params(work_item *it, const char *params, btc_error *err
 /* The line's own texts. The order of the refusals is that of `caption --pairs`: a bad line or a window has neither prompt nor meta
  * of its own. */
 static btc_status read_spec(work_item *it, const json_t *doc, const char *spec, btc_error *err) {
-  const json_t *problem = json_object_get(doc, "problem"), *line = json_object_get(doc, "line");
+  const json_t *problem = json_object_get(doc, "problem");
   if (it->bad) return BTC_OK;
   if (json_is_string(problem)) {
     item_refuse(it, json_string_value(problem));
     return BTC_OK;
   }
   if (json_object_get(doc, "window")) {
-    item_refuse_window(it, json_is_integer(line) && json_integer_value(line) > 0 ? (uint64_t)json_integer_value(line) : 0);
+    item_refuse_window(it);
     return BTC_OK;
   }
   if (!json_is_string(json_object_get(doc, "before")) || !json_is_string(json_object_get(doc, "after"))) {

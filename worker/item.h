@@ -18,9 +18,9 @@ typedef struct work_item {
 } work_item;
 void item_clear(work_item *it);
 
-/* Makes it a failed item: a bad line, or a window (line 0: not known). */
+/* Makes it a failed item: a bad line, or a window (worded without its line, which no worker knows). */
 void item_refuse(work_item *it, const char *why);
-void item_refuse_window(work_item *it, uint64_t line);
+void item_refuse_window(work_item *it);
 
 /* From an item text and a job's parameters (an object with optional prompt, max_tokens, temperature, top_p, top_k, seed; NULL or
  * "": none). What is wrong with either makes a bad item; only NOMEM is an error. */
