@@ -1,5 +1,5 @@
 --[[
-Model check of the queue (luajit queue_model.lua QUEUE.LUA REDIS.LUA [MISHAPS]): the functions as they run in Redis, over an in-memory Redis, in all orders.
+Model check of the queue (luajit queue_model.lua QUEUE.LUA REDIS.LUA [MISHAPS, 2]): the functions as they run in Redis, over an in-memory Redis, in all orders.
 
 A job of two items in one chunk, two workers. Every state that any order of these steps reaches, with at most MISHAPS of the marked ones, is visited once:
   claim one or two items, start, commit an item (also late, also again: workers forget nothing), time passes (delays are over), resume;
@@ -9,7 +9,7 @@ A call is one step: Redis runs it as a whole, so a crash of anybody lies between
 In each state: counters, bits, places, records and events agree. From each state: if from now on one honest worker does what it gets, everything ends.
 --]]
 
-local source, emulator, MISHAPS = arg[1], arg[2], tonumber(arg[3] or '3')
+local source, emulator, MISHAPS = arg[1], arg[2], tonumber(arg[3] or '2')
 local R = dofile(emulator)
 if not pcall(require, 'bit') then error('needs LuaJIT') end
 bit = require('bit')
@@ -102,7 +102,12 @@ local function places(s, ids)
     if key:match('^q:rdy:') then for _, cid in ipairs(e.v) do add(cid, 'R') end end
     if key:match('^q:sus:') then for _, cid in ipairs(e.v) do add(cid, 'S') end end
     if key:match('^q:hd:') then for _, cid in ipairs(e.v) do add(cid, 'H') end end
-    if key == 'q:dly' then for cid in pairs(e.v) do add(cid, 'D') end end
+    if key == 'q:dly' then
+      for cid in pairs(e.v) do
+        assert(ids[cid], 'delay of a chunk that is gone')
+        add(cid, 'D')
+      end
+    end
     if key == 'q:lease' then
       for cid in pairs(e.v) do
         assert(ids[cid], 'lease of a chunk that is gone')
@@ -183,10 +188,10 @@ local function commit(g, off) R.fcall('btc_commit', g.cid, g.tok, JOB, g.lo, 100
 local function failure(g, off, kind) R.fcall('btc_fail', g.cid, g.tok, JOB, g.lo, 1000, g.w, off, kind, 'id', 'decode', 'oops', '{}') end
 local function later() R.clock = R.clock + 1000000 end
 
--- All steps from a state: {name, function, mishap?}. Those that plainly change nothing are left out.
+-- All steps from a state: {name, function, mishap?, must it change nothing?}. Those that plainly change nothing are left out.
 local function steps(s)
   local list, job, done = {}, value(s, 'job:' .. JOB), value(s, 'dn:' .. JOB) or {}
-  local function add(name, f, mishap) if not mishap or s.mishaps > 0 then list[#list + 1] = {name, f, mishap} end end
+  local function add(name, f, mishap, idle) if not mishap or s.mishaps > 0 then list[#list + 1] = {name, f, mishap, idle} end end
   for _, w in ipairs{'a', 'b'} do
     if w == 'b' and not s.begun then break end -- the two are alike: a is the first to do anything
     for credits = 1, 2 do
@@ -205,10 +210,10 @@ local function steps(s)
         add('start ' .. i .. ' ' .. off, function() R.fcall('btc_start', g.w, g.cid, g.tok, 2 ^ off) end)
         for _, kind in ipairs{'p', 't', 'c'} do add('fail ' .. kind .. i .. ' ' .. off, function() failure(g, off, kind) end, true) end
       elseif ck and here then -- a stale token: must change nothing, and is no mishap
-        add('stale fail ' .. i .. ' ' .. off, function() failure(g, off, 'p') end)
+        add('stale fail ' .. i .. ' ' .. off, function() failure(g, off, 'p') end, false, true)
       end
     end
-    if ck then add('release ' .. i, function() R.fcall('btc_release', g.w, g.cid, g.tok) end, live) end
+    if ck then add('release ' .. i, function() R.fcall('btc_release', g.w, g.cid, g.tok) end, live, not live) end
   end
   if value(s, 'lease') then add('reap', function() later() R.fcall('btc_reap', 256) end, true) end
   if value(s, 'dly') or value(s, 'sweep') then add('promote', function() later() R.fcall('btc_promote', 256) end) end
@@ -270,7 +275,9 @@ local function start()
 end
 
 local first = start()
-local queue, last, seen, transitions, deepest = {first}, 1, {[identity(first)] = true}, 0, 0
+local queue, last, seen, transitions, deepest = {first}, 1, {}, 0, 0
+first.id = identity(first)
+seen[first.id] = true
 verify(first)
 local at = 0
 while at < last do
@@ -288,9 +295,13 @@ while at < last do
       os.exit(1)
     end
     transitions = transitions + 1
-    if os.getenv('MODEL_PROGRESS') and transitions % 20000 == 0 then print(transitions, at, last, n.depth) end
     local id = identity(n)
+    if step[4] and id ~= s.id then
+      print('VIOLATION: it changes something\nafter: ' .. trace(n))
+      os.exit(1)
+    end
     if not seen[id] then
+      n.id = id
       seen[id] = true
       verify(n)
       last = last + 1

@@ -10,10 +10,16 @@ function R.load(db, clock)
   for key, e in pairs(db) do R.db[key] = e end
 end
 
+local digits = setmetatable({}, {__index = function(t, x)
+  local s = string.format('%.17g', x)
+  if x < 1000 then t[x] = s end
+  return s
+end})
+
 local function text(x)
-  if type(x) == 'number' then return string.format('%.17g', x) end
-  assert(type(x) == 'string', 'an argument that is neither text nor number')
-  return x
+  if type(x) == 'string' then return x end
+  assert(type(x) == 'number', 'an argument that is neither text nor number')
+  return digits[x]
 end
 
 local EMPTY = {h = function() return {} end, l = function() return {} end, s = function() return {} end, z = function() return {} end, b = function() return {} end,
