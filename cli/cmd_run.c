@@ -36,6 +36,10 @@ const cli_command cmd_run = {
 
 enum { REDIS, BROKER, WORKERS, ASK_MS = 250, CALL_MS = 2000, PATIENCE_S = 120, DRAIN_MS = 60000, END_MS = 10000 };
 
+/* Short, since a run that was killed took its workers with it, and the next one waits for what they held. */
+#define LEASE_MS "5000"
+
+
 typedef struct run_command {
   model_options model;
   submit_options job;
@@ -96,7 +100,8 @@ static int add_broker(run_command *r, const char *exe) {
   snprintf(redis, sizeof redis, "unix://%s/r", r->home.sockets);
   snprintf(workers, sizeof workers, "ipc://%s/w", r->home.sockets);
   snprintf(parts, sizeof parts, "%s/parts", r->home.inner);
-  const char *const argv[] = {exe, "broker", "--redis", redis, "--name", "run", "--clients", r->clients, "--workers", workers, "--http", "off", "--results", parts, NULL};
+  const char *const argv[] = {exe, "broker", "--redis", redis, "--name", "run", "--clients", r->clients, "--workers", workers, "--http", "off", "--results", parts,
+                              "--lease", LEASE_MS, NULL};
   return children_add(&r->children, &r->home, "broker", "ready clients=", argv) ? CLI_OK : CLI_FAILED;
 }
 
@@ -202,6 +207,7 @@ static int submit(run_command *r, const btc_manifest_summary *m) {
 static int await(run_command *r, run_counts *over) {
   progress p;
   int64_t heard = btc_now_ns();
+  bool first = true;
   progress_begin(&p);
   for (;;) {
     Btc__Envelope *reply = NULL;
@@ -216,7 +222,10 @@ static int await(run_command *r, run_counts *over) {
       bool done = job_over(j);
       heard = btc_now_ns();
       if (!s.note && !done && !reply->status_reply->workers) s.note = "the workers load the model";
-      *over = (run_counts){.total = j->total, .ended = job_ended(j)};
+      over->total = j->total;
+      over->ended = job_ended(j);
+      if (first) over->before = over->ended;
+      first = false;
       if (code == CLI_OK) progress_show(&p, &s, done);
       btc_wire_free(&reply);
       if (code == CLI_OK && done) return CLI_OK;
@@ -272,7 +281,7 @@ static int work(run_command *r, const btc_manifest_summary *m) {
   btc_client_close(&r->client);
   stop_children(r, interrupted);
   if (code == CLI_OK) {
-    run_print_summary(&r->asked, &reasons, (double)(btc_now_ns() - begin) * 1e-9, r->home.dir);
+    run_print_summary(&r->asked, &counts, &reasons, (double)(btc_now_ns() - begin) * 1e-9, r->home.dir);
     home_remove_data(&r->home);
     code = r->asked.failed ? CLI_SOME_FAILED : CLI_OK;
   } else if (interrupted) {

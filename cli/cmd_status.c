@@ -29,7 +29,7 @@ const cli_command cmd_top = {
 
 static void print_totals(const Btc__StatusReply *s) {
   printf("queue: %" PRIu64 " chunks ready, %" PRIu64 " in work, %" PRIu64 " delayed, %" PRIu64 " suspects; %u workers, %.3g items/s%s%s%s\n", s->ready, s->leased,
-         s->delayed, s->suspects, s->workers, s->items_per_s, s->paused ? "; PAUSED" : "", *s->message ? ": " : "", s->message);
+         s->delayed, s->suspects, s->workers, s->items_per_s >= 0.001 ? s->items_per_s : 0, s->paused ? "; PAUSED" : "", *s->message ? ": " : "", s->message);
 }
 
 static json_t *status_json(const Btc__StatusReply *s) {

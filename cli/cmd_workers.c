@@ -31,7 +31,7 @@ void workers_print(Btc__WorkerInfo *const *workers, size_t n) {
     char age[32], memory[32];
     snprintf(memory, sizeof memory, "%.0f MiB", (double)w->rss_bytes / 1048576);
     printf("%-24s %-9s %-7s %-16s %3u of %-3u %10" PRIu64 " %10.3g %9s %10s  %s\n", w->worker, w->state, w->engine, w->model_name, w->in_hand, w->credits, w->items_done,
-           w->items_per_s, memory, duration_text((double)w->age_ms / 1e3, age, sizeof age), w->broker);
+           w->items_per_s >= 0.001 ? w->items_per_s : 0, memory, duration_text((double)w->age_ms / 1e3, age, sizeof age), w->broker);
   }
 }
 

@@ -46,11 +46,12 @@ int print_json(json_t *o) {
 }
 
 progress_state job_progress(const Btc__Job *j) {
+  double rate = j->items_per_s >= 0.001 ? j->items_per_s : 0; /* an average that only fades is no rate */
   return (progress_state){.total = j->total,
                           .done = j->done,
                           .failed = j->dead,
                           .cancelled = j->cancelled,
-                          .items_per_s = j->items_per_s,
+                          .items_per_s = rate,
                           .eta_s = j->eta_s,
                           .note = j->paused ? (*j->message ? j->message : "paused") : NULL};
 }

@@ -30,12 +30,14 @@ void run_count_reasons(btc_client *c, const char *jid, run_reasons *out) {
   }
 }
 
-void run_print_summary(const run_job *j, const run_reasons *r, double seconds, const char *dir) {
+void run_print_summary(const run_job *j, const run_counts *n, const run_reasons *r, double seconds, const char *dir) {
   char time[32];
-  fprintf(stderr, "btcchat: %" PRIu64 " items in %s, %.3g items/s: %" PRIu64 " done, %" PRIu64 " failed", j->items, duration_text(seconds, time, sizeof time),
-          seconds > 0 ? (double)j->items / seconds : 0, j->good, j->failed);
+  fprintf(stderr, "btcchat: %" PRIu64 " items: %" PRIu64 " done, %" PRIu64 " failed", j->items, j->good, j->failed);
   for (int i = 0; i < r->n; i++) fprintf(stderr, "%s%" PRIu64 " %s", i ? ", " : " (", r->list[i].n, r->list[i].name);
-  fprintf(stderr, "%s; records in '%s/results.jsonl'\n", r->n ? ")" : "", dir);
+  fprintf(stderr, "%s; ", r->n ? ")" : "");
+  if (n->before) fprintf(stderr, "%" PRIu64 " of them now, ", j->items - n->before);
+  fprintf(stderr, "in %s, %.3g items/s; records in '%s/results.jsonl'\n", duration_text(seconds, time, sizeof time),
+          seconds > 0 ? (double)(j->items - n->before) / seconds : 0, dir);
 }
 
 int run_already_done(const run_job *j, const char *dir) {
