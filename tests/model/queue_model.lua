@@ -71,6 +71,7 @@ local function identity(s)
     end
     if #part > 0 then out[#out + 1] = (cid and rank[cid] or key) .. '{' .. (RANKED[e.k] and table.concat(part, ',') or part) .. '}' end
   end
+  s.content = table.concat(out, ' ')
   local grants, seen = {}, {}
   for _, g in ipairs(s.grants) do
     local ck = s.db['q:ck:' .. g.cid]
@@ -257,7 +258,11 @@ local function trace(s)
   return table.concat(list, ', ')
 end
 
+local verified = {} -- by content: what workers remember and what may still go wrong is nothing to these two
+
 local function verify(s)
+  if verified[s.content] then return end
+  verified[s.content] = true
   local ok, why = pcall(check, s)
   if ok then ok, why = pcall(drain, s) end
   if not ok then
