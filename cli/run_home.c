@@ -241,7 +241,10 @@ static int add_file(const char *path, const struct stat *sb, int flag, struct FT
 
 int model_identity(const char *dir, char *out, size_t len) {
   char real[PATH_MAX];
-  if (!realpath(dir, real)) return failed("open the model", dir);
+  char *config = btc_path_join(dir, "config.json");
+  bool there = config && access(config, R_OK) == 0 && realpath(dir, real);
+  free(config);
+  if (!there) return failed("open the model", dir);
   memset(model_sum, 0, sizeof model_sum);
   nftw(real, add_file, 16, 0);
   int n = snprintf(out, len, "%s ", real);
