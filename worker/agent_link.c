@@ -262,7 +262,7 @@ static void on_grant(agent *a, uint64_t req_id, const Btc__Grant *g) {
     Btc__Held back = BTC__HELD__INIT, *list = &back;
     back.cid = g->chunks[i]->cid;
     back.token = g->chunks[i]->token;
-    ledger_added added = a->phase == AGENT_WORKING ? ledger_add(a->ledger, g->chunks[i]) : LEDGER_FULL;
+    ledger_added added = a->phase == AGENT_WORKING && !engine_hopeless(a) ? ledger_add(a->ledger, g->chunks[i]) : LEDGER_FULL;
     if (added == LEDGER_FULL && a->phase >= AGENT_LEAVING) added = LEDGER_KNOWN; /* Bye hands it back */
     if (added == LEDGER_FULL) settled = keep_release(a, &list, 1) && settled;
     bad = bad || added == LEDGER_BAD;

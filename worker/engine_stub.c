@@ -103,6 +103,10 @@ static _Noreturn void crash(const char *id) {
   _exit(70);
 }
 
+static _Noreturn void hang(void) {
+  for (;;) pause();
+}
+
 static bool first_try(stub_engine *e, const char *id) {
   uint64_t h = hash_of((const char *const[]){"tried", id}, 2);
   if (e->faults.marks[0]) {
@@ -155,7 +159,7 @@ static void answer(stub_engine *e, work_item *it, worker_answer *a, const worker
   stub_fault fault = it->bad ? STUB_FINE : stub_fault_of(&e->faults, it->id);
   if (fault == STUB_CRASH || fault == STUB_HANG) sink->flush(sink->ctx);
   if (fault == STUB_CRASH) crash(it->id);
-  while (fault == STUB_HANG) pause();
+  if (fault == STUB_HANG) hang();
   item_refuse_outside(it, e->roots);
   if (it->bad) {
     fail_item(it, a, BTC__OUTCOME__OUTCOME_PERMANENT, item_reason(it));

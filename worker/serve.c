@@ -64,20 +64,24 @@ static void say(server *s, const Btc__Envelope *e, bool flush) {
   pthread_mutex_unlock(&s->out_lock);
 }
 
-static void say_ready(server *s, worker_engine *e, char *failure) {
+static void say_ready(server *s) {
   Btc__ChildReady ready = BTC__CHILD_READY__INIT;
   Btc__Envelope env = btc_wire_envelope(BTC__ENVELOPE__BODY_CHILD_READY);
   env.child_ready = &ready;
-  if (failure) {
-    child_clean_text(failure);
-    ready.failed = true;
-    ready.message = failure;
-  } else {
-    child_clean_text(e->model_name);
-    ready.batch = (uint32_t)e->batch;
-    ready.model_class = e->model_class;
-    ready.model_name = e->model_name;
-  }
+  child_clean_text(s->engine->model_name);
+  ready.batch = (uint32_t)s->engine->batch;
+  ready.model_class = s->engine->model_class;
+  ready.model_name = s->engine->model_name;
+  say(s, &env, true);
+}
+
+static void say_failed(server *s, char *why) {
+  Btc__ChildReady ready = BTC__CHILD_READY__INIT;
+  Btc__Envelope env = btc_wire_envelope(BTC__ENVELOPE__BODY_CHILD_READY);
+  env.child_ready = &ready;
+  child_clean_text(why);
+  ready.failed = true;
+  ready.message = why;
   say(s, &env, true);
 }
 
@@ -253,10 +257,10 @@ btc_status btc_worker_child(const btc_worker_options *o, int fd, btc_error *err)
   s.fd = fd;
   btc_status st = prepare(&s, o, err);
   if (st != BTC_OK) {
-    say_ready(&s, NULL, err->message);
+    say_failed(&s, err->message);
     return st;
   }
-  say_ready(&s, s.engine, NULL);
+  say_ready(&s);
   if (pthread_create(&reader, NULL, read_ahead, &s) != 0) return btc_fail(err, BTC_ERR_NOMEM, "cannot start a thread");
   serve(&s);
 }

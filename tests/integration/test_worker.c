@@ -16,6 +16,7 @@
 #include "daemon.h"
 #include "net/socket.h"
 #include "program.h"
+#include "tiny_checkpoint.h"
 #include "worker/engine.h"
 
 enum { MOST = 2048, PATIENCE_MS = 20000 };
@@ -751,6 +752,49 @@ static void test_worker_model_equals_caption_pairs(void **state) {
   fake_close(&f);
 }
 
+/* What a sick disk does is tried again; what stays as it is is not. /proc/self/mem opens and cannot be read at its beginning (EIO).
+ */
+static void test_worker_model_sorts_unreadable_images(void **state) {
+  (void)state;
+  static const char *const specs[] = {"{\"id\":\"sick\",\"before\":\"/proc/self/mem\",\"after\":\"/proc/self/mem\"}",
+                                      "{\"id\":\"folder\",\"before\":\"/proc\",\"after\":\"/proc\"}"};
+  fake f;
+  fake_open(&f);
+  START(&f, "-m", tiny_checkpoint(), "--threads", "1");
+  grant_specs(&f, 1, 11, false, "", specs, 2);
+  WAIT_FOR(&f, f.n_results == 2);
+  assert_int_equal(result_of(&f, "sick")->outcome, BTC__OUTCOME__OUTCOME_TRANSIENT);
+  assert_non_null(strstr(result_of(&f, "sick")->record, "\"status\":\"failed\""));
+  assert_int_equal(result_of(&f, "folder")->outcome, BTC__OUTCOME__OUTCOME_PERMANENT);
+  assert_int_equal(stop(&f), 0);
+  fake_close(&f);
+}
+
+/* A model that vanishes under a running worker: items go back, no new ones are wanted, and work goes on when the model is there
+ * again. */
+static void test_worker_gives_back_what_it_cannot_do(void **state) {
+  (void)state;
+  fake f;
+  char from[300], to[300];
+  static const char *const spec[] = {"{\"id\":\"x\",\"before\":\"/no\",\"after\":\"/no\"}"};
+  fake_open(&f);
+  START(&f, "-m", tiny_checkpoint(), "--threads", "1");
+  snprintf(from, sizeof from, "%s/config.json", tiny_checkpoint());
+  snprintf(to, sizeof to, "%s/config.away", tiny_checkpoint());
+  assert_int_equal(rename(from, to), 0);
+  kill(child_of(worker.pid), SIGKILL);
+  daemon_wait_log(&worker, "engine-died", PATIENCE_MS);
+  grant_specs(&f, 1, 11, false, "", spec, 1);
+  WAIT_FOR(&f, f.n_released == 1 && f.draining && f.free_items == 0);
+  assert_int_equal(rename(to, from), 0);
+  WAIT_FOR(&f, !f.draining && f.free_items > 0);
+  grant_specs(&f, 1, 12, false, "", spec, 1);
+  WAIT_FOR(&f, f.n_results == 1);
+  assert_string_equal(result_of(&f, "x")->reason, "not-found");
+  assert_int_equal(stop(&f), 0);
+  fake_close(&f);
+}
+
 static int after(void **state) {
   (void)state;
   daemon_kill(&worker);
@@ -776,5 +820,7 @@ static const struct CMUnitTest tests[] = {
     cmocka_unit_test_teardown(test_worker_refuses_a_malformed_grant, after),
     cmocka_unit_test_teardown(test_worker_says_why_its_engine_cannot_start, after),
     cmocka_unit_test_teardown(test_worker_model_equals_caption_pairs, after),
+    cmocka_unit_test_teardown(test_worker_model_sorts_unreadable_images, after),
+    cmocka_unit_test_teardown(test_worker_gives_back_what_it_cannot_do, after),
 };
 BTC_TEST_MAIN(tests)
