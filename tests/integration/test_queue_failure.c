@@ -95,6 +95,9 @@ static void test_transient_failure_is_tried_three_times(void **state) {
   EXPECT("[1 1 0]", "btc_fail 3 3 j 0 30000 w 0 t a0 decode try {}");
   EXPECT("[FIN 0 1 2]", "HMGET $job:j st done dead retries");
   assert_non_null(strstr(SAY("HGET $dd:j 0"), "\"attempts\":3"));
+  SAY("btc_replay j '' 0 10"); /* and has three more */
+  SAY("btc_claim w 30000 2 ''");
+  EXPECT("[1 0 1]", "btc_fail 4 4 j 0 30000 w 0 t a0 decode try {}");
 }
 
 static void test_transient_failures_are_delayed_with_jitter(void **state) {
