@@ -179,20 +179,21 @@ static bool published(cluster *c, const char *jid) {
   return strstr(text, epoch) != NULL;
 }
 
+bool cluster_finished(cluster *c, const char *jid) {
+  const char *state = cluster_job(c, jid, "st");
+  return (strcmp(state, "FIN") == 0 || strcmp(state, "CXD") == 0) && published(c, jid);
+}
+
 void cluster_wait(cluster *c, const char *jid, int ms) {
   int64_t end = test_now_ms() + ms;
-  for (;;) {
-    const char *state = cluster_job(c, jid, "st");
-    bool over = strcmp(state, "FIN") == 0 || strcmp(state, "CXD") == 0;
-    bool sealed = strcmp(cluster_job(c, jid, "route"), "files") != 0 ||
-                  (strcmp(cluster_job(c, jid, "rec"), cluster_job(c, jid, "done")) == 0 && published(c, jid));
-    if (over && sealed) return;
-    if (test_now_ms() > end) break;
+  while (!cluster_finished(c, jid)) {
+    if (test_now_ms() > end) {
+      cluster_show(c);
+      fail_msg("job %s: not finished within %d ms: %s; totals %s", jid, ms, redis_say(c->redis, "t", "HGETALL $job:%s", jid),
+               redis_say(c->redis, "t", "btc_totals"));
+    }
     test_sleep_ms(20);
   }
-  cluster_show(c);
-  fail_msg("job %s: not finished within %d ms: %s; totals %s", jid, ms, redis_say(c->redis, "t", "HGETALL $job:%s", jid),
-           redis_say(c->redis, "t", "btc_totals"));
 }
 
 void cluster_check_dead(cluster *c, const char *jid, const char *prefix, int64_t n, const char *faults) {

@@ -52,7 +52,9 @@ const char *cluster_manifest(const char *prefix, int64_t n);
 const char *cluster_submit(cluster *c, const char *manifest, const char *const more[]);
 /* One field of job:<jid>, "" when it is not there. */
 const char *cluster_job(cluster *c, const char *jid, const char *field);
-/* Waits until the job is FIN (or CXD) and all its captions are sealed; fails the test after ms, showing everything. */
+/* The job is FIN (or CXD) and all its records are in files. */
+bool cluster_finished(cluster *c, const char *jid);
+/* Waits until the job is FIN (or CXD) and all its records are in files; fails the test after ms, showing everything. */
 void cluster_wait(cluster *c, const char *jid, int ms);
 /* The invariants of the whole queue, from Redis and the files; fails the test with each violation. */
 void cluster_check(cluster *c);

@@ -112,7 +112,7 @@ static char *last_run(char *all) {
   return last;
 }
 
-static bool log_has(const daemon_process *d, const char *text) {
+bool daemon_said(const daemon_process *d, const char *text) {
   char *all = read_log(d);
   bool found = strstr(last_run(all), text) != NULL;
   free(all);
@@ -134,7 +134,7 @@ bool daemon_log_line(const daemon_process *d, char *line, size_t len) {
 
 void daemon_wait_log(daemon_process *d, const char *text, int ms) {
   int64_t end = test_now_ms() + ms;
-  while (!log_has(d, text)) {
+  while (!daemon_said(d, text)) {
     if (!daemon_alive(d) || test_now_ms() > end) {
       daemon_show(d);
       fail_msg("'%s' did not appear", text);

@@ -32,6 +32,8 @@ void daemon_kill(daemon_process *d);
 int daemon_stop(daemon_process *d, int ms);
 /* Waits for its own end. */
 int daemon_wait(daemon_process *d, int ms);
+/* Does its log hold `text` since the last start? */
+bool daemon_said(const daemon_process *d, const char *text);
 /* The last whole line of its log since the last start that is no line of an error; false when there is none. */
 bool daemon_log_line(const daemon_process *d, char *line, size_t len);
 /* The last lines of the log, to stderr. */
