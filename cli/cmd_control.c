@@ -1,4 +1,5 @@
-/* btcchat cancel, pause, resume, replay: one request about one job each, hence together. And dead, which says what a replay would be about. */
+/* btcchat cancel, pause, resume, replay: one request about one job each, hence together. And dead, which says what a replay would
+ * be about. */
 #define _GNU_SOURCE
 #include <inttypes.h>
 #include <stdio.h>
@@ -38,7 +39,9 @@ const cli_command cmd_replay = {
     .name = "replay",
     .arguments = "JOB",
     .summary = "tries the failed items of a job again",
-    .details = "Prints how many items were put back. A finished job runs again until they are done or failed; its failed records are then published anew.",
+    .details =
+        "Prints how many items were put back. A finished job runs again until they are done or failed; its failed records are then "
+        "published anew.",
     .run = run_replay,
 };
 
@@ -56,7 +59,8 @@ typedef struct control {
 } control;
 
 /* Parses the table, checks the number of arguments, connects. */
-static int begin(const cli_command *cmd, const cli_option *table, size_t n_table, bool need_job, control *o, int argc, char **argv, const char **jid, btc_client **c) {
+static int begin(const cli_command *cmd, const cli_option *table, size_t n_table, bool need_job, control *o, int argc, char **argv,
+                 const char **jid, btc_client **c) {
   char **args;
   int n, code;
   *c = NULL;
@@ -98,7 +102,11 @@ static int run_replay(int argc, char **argv) {
   control o = {.broker = broker_options_default};
   const cli_option table[] = {
       BROKER_OPTION_ROWS(o.broker),
-      {.name = "reason", .type = CLI_TEXT, .target = &o.reason, .value = "R", .help = "only items that failed for this reason, as 'dead' names it (default all)"},
+      {.name = "reason",
+       .type = CLI_TEXT,
+       .target = &o.reason,
+       .value = "R",
+       .help = "only items that failed for this reason, as 'dead' names it (default all)"},
   };
   btc_client *c;
   btc_error err;
@@ -120,12 +128,13 @@ static int run_replay(int argc, char **argv) {
 
 static int print_dead(const Btc__DeadItem *d, bool json) {
   if (!json) {
-    printf("%-10" PRIu64 " %-24s %-12s %3u  %s%s%s\n", d->idx, d->id, d->reason, d->attempts, d->message, *d->worker ? "; worker " : "", d->worker);
+    printf("%-10" PRIu64 " %-24s %-12s %3u  %s%s%s\n", d->idx, d->id, d->reason, d->attempts, d->message,
+           *d->worker ? "; worker " : "", d->worker);
     return CLI_OK;
   }
   json_t *record = *d->record ? json_loads(d->record, 0, NULL) : NULL;
-  return print_json(json_pack("{s:I,s:s,s:s,s:s,s:I,s:s,s:o?}", "idx", (json_int_t)d->idx, "id", d->id, "reason", d->reason, "message", d->message, "attempts",
-                              (json_int_t)d->attempts, "worker", d->worker, "record", record));
+  return print_json(json_pack("{s:I,s:s,s:s,s:s,s:I,s:s,s:o?}", "idx", (json_int_t)d->idx, "id", d->id, "reason", d->reason,
+                              "message", d->message, "attempts", (json_int_t)d->attempts, "worker", d->worker, "record", record));
 }
 
 static int list_dead(btc_client *c, const char *jid, bool json) {

@@ -11,8 +11,11 @@ const cli_command cmd_keygen = {
     .name = "keygen",
     .arguments = "PREFIX",
     .summary = "makes a key pair for encrypted connections",
-    .details = "Writes PREFIX.key (secret, readable by you only) and PREFIX.pub, and prints the line that lets this key in when it stands in the broker's\n"
-               "allow-list (PUBLIC-KEY ROLE NAME). Make one pair for the broker, whose .pub file everybody needs (--server-key), and one for each client and worker.",
+    .details =
+        "Writes PREFIX.key (secret, readable by you only) and PREFIX.pub, and prints the line that lets this key in when it stands "
+        "in the broker's\n"
+        "allow-list (PUBLIC-KEY ROLE NAME). Make one pair for the broker, whose .pub file everybody needs (--server-key), and one "
+        "for each client and worker.",
     .run = run,
 };
 
@@ -28,7 +31,12 @@ static void name_of(const char *prefix, char name[65]) {
 static int run(int argc, char **argv) {
   const char *role = "client";
   const cli_option table[] = {
-      {.name = "role", .type = CLI_CHOICE, .target = &role, .value = "ROLE", .help = "in the printed line: client, worker or admin (default client)", .choices = "client|worker|admin"},
+      {.name = "role",
+       .type = CLI_CHOICE,
+       .target = &role,
+       .value = "ROLE",
+       .help = "in the printed line: client, worker or admin (default client)",
+       .choices = "client|worker|admin"},
   };
   char **args, public_key[41], name[65];
   int n, code;

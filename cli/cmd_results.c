@@ -14,9 +14,12 @@ const cli_command cmd_results = {
     .name = "results",
     .arguments = "JOB",
     .summary = "the records of a job so far, one JSON object a line",
-    .details = "Records come in the order in which they were finished; failed ones come at the end of the job. With -o they go into DIR/results.jsonl and\n"
-               "DIR/errors.jsonl, which appear whole or not at all. --cursor lets a pipeline go on where it stopped: at most the records of one page come twice.\n"
-               "Exit code 3 when items of a finished job failed.",
+    .details =
+        "Records come in the order in which they were finished; failed ones come at the end of the job. With -o they go into "
+        "DIR/results.jsonl and\n"
+        "DIR/errors.jsonl, which appear whole or not at all. --cursor lets a pipeline go on where it stopped: at most the records "
+        "of one page come twice.\n"
+        "Exit code 3 when items of a finished job failed.",
     .run = run,
 };
 
@@ -141,7 +144,8 @@ static int finish(results_command *r) {
     return CLI_FAILED;
   }
   if (r->dir) fprintf(stderr, "btcchat: wrote %" PRIu64 " records and %" PRIu64 " errors to '%s'\n", n.good, n.failed, r->dir);
-  if (r->known && !over(r)) fprintf(stderr, "btcchat: job %s is not over: %" PRIu64 " of %" PRIu64 " items ended\n", r->jid, r->ended, r->total);
+  if (r->known && !over(r))
+    fprintf(stderr, "btcchat: job %s is not over: %" PRIu64 " of %" PRIu64 " items ended\n", r->jid, r->ended, r->total);
   return r->known && over(r) && r->dead ? CLI_SOME_FAILED : CLI_OK;
 }
 
@@ -165,7 +169,9 @@ static int show(results_command *r) {
     if (code == CLI_OK) code = prepare_order(r, &manifest);
   }
   if (code == CLI_OK) code = read_cursor(r);
-  if (code == CLI_OK) code = collector_open(&(collector_options){.dir = r->dir, .split = r->dir != NULL, .order = r->sorted ? &r->order : NULL}, &r->to);
+  if (code == CLI_OK)
+    code =
+        collector_open(&(collector_options){.dir = r->dir, .split = r->dir != NULL, .order = r->sorted ? &r->order : NULL}, &r->to);
   if (code == CLI_OK) code = r->sorted ? collect_job(r->client, r->jid, r->to) : read_pages(r);
   if (code == CLI_OK) code = finish(r);
   collector_close(&r->to);
@@ -178,10 +184,22 @@ static int run(int argc, char **argv) {
   results_command r = {.broker = broker_options_default};
   cli_option table[] = {
       BROKER_OPTION_ROWS(r.broker),
-      {.name = "output", .letter = 'o', .type = CLI_TEXT, .target = &r.dir, .value = "DIR", .help = "write DIR/results.jsonl and DIR/errors.jsonl (default: all to stdout)"},
+      {.name = "output",
+       .letter = 'o',
+       .type = CLI_TEXT,
+       .target = &r.dir,
+       .value = "DIR",
+       .help = "write DIR/results.jsonl and DIR/errors.jsonl (default: all to stdout)"},
       {.name = "follow", .letter = 'f', .type = CLI_FLAG, .target = &r.follow, .help = "go on until the job is over"},
-      {.name = "sorted", .type = CLI_FLAG, .target = &r.sorted, .help = "in the order of the manifest, which must be readable here"},
-      {.name = "cursor", .type = CLI_TEXT, .target = &r.cursor_file, .value = "FILE", .help = "go on behind the place kept in FILE, and keep the new one there; without -o"},
+      {.name = "sorted",
+       .type = CLI_FLAG,
+       .target = &r.sorted,
+       .help = "in the order of the manifest, which must be readable here"},
+      {.name = "cursor",
+       .type = CLI_TEXT,
+       .target = &r.cursor_file,
+       .value = "FILE",
+       .help = "go on behind the place kept in FILE, and keep the new one there; without -o"},
   };
   char **args;
   int n, code;

@@ -1,6 +1,6 @@
 /*
- * btcchat run: an archive on this machine. A private redis-server, a broker and workers as children (run_children.c), one job whose key is made of the manifest and
- * everything that its results depend on, so that a run that was killed finds the same job again.
+ * btcchat run: an archive on this machine. A private redis-server, a broker and workers as children (run_children.c), one job whose
+ * key is made of the manifest and everything that its results depend on, so that a run that was killed finds the same job again.
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -28,8 +28,10 @@ const cli_command cmd_run = {
     .arguments = "MANIFEST -o DIR",
     .summary = "captions an archive on this machine; run again to go on where it stopped",
     .details =
-        "Starts a private redis-server, a broker and -j workers, and writes DIR/results.jsonl: one record an item, in the order of the manifest, failed ones included.\n"
-        "Nothing that was finished is done twice, however the run ended: start the same command again. What is needed for that lies in DIR/.btcchat.\n"
+        "Starts a private redis-server, a broker and -j workers, and writes DIR/results.jsonl: one record an item, in the order of "
+        "the manifest, failed ones included.\n"
+        "Nothing that was finished is done twice, however the run ended: start the same command again. What is needed for that "
+        "lies in DIR/.btcchat.\n"
         "Exit code 0 all done, 3 some items failed, 130 interrupted (then it can go on).",
     .run = run,
 };
@@ -38,7 +40,6 @@ enum { REDIS, BROKER, WORKERS, ASK_MS = 250, CALL_MS = 2000, PATIENCE_S = 120, D
 
 /* Short, since a run that was killed took its workers with it, and the next one waits for what they held. */
 #define LEASE_MS "5000"
-
 
 typedef struct run_command {
   model_options model;
@@ -84,12 +85,15 @@ static int add_redis(run_command *r) {
   quote(socket, quoted[0], sizeof quoted[0]);
   quote(dir, quoted[1], sizeof quoted[1]);
   snprintf(text, sizeof text,
-           "# written anew at each start\nport 0\nunixsocket %s\nunixsocketperm 700\ndir %s\nappendonly yes\nappendfsync always\nno-appendfsync-on-rewrite no\n"
+           "# written anew at each start\nport 0\nunixsocket %s\nunixsocketperm 700\ndir %s\nappendonly yes\nappendfsync "
+           "always\nno-appendfsync-on-rewrite no\n"
            "save \"\"\nmaxmemory-policy noeviction\ndaemonize no\n",
            quoted[0], quoted[1]);
   btc_status st = path ? btc_file_publish(path, text, strlen(text), &err) : btc_fail(&err, BTC_ERR_NOMEM, "out of memory");
   if (st != BTC_OK) cli_error("%s", err.message);
-  child *c = st == BTC_OK ? children_add(&r->children, &r->home, "redis", "Ready to accept connections", (const char *const[]){"redis-server", path, NULL}) : NULL;
+  child *c = st == BTC_OK ? children_add(&r->children, &r->home, "redis", "Ready to accept connections",
+                                         (const char *const[]){"redis-server", path, NULL})
+                          : NULL;
   if (c) c->keeps_lock = true;
   free(path);
   return c ? CLI_OK : CLI_FAILED;
@@ -100,8 +104,8 @@ static int add_broker(run_command *r, const char *exe) {
   snprintf(redis, sizeof redis, "unix://%s/r", r->home.sockets);
   snprintf(workers, sizeof workers, "ipc://%s/w", r->home.sockets);
   snprintf(parts, sizeof parts, "%s/parts", r->home.inner);
-  const char *const argv[] = {exe, "broker", "--redis", redis, "--name", "run", "--clients", r->clients, "--workers", workers, "--http", "off", "--results", parts,
-                              "--lease", LEASE_MS, NULL};
+  const char *const argv[] = {exe,     "broker", "--redis", redis,       "--name", "run",     "--clients", r->clients, "--workers",
+                              workers, "--http", "off",     "--results", parts,    "--lease", LEASE_MS,    NULL};
   return children_add(&r->children, &r->home, "broker", "ready clients=", argv) ? CLI_OK : CLI_FAILED;
 }
 
@@ -116,8 +120,10 @@ static int add_worker(run_command *r, const char *exe, int i) {
   snprintf(numbers[1], sizeof numbers[1], "%" PRId64, m->batch);
   snprintf(numbers[2], sizeof numbers[2], "%d", DRAIN_MS / 2);
   snprintf(numbers[3], sizeof numbers[3], "%" PRId64, r->stub_us);
-  const char *argv[CHILD_ARGS] = {exe, "worker", "--name", public, "--brokers", brokers, "--engine", r->engine, "--grace-ms", numbers[2]};
-  const char *const model[] = {"--model", m->model, "--device", m->device, "--dtype", m->dtype, "--threads", numbers[0], "--batch", numbers[1], NULL};
+  const char *argv[CHILD_ARGS] = {exe,     "worker",   "--name",  public,       "--brokers",
+                                  brokers, "--engine", r->engine, "--grace-ms", numbers[2]};
+  const char *const model[] = {"--model",   m->model,   "--device", m->device,  "--dtype", m->dtype,
+                               "--threads", numbers[0], "--batch",  numbers[1], NULL};
   const char *const stub[] = {"--stub-us", numbers[3], r->stub_faults ? "--stub-faults" : NULL, r->stub_faults, NULL};
   int n = 10;
   const char *const *more = strcmp(r->engine, "stub") == 0 ? stub : model;
@@ -148,8 +154,9 @@ static bool redis_answers(const run_command *r) {
   snprintf(a.sun_path, sizeof a.sun_path, "%.100s/r", r->home.sockets);
   int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
   struct timeval second = {.tv_sec = 1};
-  bool good = fd >= 0 && setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &second, sizeof second) == 0 && connect(fd, (struct sockaddr *)&a, sizeof a) == 0 &&
-              write(fd, "PING\r\n", 6) == 6 && read(fd, answer, sizeof answer - 1) > 0 && strncmp(answer, "+PONG", 5) == 0;
+  bool good = fd >= 0 && setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &second, sizeof second) == 0 &&
+              connect(fd, (struct sockaddr *)&a, sizeof a) == 0 && write(fd, "PING\r\n", 6) == 6 &&
+              read(fd, answer, sizeof answer - 1) > 0 && strncmp(answer, "+PONG", 5) == 0;
   if (fd >= 0) close(fd);
   return good;
 }
@@ -185,13 +192,15 @@ static int again(run_command *r, btc_status st, const btc_error *err, int64_t si
   if (cli_interrupted || st == BTC_ERR_CANCELLED) return CLI_INTERRUPTED;
   int code = children_tend(&r->children);
   if (code != CLI_OK) return code;
-  if ((btc_client_unreachable(r->client) || st == BTC_ERR_LIMIT) && btc_now_ns() - since_ns < PATIENCE_S * INT64_C(1000000000)) return CLI_OK;
+  if ((btc_client_unreachable(r->client) || st == BTC_ERR_LIMIT) && btc_now_ns() - since_ns < PATIENCE_S * INT64_C(1000000000))
+    return CLI_OK;
   cli_error("%s", err->message);
   return btc_client_unreachable(r->client) ? CLI_UNREACHABLE : CLI_FAILED;
 }
 
 static int submit(run_command *r, const btc_manifest_summary *m) {
-  btc_submission s = {.manifest = m, .base_dir = r->base, .key = r->asked.key, .params = r->asked.params, .priority = 1, .strict = r->job.strict};
+  btc_submission s = {
+      .manifest = m, .base_dir = r->base, .key = r->asked.key, .params = r->asked.params, .priority = 1, .strict = r->job.strict};
   int64_t begin = btc_now_ns();
   for (;;) {
     btc_error err;
@@ -248,7 +257,8 @@ static int collect(run_command *r) {
   order_free(&order);
   if (code != CLI_OK) return code;
   if (n.good + n.failed != r->asked.items) {
-    cli_error("%" PRIu64 " records for %" PRIu64 " items: this is a bug; 'btcchat run' keeps its data in '%s'", n.good + n.failed, r->asked.items, r->home.inner);
+    cli_error("%" PRIu64 " records for %" PRIu64 " items: this is a bug; 'btcchat run' keeps its data in '%s'", n.good + n.failed,
+              r->asked.items, r->home.inner);
     return CLI_FAILED;
   }
   r->asked.good = n.good;
@@ -285,7 +295,8 @@ static int work(run_command *r, const btc_manifest_summary *m) {
     home_remove_data(&r->home);
     code = r->asked.failed ? CLI_SOME_FAILED : CLI_OK;
   } else if (interrupted) {
-    cli_error("interrupted after %" PRIu64 " of %" PRIu64 " items; the same command goes on from there", counts.ended, counts.total);
+    cli_error("interrupted after %" PRIu64 " of %" PRIu64 " items; the same command goes on from there", counts.ended,
+              counts.total);
   }
   return code;
 }
@@ -370,17 +381,52 @@ static int run_all(run_command *r, const char *path) {
 
 static int run(int argc, char **argv) {
   static run_command r; /* large */
-  r = (run_command){.model = model_options_default, .job = submit_options_default, .engine = "model", .workers = 1, .home = {.lock = -1}};
+  r = (run_command){
+      .model = model_options_default, .job = submit_options_default, .engine = "model", .workers = 1, .home = {.lock = -1}};
   r.model.batch = 8;
   cli_option table[] = {
-      {.name = "output", .letter = 'o', .type = CLI_TEXT, .target = &r.dir, .value = "DIR", .help = "folder for results.jsonl; made when it is not there"},
-      {.name = "jobs", .letter = 'j', .type = CLI_INT, .target = &r.workers, .value = "N", .help = "workers (default 1)", .low = 1, .high = 64},
+      {.name = "output",
+       .letter = 'o',
+       .type = CLI_TEXT,
+       .target = &r.dir,
+       .value = "DIR",
+       .help = "folder for results.jsonl; made when it is not there"},
+      {.name = "jobs",
+       .letter = 'j',
+       .type = CLI_INT,
+       .target = &r.workers,
+       .value = "N",
+       .help = "workers (default 1)",
+       .low = 1,
+       .high = 64},
       MODEL_OPTION_ROWS(r.model),
-      {.name = "batch", .letter = 'b', .type = CLI_INT, .target = &r.model.batch, .value = "N", .help = "pairs computed together by a worker (default 8)", .low = 1, .high = 256},
+      {.name = "batch",
+       .letter = 'b',
+       .type = CLI_INT,
+       .target = &r.model.batch,
+       .value = "N",
+       .help = "pairs computed together by a worker (default 8)",
+       .low = 1,
+       .high = 256},
       JOB_OPTION_ROWS(r.job),
-      {.name = "engine", .type = CLI_CHOICE, .target = &r.engine, .value = "E", .help = "model, or stub: captions by hash, for tests (default model)", .choices = "model|stub"},
-      {.name = "stub-us", .type = CLI_INT, .target = &r.stub_us, .value = "N", .help = "stub: time of one item, microseconds (default 0)", .low = 0, .high = 1e9},
-      {.name = "stub-faults", .type = CLI_TEXT, .target = &r.stub_faults, .value = "LIST", .help = "stub: shares of ids that fail, as for 'worker' (default none)"},
+      {.name = "engine",
+       .type = CLI_CHOICE,
+       .target = &r.engine,
+       .value = "E",
+       .help = "model, or stub: captions by hash, for tests (default model)",
+       .choices = "model|stub"},
+      {.name = "stub-us",
+       .type = CLI_INT,
+       .target = &r.stub_us,
+       .value = "N",
+       .help = "stub: time of one item, microseconds (default 0)",
+       .low = 0,
+       .high = 1e9},
+      {.name = "stub-faults",
+       .type = CLI_TEXT,
+       .target = &r.stub_faults,
+       .value = "LIST",
+       .help = "stub: shares of ids that fail, as for 'worker' (default none)"},
   };
   char **args;
   int n, code;

@@ -15,7 +15,9 @@ const cli_command cmd_status = {
     .name = "status",
     .arguments = "[JOB]",
     .summary = "state, counts, rate and remaining time of a job, or of the newest jobs",
-    .details = "--watch stays until the job is over, with progress on stderr; the exit code is then 0 all done, 3 some failed, 1 cancelled.",
+    .details =
+        "--watch stays until the job is over, with progress on stderr; the exit code is then 0 all done, 3 some failed, 1 "
+        "cancelled.",
     .run = run_status,
 };
 
@@ -28,16 +30,18 @@ const cli_command cmd_top = {
 };
 
 static void print_totals(const Btc__StatusReply *s) {
-  printf("queue: %" PRIu64 " chunks ready, %" PRIu64 " in work, %" PRIu64 " delayed, %" PRIu64 " suspects; %u workers, %.3g items/s%s%s%s\n", s->ready, s->leased,
-         s->delayed, s->suspects, s->workers, s->items_per_s >= 0.001 ? s->items_per_s : 0, s->paused ? "; PAUSED" : "", *s->message ? ": " : "", s->message);
+  printf("queue: %" PRIu64 " chunks ready, %" PRIu64 " in work, %" PRIu64 " delayed, %" PRIu64
+         " suspects; %u workers, %.3g items/s%s%s%s\n",
+         s->ready, s->leased, s->delayed, s->suspects, s->workers, s->items_per_s >= 0.001 ? s->items_per_s : 0,
+         s->paused ? "; PAUSED" : "", *s->message ? ": " : "", s->message);
 }
 
 static json_t *status_json(const Btc__StatusReply *s) {
   json_t *jobs = json_array();
   for (size_t i = 0; jobs && i < s->n_jobs; i++) json_array_append_new(jobs, job_json(s->jobs[i]));
-  return json_pack("{s:o,s:I,s:I,s:I,s:I,s:I,s:f,s:b,s:s}", "jobs", jobs, "ready", (json_int_t)s->ready, "leased", (json_int_t)s->leased, "delayed",
-                   (json_int_t)s->delayed, "suspects", (json_int_t)s->suspects, "workers", (json_int_t)s->workers, "items_per_s", s->items_per_s, "paused",
-                   (int)s->paused, "broker", s->broker);
+  return json_pack("{s:o,s:I,s:I,s:I,s:I,s:I,s:f,s:b,s:s}", "jobs", jobs, "ready", (json_int_t)s->ready, "leased",
+                   (json_int_t)s->leased, "delayed", (json_int_t)s->delayed, "suspects", (json_int_t)s->suspects, "workers",
+                   (json_int_t)s->workers, "items_per_s", s->items_per_s, "paused", (int)s->paused, "broker", s->broker);
 }
 
 static int print_status(const Btc__StatusReply *s, bool one, bool json) {
@@ -76,7 +80,13 @@ static int run_status(int argc, char **argv) {
   cli_option table[] = {
       BROKER_OPTION_ROWS(b),
       {.name = "watch", .letter = 'w', .type = CLI_FLAG, .target = &watch, .help = "stay until the job is over"},
-      {.name = "limit", .type = CLI_INT, .target = &limit, .value = "N", .help = "newest jobs listed without JOB (default 20)", .low = 1, .high = 1000},
+      {.name = "limit",
+       .type = CLI_INT,
+       .target = &limit,
+       .value = "N",
+       .help = "newest jobs listed without JOB (default 20)",
+       .low = 1,
+       .high = 1000},
       {.name = "json", .type = CLI_FLAG, .target = &json, .help = "print one JSON object"},
   };
   char **args;
@@ -118,8 +128,21 @@ static int run_top(int argc, char **argv) {
   int64_t times = 0;
   cli_option table[] = {
       BROKER_OPTION_ROWS(b),
-      {.name = "every", .type = CLI_REAL, .target = &every_s, .value = "SECONDS", .help = "between reports, seconds (default 2)", .low = 0.1, .high = 3600},
-      {.name = "times", .letter = 'n', .type = CLI_INT, .target = &times, .value = "N", .help = "reports, 0 = until Ctrl-C (default 0)", .low = 0, .high = 1e9},
+      {.name = "every",
+       .type = CLI_REAL,
+       .target = &every_s,
+       .value = "SECONDS",
+       .help = "between reports, seconds (default 2)",
+       .low = 0.1,
+       .high = 3600},
+      {.name = "times",
+       .letter = 'n',
+       .type = CLI_INT,
+       .target = &times,
+       .value = "N",
+       .help = "reports, 0 = until Ctrl-C (default 0)",
+       .low = 0,
+       .high = 1e9},
   };
   char **args;
   int n, code;

@@ -15,9 +15,13 @@ const cli_command cmd_submit = {
     .name = "submit",
     .arguments = "MANIFEST",
     .summary = "gives the pairs of a manifest to the queue; prints the job's id",
-    .details = "MANIFEST is JSONL, CSV (before,after[,id]) or a folder with A/ and B/, on storage that brokers and workers see under the same path; or - for at most 1000\n"
-               "lines of JSONL on stdin. When the command returns, the job is kept as durably as Redis is set up. With --key, submitting again gives the same job.\n"
-               "--wait stays until the job is over: exit code 0 all done, 3 some items failed, 1 cancelled; Ctrl-C leaves the job running.",
+    .details =
+        "MANIFEST is JSONL, CSV (before,after[,id]) or a folder with A/ and B/, on storage that brokers and workers see under the "
+        "same path; or - for at most 1000\n"
+        "lines of JSONL on stdin. When the command returns, the job is kept as durably as Redis is set up. With --key, submitting "
+        "again gives the same job.\n"
+        "--wait stays until the job is over: exit code 0 all done, 3 some items failed, 1 cancelled; Ctrl-C leaves the job "
+        "running.",
     .run = run,
 };
 
@@ -45,8 +49,8 @@ static int wait_for(btc_client *c, const char *jid) {
   const Btc__Job *j = reply->status_reply->jobs[0];
   char time[32];
   double took = j->finished_ms > j->created_ms ? (double)(j->finished_ms - j->created_ms) / 1e3 : 0;
-  fprintf(stderr, "btcchat: job %s %s: %" PRIu64 " done, %" PRIu64 " failed, %" PRIu64 " cancelled in %s\n", jid, job_state_text(j), j->done, j->dead, j->cancelled,
-          duration_text(took, time, sizeof time));
+  fprintf(stderr, "btcchat: job %s %s: %" PRIu64 " done, %" PRIu64 " failed, %" PRIu64 " cancelled in %s\n", jid, job_state_text(j),
+          j->done, j->dead, j->cancelled, duration_text(took, time, sizeof time));
   if (j->dead) fprintf(stderr, "btcchat: 'btcchat dead %s' lists what failed and why\n", jid);
   code = job_code(j);
   btc_wire_free(&reply);
@@ -68,7 +72,8 @@ static int run(int argc, char **argv) {
   btc_client *c = NULL;
   if (!cli_parse(&cmd_submit, table, sizeof table / sizeof table[0], argc, argv, &args, &n, &code)) return code;
   if (n != 1) return cli_usage_error(&cmd_submit, "one MANIFEST expected, got %d", n);
-  if ((code = open_client(&o.broker, &c)) == CLI_OK && (code = submit_manifest(c, args[0], &o.job, jid, &items, &existed)) == CLI_OK &&
+  if ((code = open_client(&o.broker, &c)) == CLI_OK &&
+      (code = submit_manifest(c, args[0], &o.job, jid, &items, &existed)) == CLI_OK &&
       (code = print_submitted(&o, jid, items, existed)) == CLI_OK && o.wait)
     code = wait_for(c, jid);
   btc_client_close(&c);

@@ -25,20 +25,24 @@ const cli_command cmd_drain = {
 };
 
 void workers_print(Btc__WorkerInfo *const *workers, size_t n) {
-  if (n) printf("%-24s %-9s %-7s %-16s %8s %12s %10s %9s %10s  %s\n", "WORKER", "STATE", "ENGINE", "MODEL", "IN HAND", "DONE", "ITEMS/S", "MEMORY", "AGE", "BROKER");
+  if (n)
+    printf("%-24s %-9s %-7s %-16s %8s %12s %10s %9s %10s  %s\n", "WORKER", "STATE", "ENGINE", "MODEL", "IN HAND", "DONE", "ITEMS/S",
+           "MEMORY", "AGE", "BROKER");
   for (size_t i = 0; i < n; i++) {
     const Btc__WorkerInfo *w = workers[i];
     char age[32], memory[32];
     snprintf(memory, sizeof memory, "%.0f MiB", (double)w->rss_bytes / 1048576);
-    printf("%-24s %-9s %-7s %-16s %3u of %-3u %10" PRIu64 " %10.3g %9s %10s  %s\n", w->worker, w->state, w->engine, w->model_name, w->in_hand, w->credits, w->items_done,
-           w->items_per_s >= 0.001 ? w->items_per_s : 0, memory, duration_text((double)w->age_ms / 1e3, age, sizeof age), w->broker);
+    printf("%-24s %-9s %-7s %-16s %3u of %-3u %10" PRIu64 " %10.3g %9s %10s  %s\n", w->worker, w->state, w->engine, w->model_name,
+           w->in_hand, w->credits, w->items_done, w->items_per_s >= 0.001 ? w->items_per_s : 0, memory,
+           duration_text((double)w->age_ms / 1e3, age, sizeof age), w->broker);
   }
 }
 
 static json_t *worker_json(const Btc__WorkerInfo *w) {
-  return json_pack("{s:s,s:s,s:s,s:s,s:s,s:I,s:I,s:I,s:f,s:I,s:I,s:I,s:s,s:s}", "worker", w->worker, "state", w->state, "engine", w->engine, "model", w->model_name, "class",
-                   w->model_class, "credits", (json_int_t)w->credits, "in_hand", (json_int_t)w->in_hand, "items_done", (json_int_t)w->items_done, "items_per_s",
-                   w->items_per_s, "rss_bytes", (json_int_t)w->rss_bytes, "age_ms", (json_int_t)w->age_ms, "seen_ms_ago", (json_int_t)w->last_seen_ms, "broker",
+  return json_pack("{s:s,s:s,s:s,s:s,s:s,s:I,s:I,s:I,s:f,s:I,s:I,s:I,s:s,s:s}", "worker", w->worker, "state", w->state, "engine",
+                   w->engine, "model", w->model_name, "class", w->model_class, "credits", (json_int_t)w->credits, "in_hand",
+                   (json_int_t)w->in_hand, "items_done", (json_int_t)w->items_done, "items_per_s", w->items_per_s, "rss_bytes",
+                   (json_int_t)w->rss_bytes, "age_ms", (json_int_t)w->age_ms, "seen_ms_ago", (json_int_t)w->last_seen_ms, "broker",
                    w->broker, "program", w->program);
 }
 
@@ -83,7 +87,13 @@ static int run_drain(int argc, char **argv) {
   double grace_s = 60;
   cli_option table[] = {
       BROKER_OPTION_ROWS(b),
-      {.name = "grace", .type = CLI_REAL, .target = &grace_s, .value = "SECONDS", .help = "time to finish what it has begun, seconds (default 60)", .low = 0, .high = 86400},
+      {.name = "grace",
+       .type = CLI_REAL,
+       .target = &grace_s,
+       .value = "SECONDS",
+       .help = "time to finish what it has begun, seconds (default 60)",
+       .low = 0,
+       .high = 86400},
   };
   char **args;
   int n, code;

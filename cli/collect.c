@@ -21,10 +21,10 @@ struct collector {
   collector_options o;
   FILE *out[FILES]; /* [FAILED] NULL unless split */
   char *tmp[FILES];
-  FILE *spool;      /* with an order */
+  FILE *spool; /* with an order */
   uint64_t spooled;
-  uint64_t *at;     /* [items]: where a record lies in the spool */
-  uint32_t *len;    /* [items]: 0: none yet; the top bit: failed */
+  uint64_t *at;  /* [items]: where a record lies in the spool */
+  uint32_t *len; /* [items]: 0: none yet; the top bit: failed */
   collected n;
 };
 
@@ -135,7 +135,8 @@ static int write_record(collector *c, const char *line, size_t len, bool failed)
 
 static int spool_record(collector *c, uint64_t index, const char *line, size_t len, bool failed) {
   if (index >= c->o.order->items || len >= FAILED_BIT) {
-    cli_error("the broker sent a record of item %llu; the manifest has %llu", (unsigned long long)index, (unsigned long long)c->o.order->items);
+    cli_error("the broker sent a record of item %llu; the manifest has %llu", (unsigned long long)index,
+              (unsigned long long)c->o.order->items);
     return CLI_FAILED;
   }
   if (fwrite(line, 1, len, c->spool) != len) return no_file(c->o.dir ? c->o.dir : "a temporary file");
@@ -184,7 +185,8 @@ int collector_lines(collector *c, const char *text, size_t len) {
 int collector_dead(collector *c, const Btc__DeadItem *d) {
   char *made = NULL;
   if (!*d->record) {
-    json_t *o = json_pack("{s:i,s:s,s:s,s:s,s:s}", "v", 1, "id", d->id, "status", "failed", "reason", d->reason, "message", d->message);
+    json_t *o =
+        json_pack("{s:i,s:s,s:s,s:s,s:s}", "v", 1, "id", d->id, "status", "failed", "reason", d->reason, "message", d->message);
     made = o ? json_dumps(o, JSON_COMPACT) : NULL;
     json_decref(o);
     if (!made) {

@@ -1,6 +1,6 @@
 /*
- * Records on their way out: to stdout, or into files that appear whole or not at all; as they come, or in the order of the manifest (then they are spooled first:
- * memory is 12 bytes an item, whatever the records weigh).
+ * Records on their way out: to stdout, or into files that appear whole or not at all; as they come, or in the order of the manifest
+ * (then they are spooled first: memory is 12 bytes an item, whatever the records weigh).
  */
 #ifndef CLI_COLLECT_H
 #define CLI_COLLECT_H

@@ -31,11 +31,13 @@ int job_code(const Btc__Job *j) {
 }
 
 json_t *job_json(const Btc__Job *j) {
-  return json_pack("{s:s,s:s,s:s,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:b,s:I,s:f,s:f,s:I,s:I,s:I,s:I,s:s,s:s}", "job", j->jid, "state", job_state_text(j), "tenant", j->tenant,
-                   "priority", (json_int_t)j->priority, "items", (json_int_t)j->total, "done", (json_int_t)j->done, "failed", (json_int_t)j->dead, "cancelled",
-                   (json_int_t)j->cancelled, "expanded", (json_int_t)j->expanded, "recorded", (json_int_t)j->recorded, "paused", (int)j->paused, "finish_epoch",
-                   (json_int_t)j->finish_epoch, "items_per_s", j->items_per_s, "eta_s", j->eta_s, "created_ms", (json_int_t)j->created_ms, "finished_ms",
-                   (json_int_t)j->finished_ms, "retries", (json_int_t)j->retries, "crashes", (json_int_t)j->crashes, "manifest", j->manifest, "message", j->message);
+  return json_pack("{s:s,s:s,s:s,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:b,s:I,s:f,s:f,s:I,s:I,s:I,s:I,s:s,s:s}", "job", j->jid, "state",
+                   job_state_text(j), "tenant", j->tenant, "priority", (json_int_t)j->priority, "items", (json_int_t)j->total,
+                   "done", (json_int_t)j->done, "failed", (json_int_t)j->dead, "cancelled", (json_int_t)j->cancelled, "expanded",
+                   (json_int_t)j->expanded, "recorded", (json_int_t)j->recorded, "paused", (int)j->paused, "finish_epoch",
+                   (json_int_t)j->finish_epoch, "items_per_s", j->items_per_s, "eta_s", j->eta_s, "created_ms",
+                   (json_int_t)j->created_ms, "finished_ms", (json_int_t)j->finished_ms, "retries", (json_int_t)j->retries,
+                   "crashes", (json_int_t)j->crashes, "manifest", j->manifest, "message", j->message);
 }
 
 int print_json(json_t *o) {
@@ -68,7 +70,8 @@ static double seconds_since(uint64_t wall_ms) {
 void job_print(const Btc__Job *j) {
   char time[32];
   printf("job       %s\nstate     %s%s%s\n", j->jid, job_state_text(j), *j->message ? ": " : "", j->message);
-  printf("items     %" PRIu64 ": %" PRIu64 " done, %" PRIu64 " failed, %" PRIu64 " cancelled\n", j->total, j->done, j->dead, j->cancelled);
+  printf("items     %" PRIu64 ": %" PRIu64 " done, %" PRIu64 " failed, %" PRIu64 " cancelled\n", j->total, j->done, j->dead,
+         j->cancelled);
   if (j->retries || j->crashes) printf("attempts  %" PRIu64 " repeated, %" PRIu64 " crashes\n", j->retries, j->crashes);
   if (j->items_per_s > 0) printf("rate      %.3g items/s\n", j->items_per_s);
   if (j->eta_s > 0 && !job_over(j)) printf("left      about %s\n", duration_text(j->eta_s, time, sizeof time));
@@ -81,13 +84,14 @@ void job_print(const Btc__Job *j) {
 }
 
 void jobs_print(Btc__Job *const *jobs, size_t n) {
-  if (n) printf("%-20s %-10s %12s %12s %10s %10s %10s  %s\n", "JOB", "STATE", "ITEMS", "DONE", "FAILED", "ITEMS/S", "LEFT", "TENANT");
+  if (n)
+    printf("%-20s %-10s %12s %12s %10s %10s %10s  %s\n", "JOB", "STATE", "ITEMS", "DONE", "FAILED", "ITEMS/S", "LEFT", "TENANT");
   for (size_t i = 0; i < n; i++) {
     const Btc__Job *j = jobs[i];
     char time[32] = "-";
     if (j->eta_s > 0 && !job_over(j)) duration_text(j->eta_s, time, sizeof time);
-    printf("%-20s %-10s %12" PRIu64 " %12" PRIu64 " %10" PRIu64 " %10.3g %10s  %s\n", j->jid, job_state_text(j), j->total, j->done, j->dead, j->items_per_s, time,
-           j->tenant);
+    printf("%-20s %-10s %12" PRIu64 " %12" PRIu64 " %10" PRIu64 " %10.3g %10s  %s\n", j->jid, job_state_text(j), j->total, j->done,
+           j->dead, j->items_per_s, time, j->tenant);
   }
 }
 
@@ -98,7 +102,10 @@ void cli_sleep_ms(int ms) {
 }
 
 static int interrupted(const char *jid) {
-  cli_error("interrupted: job %s goes on without this command; come back with 'btcchat status %s --watch' or 'btcchat results %s --follow'", jid, jid, jid);
+  cli_error(
+      "interrupted: job %s goes on without this command; come back with 'btcchat status %s --watch' or 'btcchat results %s "
+      "--follow'",
+      jid, jid, jid);
   return CLI_INTERRUPTED;
 }
 

@@ -45,14 +45,17 @@ static btc_status fill(id_order *o, btc_manifest *m, btc_error *err) {
   for (btc_status st; (st = btc_manifest_next(m, &item, err)) != BTC_OK || item.kind != BTC_MANIFEST_END; index++) {
     if (st != BTC_OK) return st;
     if (cli_interrupted) return btc_fail(err, BTC_ERR_CANCELLED, "interrupted");
-    if (index >= o->items) return btc_fail(err, BTC_ERR_FORMAT, "it has more items than the job's %" PRIu64 ": it has changed", o->items);
+    if (index >= o->items)
+      return btc_fail(err, BTC_ERR_FORMAT, "it has more items than the job's %" PRIu64 ": it has changed", o->items);
     if (item.kind == BTC_MANIFEST_BAD) continue;
     struct id_place p = place_of(item.id, strlen(item.id)), *slot = find_slot(o, &p);
     if (slot->index != UINT32_MAX) continue;
     p.index = (uint32_t)index;
     *slot = p;
   }
-  return index == o->items ? BTC_OK : btc_fail(err, BTC_ERR_FORMAT, "it has %" PRIu64 " items, the job has %" PRIu64 ": it has changed", index, o->items);
+  return index == o->items
+             ? BTC_OK
+             : btc_fail(err, BTC_ERR_FORMAT, "it has %" PRIu64 " items, the job has %" PRIu64 ": it has changed", index, o->items);
 }
 
 int order_read(const char *manifest, uint64_t items, id_order *out) {
@@ -62,7 +65,8 @@ int order_read(const char *manifest, uint64_t items, id_order *out) {
   while (out->slots < items + items / 2) out->slots *= 2;
   out->slot = btc_alloc(out->slots, sizeof *out->slot);
   if (out->slot) memset(out->slot, 0xff, out->slots * sizeof *out->slot);
-  btc_status st = out->slot ? BTC_OK : btc_fail(&err, BTC_ERR_NOMEM, "not enough memory for the places of %" PRIu64 " items", items);
+  btc_status st =
+      out->slot ? BTC_OK : btc_fail(&err, BTC_ERR_NOMEM, "not enough memory for the places of %" PRIu64 " items", items);
   if (st == BTC_OK) st = btc_manifest_open(manifest, NULL, &m, &err);
   if (st == BTC_OK) st = fill(out, m, &err);
   btc_manifest_close(&m);

@@ -1,5 +1,5 @@
-/* Where an item stands in its manifest, by its id: records bring ids, not places. Items whose id came before, and bad lines, are not in it (their records are failed
- * ones, which the queue lists with their places). 24 bytes an item. */
+/* Where an item stands in its manifest, by its id: records bring ids, not places. Items whose id came before, and bad lines, are
+ * not in it (their records are failed ones, which the queue lists with their places). 24 bytes an item. */
 #ifndef CLI_ORDER_H
 #define CLI_ORDER_H
 
@@ -11,7 +11,7 @@ typedef struct id_order {
     uint64_t hash;
     uint32_t more; /* of the hash; together 96 bits, so that two ids never meet in practice */
     uint32_t index;
-  } * slot;        /* index UINT32_MAX: free */
+  } * slot; /* index UINT32_MAX: free */
   size_t slots;
   uint64_t items;
 } id_order;

@@ -36,7 +36,8 @@ child *children_add(children *c, const run_home *h, const char *name, const char
 
 /* ---- starting ---- */
 
-/* Our options must not reach the children by the environment: BTCCHAT_KEYS would be the user's, BTCCHAT_RESULTS another broker's. */
+/* Our options must not reach the children by the environment: BTCCHAT_KEYS would be the user's, BTCCHAT_RESULTS another broker's.
+ */
 static char **clean_environment(void) {
   size_t n = 0, kept = 0;
   while (environ[n]) n++;

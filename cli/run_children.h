@@ -1,6 +1,6 @@
 /*
- * The processes that `btcchat run` starts: they die with it (whatever kills it), are started again when they die, and are stopped in order at the end. One that never
- * gets ready is given up after a few tries, with the end of its log on stderr.
+ * The processes that `btcchat run` starts: they die with it (whatever kills it), are started again when they die, and are stopped
+ * in order at the end. One that never gets ready is given up after a few tries, with the end of its log on stderr.
  */
 #ifndef CLI_RUN_CHILDREN_H
 #define CLI_RUN_CHILDREN_H
@@ -16,13 +16,13 @@ typedef struct child {
   char name[32];
   char *argv[CHILD_ARGS]; /* malloc'ed, NULL-terminated; argv[0] is the program */
   int n_args;
-  const char *ready;      /* what it writes into its log when it is */
+  const char *ready; /* what it writes into its log when it is */
   bool keeps_lock;
   char log[PATH_MAX];
-  off_t log_from;         /* where its log of this life begins */
-  pid_t pid;              /* 0: not running */
-  int64_t again_ns;       /* when to start it (again) */
-  int failures;           /* starts in a row that did not get ready */
+  off_t log_from;   /* where its log of this life begins */
+  pid_t pid;        /* 0: not running */
+  int64_t again_ns; /* when to start it (again) */
+  int failures;     /* starts in a row that did not get ready */
 } child;
 
 typedef struct children {

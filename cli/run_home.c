@@ -15,7 +15,7 @@
 
 #include "jobs.h"
 
-enum { LOCK_PATIENCE_MS = 5000, SOCKET_PATH_MAX = 100 /* of 107, with the socket's name */, JOB_MAX = 1 << 20 };
+enum { LOCK_PATIENCE_MS = 2000, SOCKET_PATH_MAX = 100 /* of 107, with the socket's name */, JOB_MAX = 1 << 20 };
 
 char *home_path(const run_home *h, const char *name) {
   return btc_path_join(h->inner, name);
@@ -98,7 +98,9 @@ static void remove_old_sockets(const run_home *h) {
 
 static int make_short_folder(run_home *h) {
   const char *base = getenv("XDG_RUNTIME_DIR");
-  if (!base || base[0] != '/' || strlen(base) > SOCKET_PATH_MAX - 24 || strcspn(base, ", ") != strlen(base) || access(base, W_OK) != 0) base = "/tmp";
+  if (!base || base[0] != '/' || strlen(base) > SOCKET_PATH_MAX - 24 || strcspn(base, ", ") != strlen(base) ||
+      access(base, W_OK) != 0)
+    base = "/tmp";
   snprintf(h->sockets, sizeof h->sockets, "%s/btcchat-run-XXXXXX", base);
   char *note = home_path(h, "sockets");
   btc_error err;
@@ -114,7 +116,8 @@ static int make_short_folder(run_home *h) {
 
 int home_make_sockets(run_home *h) {
   remove_old_sockets(h);
-  bool fits = strlen(h->inner) + 2 <= SOCKET_PATH_MAX && strcspn(h->inner, ", ") == strlen(h->inner); /* lists of endpoints are cut at commas */
+  bool fits = strlen(h->inner) + 2 <= SOCKET_PATH_MAX &&
+              strcspn(h->inner, ", ") == strlen(h->inner); /* lists of endpoints are cut at commas */
   if (!fits) return make_short_folder(h);
   memcpy(h->sockets, h->inner, strlen(h->inner) + 1);
   strcat(h->sockets, "/s");
@@ -154,7 +157,8 @@ int job_load(const run_home *h, run_job *j, bool *found) {
   *found = false;
   btc_status st = path ? btc_file_read(path, JOB_MAX, &data, &len, &err) : btc_fail(&err, BTC_ERR_NOMEM, "out of memory");
   json_t *o = st == BTC_OK ? json_loadb((char *)data, len, 0, NULL) : NULL;
-  if (st == BTC_OK && json_integer_value(json_object_get(o, "v")) != 1) st = btc_fail(&err, BTC_ERR_FORMAT, "'%s' is damaged, or of another version", path);
+  if (st == BTC_OK && json_integer_value(json_object_get(o, "v")) != 1)
+    st = btc_fail(&err, BTC_ERR_FORMAT, "'%s' is damaged, or of another version", path);
   if (st == BTC_OK) {
     copy_text(o, "manifest", j->manifest, sizeof j->manifest);
     copy_text(o, "sha256", j->sha256, sizeof j->sha256);
@@ -179,11 +183,12 @@ int job_load(const run_home *h, run_job *j, bool *found) {
 int job_save(const run_home *h, const run_job *j) {
   char *path = home_path(h, "job.json"), *text = NULL;
   btc_error err;
-  json_t *o = json_pack("{s:i,s:s,s:s,s:s,s:s,s:s,s:s,s:I,s:I,s:I,s:b}", "v", 1, "manifest", j->manifest, "sha256", j->sha256, "model", j->model, "params", j->params,
-                        "key", j->key, "job", j->jid, "items", (json_int_t)j->items, "good", (json_int_t)j->good, "failed", (json_int_t)j->failed, "finished",
-                        (int)j->finished);
+  json_t *o = json_pack("{s:i,s:s,s:s,s:s,s:s,s:s,s:s,s:I,s:I,s:I,s:b}", "v", 1, "manifest", j->manifest, "sha256", j->sha256,
+                        "model", j->model, "params", j->params, "key", j->key, "job", j->jid, "items", (json_int_t)j->items, "good",
+                        (json_int_t)j->good, "failed", (json_int_t)j->failed, "finished", (int)j->finished);
   if (o) text = json_dumps(o, JSON_INDENT(2));
-  btc_status st = path && text ? btc_file_publish(path, text, strlen(text), &err) : btc_fail(&err, BTC_ERR_ARG, "a path that is not UTF-8 cannot be kept");
+  btc_status st = path && text ? btc_file_publish(path, text, strlen(text), &err)
+                               : btc_fail(&err, BTC_ERR_ARG, "a path that is not UTF-8 cannot be kept");
   json_decref(o);
   free(text);
   free(path);
@@ -216,7 +221,8 @@ int job_compare(const run_home *h, const run_job *there, const run_job *asked) {
 
 enum { SMALL_FILE = 1 << 20 };
 
-/* The order in which files come depends on the file system, so that their digests are summed up. (nftw brings no context, hence the static.) */
+/* The order in which files come depends on the file system, so that their digests are summed up. (nftw brings no context, hence the
+ * static.) */
 static uint8_t model_sum[32];
 
 static int add_file(const char *path, const struct stat *sb, int flag, struct FTW *ftw) {

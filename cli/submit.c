@@ -47,10 +47,13 @@ int read_manifest(const char *path, bool strict, btc_manifest_summary *out) {
 }
 
 void warn_of_bad_lines(const btc_manifest_summary *s) {
-  if (s->bad) cli_error("'%s': %" PRIu64 " of %" PRIu64 " items are bad and become failed records; the first: %s", s->path, s->bad, s->items, s->problem);
+  if (s->bad)
+    cli_error("'%s': %" PRIu64 " of %" PRIu64 " items are bad and become failed records; the first: %s", s->path, s->bad, s->items,
+              s->problem);
 }
 
-/* Relative paths stand on the folder in which the user named the manifest; behind a symbolic link that is not the folder of the file. */
+/* Relative paths stand on the folder in which the user named the manifest; behind a symbolic link that is not the folder of the
+ * file. */
 int manifest_base(const char *path, const btc_manifest_summary *s, char **base) {
   struct stat sb;
   *base = NULL;
@@ -115,7 +118,9 @@ static btc_status read_lines(bool strict, const char *cwd, char **items, size_t 
   btc_status st = btc_manifest_open("-", &(btc_manifest_options){.strict = strict}, &m, err);
   while (st == BTC_OK && (st = btc_manifest_next(m, &item, err)) == BTC_OK && item.kind != BTC_MANIFEST_END) {
     if (*n == BTC_CLIENT_MAX_INLINE) {
-      st = btc_fail(err, BTC_ERR_LIMIT, "more than %d items on standard input: write them to a file that the brokers see, and submit that", BTC_CLIENT_MAX_INLINE);
+      st = btc_fail(err, BTC_ERR_LIMIT,
+                    "more than %d items on standard input: write them to a file that the brokers see, and submit that",
+                    BTC_CLIENT_MAX_INLINE);
       break;
     }
     items[*n] = btc_manifest_item_text(&item, cwd);
@@ -126,12 +131,14 @@ static btc_status read_lines(bool strict, const char *cwd, char **items, size_t 
   return st;
 }
 
-static int submit_stdin(btc_client *c, const submit_options *o, const char *params, char jid[BTC_CLIENT_JID], uint64_t *items, bool *existed) {
+static int submit_stdin(btc_client *c, const submit_options *o, const char *params, char jid[BTC_CLIENT_JID], uint64_t *items,
+                        bool *existed) {
   char *text[BTC_CLIENT_MAX_INLINE], *cwd = getcwd(NULL, 0);
   size_t n = 0;
   btc_error err;
   btc_submission s = submission_of(o, params);
-  btc_status st = cwd ? read_lines(o->strict, cwd, text, &n, &err) : btc_fail(&err, BTC_ERR_IO, "no working directory: %s", strerror(errno));
+  btc_status st =
+      cwd ? read_lines(o->strict, cwd, text, &n, &err) : btc_fail(&err, BTC_ERR_IO, "no working directory: %s", strerror(errno));
   int code = CLI_FAILED;
   if (st != BTC_OK) {
     cli_error("%s", err.message);
@@ -149,7 +156,8 @@ static int submit_stdin(btc_client *c, const submit_options *o, const char *para
 
 /* ---- both ---- */
 
-static int submit_file(btc_client *c, const char *path, const submit_options *o, const char *params, char jid[BTC_CLIENT_JID], uint64_t *items, bool *existed) {
+static int submit_file(btc_client *c, const char *path, const submit_options *o, const char *params, char jid[BTC_CLIENT_JID],
+                       uint64_t *items, bool *existed) {
   btc_manifest_summary m;
   char *base = NULL;
   btc_error err;
@@ -169,11 +177,13 @@ static int submit_file(btc_client *c, const char *path, const submit_options *o,
   return code;
 }
 
-int submit_manifest(btc_client *c, const char *path, const submit_options *o, char jid[BTC_CLIENT_JID], uint64_t *items, bool *existed) {
+int submit_manifest(btc_client *c, const char *path, const submit_options *o, char jid[BTC_CLIENT_JID], uint64_t *items,
+                    bool *existed) {
   char *params;
   int code = job_params(o, &params);
   if (code != CLI_OK) return code;
-  code = strcmp(path, "-") == 0 ? submit_stdin(c, o, params, jid, items, existed) : submit_file(c, path, o, params, jid, items, existed);
+  code = strcmp(path, "-") == 0 ? submit_stdin(c, o, params, jid, items, existed)
+                                : submit_file(c, path, o, params, jid, items, existed);
   free(params);
   return code;
 }

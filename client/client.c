@@ -1,6 +1,7 @@
 /*
- * The client's connection and its one way of asking: see client.h and call.h. A broker that is silent for SILENCE_MS is left for the next one of the list (or,
- * when there is only one, connected to anew: a connection whose key was refused never comes back by itself).
+ * The client's connection and its one way of asking: see client.h and call.h. A broker that is silent for SILENCE_MS is left for
+ * the next one of the list (or, when there is only one, connected to anew: a connection whose key was refused never comes back by
+ * itself).
  */
 #define _GNU_SOURCE
 #include "client.h"
@@ -16,7 +17,15 @@
 #include "net/socket.h"
 
 #define MS INT64_C(1000000)
-enum { MAX_BROKERS = 16, HWM = 64, SLICE_MS = 50, SILENCE_MS = 3000, FIRST_WAIT_MS = 500, LONGEST_WAIT_MS = 8000, MAX_TIMEOUT_MS = 86400000 };
+enum {
+  MAX_BROKERS = 16,
+  HWM = 64,
+  SLICE_MS = 50,
+  SILENCE_MS = 3000,
+  FIRST_WAIT_MS = 500,
+  LONGEST_WAIT_MS = 8000,
+  MAX_TIMEOUT_MS = 86400000
+};
 
 struct btc_client {
   void *zmq, *dealer;
@@ -102,13 +111,20 @@ typedef struct call {
 
 static uint64_t answers(const Btc__Envelope *e) {
   switch (e->body_case) {
-    case BTC__ENVELOPE__BODY_NACK: return e->nack->req_id;
-    case BTC__ENVELOPE__BODY_REPLY: return e->reply->in_reply_to;
-    case BTC__ENVELOPE__BODY_STATUS_REPLY: return e->status_reply->in_reply_to;
-    case BTC__ENVELOPE__BODY_RESULTS_REPLY: return e->results_reply->in_reply_to;
-    case BTC__ENVELOPE__BODY_DEAD_REPLY: return e->dead_reply->in_reply_to;
-    case BTC__ENVELOPE__BODY_WORKERS_REPLY: return e->workers_reply->in_reply_to;
-    default: return 0;
+    case BTC__ENVELOPE__BODY_NACK:
+      return e->nack->req_id;
+    case BTC__ENVELOPE__BODY_REPLY:
+      return e->reply->in_reply_to;
+    case BTC__ENVELOPE__BODY_STATUS_REPLY:
+      return e->status_reply->in_reply_to;
+    case BTC__ENVELOPE__BODY_RESULTS_REPLY:
+      return e->results_reply->in_reply_to;
+    case BTC__ENVELOPE__BODY_DEAD_REPLY:
+      return e->dead_reply->in_reply_to;
+    case BTC__ENVELOPE__BODY_WORKERS_REPLY:
+      return e->workers_reply->in_reply_to;
+    default:
+      return 0;
   }
 }
 
@@ -125,12 +141,22 @@ static void back_off(call *k, uint32_t retry_ms, const char *why) {
 static btc_status on_nack(call *k, const Btc__Nack *n, bool *over) {
   *over = true;
   switch (n->code) {
-    case BTC__NACK_CODE__NACK_BUSY: *over = false; back_off(k, n->retry_ms, n->message); return BTC_OK;
-    case BTC__NACK_CODE__NACK_SESSION: *over = false; back_off(k, 0, n->message); return BTC_OK;
-    case BTC__NACK_CODE__NACK_VERSION: return btc_fail(k->err, BTC_ERR_UNSUPPORTED, "the broker speaks another version: %s", n->message);
-    case BTC__NACK_CODE__NACK_DENIED: return btc_fail(k->err, BTC_ERR_IO, "the broker refuses: %s", *n->message ? n->message : "this key has no right to do that");
-    case BTC__NACK_CODE__NACK_UNKNOWN: return btc_fail(k->err, BTC_ERR_UNSUPPORTED, "the broker does not know this request: it is of another version");
-    default: return btc_fail(k->err, BTC_ERR_ARG, "%s", *n->message ? n->message : "the broker refuses the request");
+    case BTC__NACK_CODE__NACK_BUSY:
+      *over = false;
+      back_off(k, n->retry_ms, n->message);
+      return BTC_OK;
+    case BTC__NACK_CODE__NACK_SESSION:
+      *over = false;
+      back_off(k, 0, n->message);
+      return BTC_OK;
+    case BTC__NACK_CODE__NACK_VERSION:
+      return btc_fail(k->err, BTC_ERR_UNSUPPORTED, "the broker speaks another version: %s", n->message);
+    case BTC__NACK_CODE__NACK_DENIED:
+      return btc_fail(k->err, BTC_ERR_IO, "the broker refuses: %s", *n->message ? n->message : "this key has no right to do that");
+    case BTC__NACK_CODE__NACK_UNKNOWN:
+      return btc_fail(k->err, BTC_ERR_UNSUPPORTED, "the broker does not know this request: it is of another version");
+    default:
+      return btc_fail(k->err, BTC_ERR_ARG, "%s", *n->message ? n->message : "the broker refuses the request");
   }
 }
 
@@ -145,9 +171,11 @@ static btc_status on_answer(call *k, Btc__Envelope *e, bool *over) {
       return BTC_OK;
     }
     bool missing = strstr(r->message, "no such") || strstr(r->message, "no worker");
-    return btc_fail(k->err, missing ? BTC_ERR_NOT_FOUND : BTC_ERR_ARG, "%s", *r->message ? r->message : "the broker refuses the request");
+    return btc_fail(k->err, missing ? BTC_ERR_NOT_FOUND : BTC_ERR_ARG, "%s",
+                    *r->message ? r->message : "the broker refuses the request");
   }
-  if (e->body_case != k->want) return btc_fail(k->err, BTC_ERR_UNSUPPORTED, "the broker answered with '%s'", btc_wire_body_name(e->body_case));
+  if (e->body_case != k->want)
+    return btc_fail(k->err, BTC_ERR_UNSUPPORTED, "the broker answered with '%s'", btc_wire_body_name(e->body_case));
   return BTC_OK;
 }
 
@@ -158,7 +186,8 @@ static btc_status take_answers(call *k, bool *over) {
   while (!*over && btc_socket_take(k->c->dealer, false, NULL, &m)) {
     if (!m.envelope && m.error.code == BTC_ERR_UNSUPPORTED) {
       *over = true;
-      st = btc_fail(k->err, BTC_ERR_UNSUPPORTED, "the broker '%s' speaks another version: %s", k->c->broker[k->c->at], m.error.message);
+      st = btc_fail(k->err, BTC_ERR_UNSUPPORTED, "the broker '%s' speaks another version: %s", k->c->broker[k->c->at],
+                    m.error.message);
     } else if (m.envelope && answers(m.envelope) == k->e->req_id) {
       k->heard = btc_now_ns();
       st = on_answer(k, m.envelope, over);
@@ -175,10 +204,12 @@ static btc_status take_answers(call *k, bool *over) {
 static btc_status nobody(call *k) {
   const btc_client *c = k->c;
   k->c->unreachable = strstr(k->busy.message, "Redis is away") != NULL;
-  if (k->busy.message[0]) return btc_fail(k->err, BTC_ERR_LIMIT, "%s (tried for %" PRId64 " s)", k->busy.message, c->timeout_ms / 1000);
+  if (k->busy.message[0])
+    return btc_fail(k->err, BTC_ERR_LIMIT, "%s (tried for %" PRId64 " s)", k->busy.message, c->timeout_ms / 1000);
   k->c->unreachable = true;
-  return btc_fail(k->err, BTC_ERR_IO, "no answer from %s%s within %.3g s: is a broker running there%s?", c->n_brokers > 1 ? "any broker, the last one being " : "",
-                  c->broker[c->at], (double)c->timeout_ms / 1000, c->keys ? ", does its allow-list hold our key, and is --server-key its key" : ", and without keys");
+  return btc_fail(k->err, BTC_ERR_IO, "no answer from %s%s within %.3g s: is a broker running there%s?",
+                  c->n_brokers > 1 ? "any broker, the last one being " : "", c->broker[c->at], (double)c->timeout_ms / 1000,
+                  c->keys ? ", does its allow-list hold our key, and is --server-key its key" : ", and without keys");
 }
 
 static btc_status send_when_due(call *k, int64_t now) {
@@ -217,10 +248,12 @@ static btc_status run_call(call *k) {
   }
 }
 
-btc_status btc_client_call(btc_client *c, Btc__Envelope *e, Btc__Envelope__BodyCase want, int64_t extra_ms, Btc__Envelope **reply, btc_error *err) {
+btc_status btc_client_call(btc_client *c, Btc__Envelope *e, Btc__Envelope__BodyCase want, int64_t extra_ms, Btc__Envelope **reply,
+                           btc_error *err) {
   btc_error own;
   int64_t now = btc_now_ns();
-  call k = {.c = c, .e = e, .want = want, .reply = reply, .err = err ? err : &own, .due = now, .heard = now, .wait_ms = FIRST_WAIT_MS};
+  call k = {
+      .c = c, .e = e, .want = want, .reply = reply, .err = err ? err : &own, .due = now, .heard = now, .wait_ms = FIRST_WAIT_MS};
   uint8_t *data;
   size_t len;
   *reply = NULL;

@@ -25,8 +25,8 @@ static bool cancelled(const btc_manifest_digest_options *o) {
 
 static btc_status add_duplicate(btc_manifest_summary *s, uint64_t index, btc_error *err) {
   if (s->n_duplicates == BTC_MANIFEST_MAX_DUPLICATES)
-    return btc_fail(err, BTC_ERR_LIMIT, "'%s': more than %d items bring an id that came before; the queue takes at most so many", s->path,
-                    BTC_MANIFEST_MAX_DUPLICATES);
+    return btc_fail(err, BTC_ERR_LIMIT, "'%s': more than %d items bring an id that came before; the queue takes at most so many",
+                    s->path, BTC_MANIFEST_MAX_DUPLICATES);
   if (!s->duplicates) s->duplicates = btc_alloc(BTC_MANIFEST_MAX_DUPLICATES, sizeof *s->duplicates);
   if (!s->duplicates) return btc_fail(err, BTC_ERR_NOMEM, "'%s': out of memory", s->path);
   s->duplicates[s->n_duplicates++] = index;
@@ -39,7 +39,8 @@ static btc_status count(btc_manifest *m, const btc_manifest_digest_options *o, b
     btc_status st = btc_manifest_next(m, &item, err);
     if (st != BTC_OK) return st;
     if (item.kind == BTC_MANIFEST_END) break;
-    if (item.kind == BTC_MANIFEST_BAD && !s->bad++) snprintf(s->problem, sizeof s->problem, "line %" PRIu64 ": %s", item.line, item.problem);
+    if (item.kind == BTC_MANIFEST_BAD && !s->bad++)
+      snprintf(s->problem, sizeof s->problem, "line %" PRIu64 ": %s", item.line, item.problem);
     if (item.duplicate && (st = add_duplicate(s, s->items, err)) != BTC_OK) return st;
     if (++s->items % PROGRESS_EVERY) continue;
     if (cancelled(o)) return btc_fail(err, BTC_ERR_CANCELLED, "interrupted");
@@ -83,7 +84,9 @@ static btc_status read_both(const btc_manifest_digest_options *o, btc_manifest_s
   struct stat before, after;
   if (stat(s->path, &before) != 0) return btc_fail(err, BTC_ERR_IO, "cannot open '%s': %s", s->path, strerror(errno));
   if (!S_ISREG(before.st_mode) && !S_ISDIR(before.st_mode))
-    return btc_fail(err, BTC_ERR_ARG, "'%s' is neither a file nor a folder; brokers read a manifest again, so it must lie on storage they see", s->path);
+    return btc_fail(err, BTC_ERR_ARG,
+                    "'%s' is neither a file nor a folder; brokers read a manifest again, so it must lie on storage they see",
+                    s->path);
   btc_status st = btc_manifest_open(s->path, &(btc_manifest_options){.strict = o->strict, .dir = o->dir}, &m, err);
   if (st == BTC_OK) st = count(m, o, s, err);
   if (st == BTC_OK && btc_manifest_is_folder(m)) {
@@ -97,12 +100,16 @@ static btc_status read_both(const btc_manifest_digest_options *o, btc_manifest_s
   return st;
 }
 
-btc_status btc_manifest_digest(const char *path, const btc_manifest_digest_options *options, btc_manifest_summary *out, btc_error *err) {
+btc_status btc_manifest_digest(const char *path, const btc_manifest_digest_options *options, btc_manifest_summary *out,
+                               btc_error *err) {
   static const btc_manifest_digest_options none = {0};
   *out = (btc_manifest_summary){0};
   out->path = realpath(path, NULL);
   if (!out->path)
-    return btc_fail(err, errno == ENOENT || errno == ENOTDIR ? BTC_ERR_NOT_FOUND : errno == ENOMEM ? BTC_ERR_NOMEM : BTC_ERR_IO, "cannot open '%s': %s", path,
-                    strerror(errno));
+    return btc_fail(err,
+                    errno == ENOENT || errno == ENOTDIR ? BTC_ERR_NOT_FOUND
+                    : errno == ENOMEM                   ? BTC_ERR_NOMEM
+                                                        : BTC_ERR_IO,
+                    "cannot open '%s': %s", path, strerror(errno));
   return read_both(options ? options : &none, out, err);
 }

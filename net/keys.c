@@ -23,8 +23,11 @@ struct btc_keys {
 };
 
 const char *btc_role_text(btc_role r) {
-  static const char *const texts[] = {[BTC_ROLE_NONE] = "none", [BTC_ROLE_CLIENT] = "client", [BTC_ROLE_WORKER] = "worker",
-                                      [BTC_ROLE_ADMIN] = "admin", [BTC_ROLE_ANY] = "any"};
+  static const char *const texts[] = {[BTC_ROLE_NONE] = "none",
+                                      [BTC_ROLE_CLIENT] = "client",
+                                      [BTC_ROLE_WORKER] = "worker",
+                                      [BTC_ROLE_ADMIN] = "admin",
+                                      [BTC_ROLE_ANY] = "any"};
   _Static_assert(sizeof texts / sizeof texts[0] == BTC_ROLE_ANY + 1, "every role has its text");
   return (unsigned)r <= BTC_ROLE_ANY ? texts[r] : "unknown";
 }
@@ -111,12 +114,16 @@ const char *btc_keys_public(const btc_keys *k) {
 
 btc_status btc_keys_apply(const btc_keys *k, void *socket, bool server, btc_error *err) {
   const int yes = 1;
-  bool good = zmq_setsockopt(socket, ZMQ_CURVE_PUBLICKEY, k->public_key, 41) == 0 && zmq_setsockopt(socket, ZMQ_CURVE_SECRETKEY, k->secret_key, 41) == 0;
+  bool good = zmq_setsockopt(socket, ZMQ_CURVE_PUBLICKEY, k->public_key, 41) == 0 &&
+              zmq_setsockopt(socket, ZMQ_CURVE_SECRETKEY, k->secret_key, 41) == 0;
   if (good && server) {
-    good = zmq_setsockopt(socket, ZMQ_CURVE_SERVER, &yes, sizeof yes) == 0 && zmq_setsockopt(socket, ZMQ_ZAP_DOMAIN, "btcchat", 7) == 0;
+    good = zmq_setsockopt(socket, ZMQ_CURVE_SERVER, &yes, sizeof yes) == 0 &&
+           zmq_setsockopt(socket, ZMQ_ZAP_DOMAIN, "btcchat", 7) == 0;
   } else if (good) {
-    if (!k->server_key[0]) return btc_fail(err, BTC_ERR_ARG, "the broker's public key is missing: give its .pub file with --server-key");
+    if (!k->server_key[0])
+      return btc_fail(err, BTC_ERR_ARG, "the broker's public key is missing: give its .pub file with --server-key");
     good = zmq_setsockopt(socket, ZMQ_CURVE_SERVERKEY, k->server_key, 41) == 0;
   }
-  return good ? BTC_OK : btc_fail(err, BTC_ERR_UNSUPPORTED, "cannot use keys: %s (a ZeroMQ library without CURVE?)", zmq_strerror(errno));
+  return good ? BTC_OK
+              : btc_fail(err, BTC_ERR_UNSUPPORTED, "cannot use keys: %s (a ZeroMQ library without CURVE?)", zmq_strerror(errno));
 }

@@ -19,12 +19,13 @@ btc_status btc_keys_generate(const char *prefix, char public_key[41], btc_error 
  * allow: the allow-list (server), or NULL. IO when the secret file can be read by others. */
 btc_status btc_keys_load(const char *own, const char *server_pub, const char *allow, btc_keys **out, btc_error *err);
 void btc_keys_destroy(btc_keys **k);
-btc_status btc_keys_reload(btc_keys *k, btc_error *err); /* the allow-list; the old one stays when the new one is bad. Any thread. */
-btc_role btc_keys_role(const btc_keys *k, const char *public_key); /* NONE when not listed. Any thread. */
+btc_status btc_keys_reload(btc_keys *k,
+                           btc_error *err); /* the allow-list; the old one stays when the new one is bad. Any thread. */
+btc_role btc_keys_role(const btc_keys *k, const char *public_key);                           /* NONE when not listed. Any thread. */
 const char *btc_keys_name(const btc_keys *k, const char *public_key, char *buf, size_t len); /* NULL when not listed */
 
-const char *btc_keys_public(const btc_keys *k);     /* our own */
-const char *btc_role_text(btc_role r);              /* "client"; never NULL */
+const char *btc_keys_public(const btc_keys *k); /* our own */
+const char *btc_role_text(btc_role r);          /* "client"; never NULL */
 
 /* For net/socket.c: makes a socket that is not bound or connected yet speak CURVE. */
 btc_status btc_keys_apply(const btc_keys *k, void *socket, bool server, btc_error *err);

@@ -33,9 +33,11 @@ static bool is_key(const char *s) {
 static btc_status check_private(const char *path, btc_error *err) {
   struct stat sb;
   if (stat(path, &sb) != 0)
-    return btc_fail(err, errno == ENOENT || errno == ENOTDIR ? BTC_ERR_NOT_FOUND : BTC_ERR_IO, "cannot open '%s': %s", path, strerror(errno));
+    return btc_fail(err, errno == ENOENT || errno == ENOTDIR ? BTC_ERR_NOT_FOUND : BTC_ERR_IO, "cannot open '%s': %s", path,
+                    strerror(errno));
   if (sb.st_mode & 077)
-    return btc_fail(err, BTC_ERR_IO, "'%s': the secret key can be read by others (mode %03o); run: chmod 600 '%s'", path, sb.st_mode & 0777, path);
+    return btc_fail(err, BTC_ERR_IO, "'%s': the secret key can be read by others (mode %03o); run: chmod 600 '%s'", path,
+                    sb.st_mode & 0777, path);
   return BTC_OK;
 }
 
@@ -78,8 +80,7 @@ btc_status btc_keys_read_public(const char *path, char public_key[41], btc_error
   btc_status st = btc_file_read(path, KEY_FILE_MAX, &data, &len, err);
   if (st != BTC_OK) return st;
   char *text = (char *)data;
-  if (strstr(text, "secret "))
-    st = btc_fail(err, BTC_ERR_FORMAT, "'%s' is a secret key file; the .pub file belongs here", path);
+  if (strstr(text, "secret ")) st = btc_fail(err, BTC_ERR_FORMAT, "'%s' is a secret key file; the .pub file belongs here", path);
   text[strcspn(text, " \t\r\n")] = 0;
   if (st == BTC_OK && !is_key(text)) st = btc_fail(err, BTC_ERR_FORMAT, "'%s' is not a public key file of 'btcchat keygen'", path);
   if (st == BTC_OK) memcpy(public_key, text, KEY_LEN + 1);
@@ -97,7 +98,8 @@ static bool is_name(const char *s) {
 
 /* One line, cut into words in place. false with *why set when it is bad; an entry without key for a blank line or a comment. */
 static bool parse_line(char *line, btc_allowed *out, const char **why) {
-  char *save = NULL, *key = strtok_r(line, " \t\r", &save), *role = strtok_r(NULL, " \t\r", &save), *name = strtok_r(NULL, " \t\r", &save);
+  char *save = NULL, *key = strtok_r(line, " \t\r", &save), *role = strtok_r(NULL, " \t\r", &save),
+       *name = strtok_r(NULL, " \t\r", &save);
   const char *rest = strtok_r(NULL, " \t\r", &save);
   *out = (btc_allowed){0};
   if (!key || key[0] == '#') return true; /* keygen makes no key that begins so */
@@ -170,7 +172,8 @@ btc_status btc_keys_read_allow(const char *path, btc_allowed **out, size_t *n, b
 static btc_status write_new(const char *path, mode_t mode, const char *text, btc_error *err) {
   int fd = open(path, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC | O_NOFOLLOW, mode);
   if (fd < 0 && errno == EEXIST) return btc_fail(err, BTC_ERR_ARG, "'%s' exists already; keys are never overwritten", path);
-  if (fd < 0) return btc_fail(err, errno == ENOENT ? BTC_ERR_NOT_FOUND : BTC_ERR_IO, "cannot create '%s': %s", path, strerror(errno));
+  if (fd < 0)
+    return btc_fail(err, errno == ENOENT ? BTC_ERR_NOT_FOUND : BTC_ERR_IO, "cannot create '%s': %s", path, strerror(errno));
   size_t len = strlen(text);
   ssize_t written = write(fd, text, len); /* one page: a short write is a full disk */
   bool good = written == (ssize_t)len && fsync(fd) == 0;
@@ -197,7 +200,8 @@ btc_status btc_keys_generate(const char *prefix, char public_key[41], btc_error 
   if (st != BTC_OK) return st;
   if (asprintf(&key_path, "%s.key", prefix) < 0) key_path = NULL;
   if (asprintf(&pub_path, "%s.pub", prefix) < 0) pub_path = NULL;
-  snprintf(text, sizeof text, "# secret key of btcchat: keep it private, never send it\npublic %s\nsecret %s\n", public_key, secret);
+  snprintf(text, sizeof text, "# secret key of btcchat: keep it private, never send it\npublic %s\nsecret %s\n", public_key,
+           secret);
   if (!key_path || !pub_path)
     st = btc_fail(err, BTC_ERR_NOMEM, "out of memory");
   else if (lstat(pub_path, &sb) == 0)

@@ -25,8 +25,8 @@ struct btc_timer {
   btc_loop_call call;
   void *ctx;
   int64_t due_ns;
-  uint64_t order; /* of btc_timer_set: equal deadlines fire in the order they were set */
-  ptrdiff_t at;   /* in the heap, or NOT_SET */
+  uint64_t order;         /* of btc_timer_set: equal deadlines fire in the order they were set */
+  ptrdiff_t at;           /* in the heap, or NOT_SET */
   btc_timer *next, *prev; /* all timers of the loop */
 };
 

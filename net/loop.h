@@ -33,7 +33,7 @@ btc_status btc_loop_set_fd(btc_loop *l, int fd, int events, btc_loop_ready ready
 
 /* A timer that is not set yet. NULL without memory. */
 btc_timer *btc_timer_create(btc_loop *l, btc_loop_call call, void *ctx);
-void btc_timer_set(btc_timer *t, int64_t due_ns);         /* absolute, CLOCK_MONOTONIC; replaces what was set */
+void btc_timer_set(btc_timer *t, int64_t due_ns); /* absolute, CLOCK_MONOTONIC; replaces what was set */
 void btc_timer_after_ms(btc_timer *t, int64_t delay_ms);
 void btc_timer_stop(btc_timer *t);
 void btc_timer_destroy(btc_timer **t);

@@ -62,7 +62,8 @@ btc_status btc_outbox_add(btc_outbox *o, Btc__Envelope *e, void *cookie, btc_err
   bare.session = 0;
   btc_status st = btc_wire_pack(&bare, &k.data, &k.len, err);
   if (st != BTC_OK) return st;
-  if (o->n && (o->bytes > o->max_bytes || k.len > o->max_bytes - o->bytes)) { /* an empty outbox takes one message of any size, or it would never go out */
+  if (o->n && (o->bytes > o->max_bytes ||
+               k.len > o->max_bytes - o->bytes)) { /* an empty outbox takes one message of any size, or it would never go out */
     free(k.data);
     return btc_fail(err, BTC_ERR_LIMIT, "outbox: %zu bytes wait for an answer", o->bytes);
   }

@@ -22,8 +22,8 @@ void btc_outbox_destroy(btc_outbox **o, void (*forget)(void *cookie));
  * drains. cookie comes back from btc_outbox_settle. */
 btc_status btc_outbox_add(btc_outbox *o, Btc__Envelope *e, void *cookie, btc_error *err);
 
-/* Sends what is due. to: NULL for a DEALER. Returns when to call again (INT64_MAX: nothing is kept). *gone (may be NULL): the peer is
- * no more, nothing was sent. A full queue is tried again after 100 ms. */
+/* Sends what is due. to: NULL for a DEALER. Returns when to call again (INT64_MAX: nothing is kept). *gone (may be NULL): the peer
+ * is no more, nothing was sent. A full queue is tried again after 100 ms. */
 int64_t btc_outbox_flush(btc_outbox *o, void *socket, const btc_peer_id *to, uint64_t session, int64_t now_ns, bool *gone);
 
 /* The message was answered: forgets it. false when it is not there (answered before, or never ours). cookie may be NULL. */

@@ -31,10 +31,11 @@ static btc_status check_endpoint(const char *endpoint, bool keys, btc_error *err
   if (strncmp(endpoint, "tcp://", 6) != 0 || port <= host || !is_port(port + 1))
     return btc_fail(err, BTC_ERR_ARG, "endpoint '%s': must be tcp://HOST:PORT (1 to 65535) or ipc://PATH", endpoint);
   if (keys || is_loopback_host(host, (size_t)(port - host))) return BTC_OK;
-  return btc_fail(err, BTC_ERR_ARG,
-                  "endpoint '%s': without keys only loopback (127.0.0.1, [::1]) and ipc:// are allowed, since anybody could read and "
-                  "write; make keys with 'btcchat keygen' and give them with --keys",
-                  endpoint);
+  return btc_fail(
+      err, BTC_ERR_ARG,
+      "endpoint '%s': without keys only loopback (127.0.0.1, [::1]) and ipc:// are allowed, since anybody could read and "
+      "write; make keys with 'btcchat keygen' and give them with --keys",
+      endpoint);
 }
 
 /* ---- making sockets ---- */
@@ -49,11 +50,18 @@ static btc_status set_common(void *s, const char *endpoint, int hwm, btc_error *
   const char *host = strncmp(endpoint, "tcp://", 6) == 0 ? endpoint + 6 : "0";
   const struct {
     int option, value;
-  } options[] = {{ZMQ_SNDHWM, hwm}, {ZMQ_RCVHWM, hwm}, {ZMQ_LINGER, 0}, {ZMQ_HEARTBEAT_IVL, 1000}, {ZMQ_HEARTBEAT_TIMEOUT, 3000},
-                 {ZMQ_HEARTBEAT_TTL, 3000}, {ZMQ_HANDSHAKE_IVL, 5000}, {ZMQ_TCP_KEEPALIVE, 1},
+  } options[] = {{ZMQ_SNDHWM, hwm},
+                 {ZMQ_RCVHWM, hwm},
+                 {ZMQ_LINGER, 0},
+                 {ZMQ_HEARTBEAT_IVL, 1000},
+                 {ZMQ_HEARTBEAT_TIMEOUT, 3000},
+                 {ZMQ_HEARTBEAT_TTL, 3000},
+                 {ZMQ_HANDSHAKE_IVL, 5000},
+                 {ZMQ_TCP_KEEPALIVE, 1},
                  {ZMQ_IPV6, host[0] < '0' || host[0] > '9'}}; /* names and [..]; a dotted address stays as it is */
   btc_status st = BTC_OK;
-  for (size_t i = 0; st == BTC_OK && i < sizeof options / sizeof options[0]; i++) st = set_int(s, options[i].option, options[i].value, err);
+  for (size_t i = 0; st == BTC_OK && i < sizeof options / sizeof options[0]; i++)
+    st = set_int(s, options[i].option, options[i].value, err);
   int64_t most = BTC_WIRE_MAX_BYTES;
   if (st == BTC_OK && zmq_setsockopt(s, ZMQ_MAXMSGSIZE, &most, sizeof most) != 0)
     st = btc_fail(err, BTC_ERR_INTERNAL, "ZeroMQ option: %s", zmq_strerror(errno));

@@ -16,10 +16,10 @@ typedef struct btc_peer_id { /* routing id that the ROUTER gave; binary */
 } btc_peer_id;
 
 typedef struct btc_message {
-  btc_peer_id from;   /* ROUTER only */
-  char key[41];       /* peer's CURVE public key (Z85) as authenticated, "" without CURVE */
-  btc_role role;      /* of that key now (NONE: taken off the list since it connected); BTC_ROLE_ANY without CURVE */
-  uint64_t req_id;    /* of the envelope, also of one that could not be taken, so that a Nack can name it; 0 when unknown */
+  btc_peer_id from;        /* ROUTER only */
+  char key[41];            /* peer's CURVE public key (Z85) as authenticated, "" without CURVE */
+  btc_role role;           /* of that key now (NONE: taken off the list since it connected); BTC_ROLE_ANY without CURVE */
+  uint64_t req_id;         /* of the envelope, also of one that could not be taken, so that a Nack can name it; 0 when unknown */
   Btc__Envelope *envelope; /* NULL: no envelope that we read, and `error` says why (UNSUPPORTED: a version we do not speak) */
   btc_error error;
 } btc_message;

@@ -57,7 +57,8 @@ static void judge(const btc_zap *z) {
   request r;
   char key[41] = "";
   if (!receive(z->handler, &r)) return;
-  bool well_formed = r.n == FRAMES && !strcmp(r.frame[VERSION], "1.0") && !strcmp(r.frame[MECHANISM], "CURVE") && r.len[CREDENTIALS] == 32;
+  bool well_formed =
+      r.n == FRAMES && !strcmp(r.frame[VERSION], "1.0") && !strcmp(r.frame[MECHANISM], "CURVE") && r.len[CREDENTIALS] == 32;
   if (r.n <= REQUEST_ID) r.len[REQUEST_ID] = 0;
   if (well_formed) zmq_z85_encode(key, (const uint8_t *)r.frame[CREDENTIALS], 32);
   answer(z->handler, &r, well_formed && btc_keys_role(z->keys, key) != BTC_ROLE_NONE, key);
@@ -79,7 +80,8 @@ static void *serve(void *ctx) {
 static void *bound(void *zmq, int type, const char *endpoint, bool bind) {
   const int none = 0;
   void *s = zmq_socket(zmq, type);
-  if (s && zmq_setsockopt(s, ZMQ_LINGER, &none, sizeof none) == 0 && (bind ? zmq_bind(s, endpoint) : zmq_connect(s, endpoint)) == 0) return s;
+  if (s && zmq_setsockopt(s, ZMQ_LINGER, &none, sizeof none) == 0 && (bind ? zmq_bind(s, endpoint) : zmq_connect(s, endpoint)) == 0)
+    return s;
   int why = errno;
   if (s) zmq_close(s);
   errno = why;

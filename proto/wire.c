@@ -50,9 +50,15 @@ static bool take_field(cursor *c, field *f) {
   *f = (field){.number = (uint32_t)(tag >> 3), .wire = tag & 7};
   if (tag > UINT32_MAX || f->number == 0) c->bad = true;
   switch (f->wire) {
-    case WIRE_VARINT: f->value = take_varint(c); break;
-    case WIRE_64: skip(c, 8); break;
-    case WIRE_32: skip(c, 4); break;
+    case WIRE_VARINT:
+      f->value = take_varint(c);
+      break;
+    case WIRE_64:
+      skip(c, 8);
+      break;
+    case WIRE_32:
+      skip(c, 4);
+      break;
     case WIRE_BYTES: {
       uint64_t len = take_varint(c);
       f->data = c->p;
@@ -60,7 +66,8 @@ static bool take_field(cursor *c, field *f) {
       skip(c, (size_t)len);
       break;
     }
-    default: c->bad = true;
+    default:
+      c->bad = true;
   }
   return !c->bad;
 }
@@ -160,8 +167,8 @@ btc_status btc_wire_pack(const Btc__Envelope *e, uint8_t **data, size_t *len, bt
 /* A body that this version does not know stays behind as unknown fields; an envelope with neither is none. */
 static btc_status check_envelope(const Btc__Envelope *e, btc_error *err) {
   if (e->min_ver > BTC_WIRE_VERSION || e->ver < BTC_WIRE_MIN_VERSION)
-    return btc_fail(err, BTC_ERR_UNSUPPORTED, "message: protocol version %u (readable from %u on); this program speaks %u to %u", e->ver,
-                    e->min_ver, BTC_WIRE_MIN_VERSION, BTC_WIRE_VERSION);
+    return btc_fail(err, BTC_ERR_UNSUPPORTED, "message: protocol version %u (readable from %u on); this program speaks %u to %u",
+                    e->ver, e->min_ver, BTC_WIRE_MIN_VERSION, BTC_WIRE_VERSION);
   if (e->body_case == BTC__ENVELOPE__BODY__NOT_SET && e->base.n_unknown_fields == 0)
     return btc_fail(err, BTC_ERR_FORMAT, "message: an envelope without a body");
   return BTC_OK;
@@ -176,7 +183,8 @@ btc_status btc_wire_unpack(const uint8_t *data, size_t len, Btc__Envelope **out,
   budget b = {.left = BTC_WIRE_MAX_MEMORY};
   ProtobufCAllocator allocator = {.alloc = budget_alloc, .free = budget_free, .allocator_data = &b};
   Btc__Envelope *e = btc__envelope__unpack(&allocator, len, data);
-  if (!e && b.refused) return btc_fail(err, BTC_ERR_LIMIT, "message: %zu bytes that would take more than %u of memory", len, BTC_WIRE_MAX_MEMORY);
+  if (!e && b.refused)
+    return btc_fail(err, BTC_ERR_LIMIT, "message: %zu bytes that would take more than %u of memory", len, BTC_WIRE_MAX_MEMORY);
   if (!e) return btc_fail(err, BTC_ERR_FORMAT, "message: not an envelope");
   st = check_envelope(e, err);
   if (st == BTC_OK)

@@ -17,7 +17,9 @@ static void check_texts(const ProtobufCMessage *m) {
     const ProtobufCFieldDescriptor *f = &m->descriptor->fields[i];
     const char *at = (const char *)m + f->offset;
     bool repeated = f->label == PROTOBUF_C_LABEL_REPEATED;
-    if (f->flags & PROTOBUF_C_FIELD_FLAG_ONEOF && *(const uint32_t *)(const void *)((const char *)m + f->quantifier_offset) != f->id) continue;
+    if (f->flags & PROTOBUF_C_FIELD_FLAG_ONEOF &&
+        *(const uint32_t *)(const void *)((const char *)m + f->quantifier_offset) != f->id)
+      continue;
     if (f->type != PROTOBUF_C_TYPE_STRING && f->type != PROTOBUF_C_TYPE_MESSAGE) continue;
     size_t n = repeated ? *(const size_t *)(const void *)((const char *)m + f->quantifier_offset) : 1;
     void *const *list = repeated ? *(void *const *const *)(const void *)at : (void *const *)(const void *)at;

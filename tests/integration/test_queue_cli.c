@@ -237,7 +237,8 @@ static void test_queue_cli_refuses_what_is_not_there(void **state) {
 
 static void test_queue_cli_nobody_answers(void **state) {
   (void)state;
-  static const char *const commands[][3] = {{"status"}, {"workers"}, {"top"}, {"cancel", "j"}, {"pause", "j"}, {"dead", "j"}, {"results", "j"}, {"drain", "w"}};
+  static const char *const commands[][3] = {{"status"},     {"workers"},   {"top"},          {"cancel", "j"},
+                                            {"pause", "j"}, {"dead", "j"}, {"results", "j"}, {"drain", "w"}};
   char endpoint[300];
   snprintf(endpoint, sizeof endpoint, "ipc://%s", path_of("nobody"));
   for (size_t i = 0; i < sizeof commands / sizeof commands[0]; i++) {
@@ -252,7 +253,8 @@ static void test_queue_cli_interrupted_wait_leaves_the_job(void **state) {
   char jid[80], key[] = "interrupted";
   begin(1, 3000, NULL);
   daemon_process d;
-  daemon_init(&d, "submit", (const char *const[]){"submit", "--broker", c.clients, "--wait", "--key", key, cluster_manifest("i", 1000), NULL});
+  daemon_init(&d, "submit",
+              (const char *const[]){"submit", "--broker", c.clients, "--wait", "--key", key, cluster_manifest("i", 1000), NULL});
   daemon_start(&d);
   for (int i = 0; i < 200 && !strcmp(redis_say(c.redis, "t", "GET $key:%s", key), "nil"); i++) test_sleep_ms(50);
   test_sleep_ms(300);

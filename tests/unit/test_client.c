@@ -13,7 +13,20 @@
 #define MS INT64_C(1000000)
 
 /* What the thread does with the requests it gets, one after the other; the last is repeated. */
-typedef enum play { PLAY_END, PLAY_IGNORE, PLAY_BUSY, PLAY_OK, PLAY_REFUSE, PLAY_DENY, PLAY_VERSION, PLAY_NEWER, PLAY_UNKNOWN, PLAY_STRANGER, PLAY_GARBAGE, PLAY_STATUS } play;
+typedef enum play {
+  PLAY_END,
+  PLAY_IGNORE,
+  PLAY_BUSY,
+  PLAY_OK,
+  PLAY_REFUSE,
+  PLAY_DENY,
+  PLAY_VERSION,
+  PLAY_NEWER,
+  PLAY_UNKNOWN,
+  PLAY_STRANGER,
+  PLAY_GARBAGE,
+  PLAY_STATUS
+} play;
 
 typedef struct fake {
   void *zmq, *router;
@@ -70,14 +83,30 @@ static void status(fake *f, const btc_message *m) {
 
 static void act(fake *f, const btc_message *m, play p) {
   switch (p) {
-    case PLAY_BUSY: nack(f, m, BTC__NACK_CODE__NACK_BUSY, "too many jobs", 20); break;
-    case PLAY_OK: reply(f, m, true, "j1", "", m->req_id); break;
-    case PLAY_REFUSE: reply(f, m, false, "", "there is no such job", m->req_id); break;
-    case PLAY_DENY: nack(f, m, BTC__NACK_CODE__NACK_DENIED, "only an admin", 0); break;
-    case PLAY_VERSION: nack(f, m, BTC__NACK_CODE__NACK_VERSION, "too old", 0); break;
-    case PLAY_UNKNOWN: nack(f, m, BTC__NACK_CODE__NACK_UNKNOWN, "", 0); break;
-    case PLAY_NEWER: newer(f, m); break;
-    case PLAY_STATUS: status(f, m); break;
+    case PLAY_BUSY:
+      nack(f, m, BTC__NACK_CODE__NACK_BUSY, "too many jobs", 20);
+      break;
+    case PLAY_OK:
+      reply(f, m, true, "j1", "", m->req_id);
+      break;
+    case PLAY_REFUSE:
+      reply(f, m, false, "", "there is no such job", m->req_id);
+      break;
+    case PLAY_DENY:
+      nack(f, m, BTC__NACK_CODE__NACK_DENIED, "only an admin", 0);
+      break;
+    case PLAY_VERSION:
+      nack(f, m, BTC__NACK_CODE__NACK_VERSION, "too old", 0);
+      break;
+    case PLAY_UNKNOWN:
+      nack(f, m, BTC__NACK_CODE__NACK_UNKNOWN, "", 0);
+      break;
+    case PLAY_NEWER:
+      newer(f, m);
+      break;
+    case PLAY_STATUS:
+      status(f, m);
+      break;
     case PLAY_STRANGER: /* an answer to something else, then the right one */
       reply(f, m, false, "", "not for you", m->req_id + 1);
       reply(f, m, true, "j2", "", m->req_id);
@@ -87,7 +116,8 @@ static void act(fake *f, const btc_message *m, play p) {
       zmq_send(f->router, "\xff\xff", 2, 0);
       reply(f, m, true, "j3", "", m->req_id);
       break;
-    default: break;
+    default:
+      break;
   }
 }
 

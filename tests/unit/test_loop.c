@@ -56,7 +56,8 @@ static void test_loop_timers_fire_in_order_of_deadline(void **state) {
   (void)state;
   fixture f;
   setup(&f);
-  btc_timer *a = btc_timer_create(f.loop, note_a, &f), *b = btc_timer_create(f.loop, note_b, &f), *c = btc_timer_create(f.loop, note_c, &f);
+  btc_timer *a = btc_timer_create(f.loop, note_a, &f), *b = btc_timer_create(f.loop, note_b, &f),
+            *c = btc_timer_create(f.loop, note_c, &f);
   btc_timer_after_ms(c, 30);
   btc_timer_after_ms(a, 10);
   btc_timer_after_ms(b, 10); /* the same deadline: in the order they were set */

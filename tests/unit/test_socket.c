@@ -132,7 +132,8 @@ static void test_socket_names_its_port(void **state) {
 
 static void test_socket_refuses_the_world_without_keys(void **state) {
   (void)state;
-  static const char *const open[] = {"tcp://*:7411", "tcp://0.0.0.0:7411", "tcp://192.0.2.1:7411", "tcp://[::]:7411", "tcp://127.example.org:7411"};
+  static const char *const open[] = {"tcp://*:7411", "tcp://0.0.0.0:7411", "tcp://192.0.2.1:7411", "tcp://[::]:7411",
+                                     "tcp://127.example.org:7411"};
   static const char *const nonsense[] = {"", "udp://127.0.0.1:1", "tcp://", "127.0.0.1:7411", "tcp://127.0.0.1"};
   btc_error err;
   void *s;
