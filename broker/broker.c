@@ -22,7 +22,16 @@
 #include "session.h"
 #include "sink.h"
 
-enum { TICK_MS = 50, START_MS = 10000, FLUSH_MS = 5000, GOODBYE_MS = 100, COMMAND_MS = 5000, WORKER_HWM = 8192, CLIENT_HWM = 1024, SINK_GRACE_MS = 5000 };
+enum {
+  TICK_MS = 50,
+  START_MS = 10000,
+  FLUSH_MS = 5000,
+  GOODBYE_MS = 100,
+  COMMAND_MS = 5000,
+  WORKER_HWM = 8192,
+  CLIENT_HWM = 1024,
+  SINK_GRACE_MS = 5000
+};
 
 /* ---- what the other files use ---- */
 
@@ -42,7 +51,8 @@ bool btc_broker_send(btc_broker *b, void *socket, const btc_peer_id *to, Btc__En
   return false;
 }
 
-void btc_broker_nack(btc_broker *b, void *socket, const btc_peer_id *to, uint64_t req_id, Btc__NackCode code, const char *message, uint32_t retry_ms) {
+void btc_broker_nack(btc_broker *b, void *socket, const btc_peer_id *to, uint64_t req_id, Btc__NackCode code, const char *message,
+                     uint32_t retry_ms) {
   Btc__Nack nack = BTC__NACK__INIT;
   Btc__Envelope e = btc_wire_envelope(BTC__ENVELOPE__BODY_NACK);
   nack.req_id = req_id;
@@ -73,7 +83,8 @@ bool btc_class_valid(const char *s) {
 
 bool btc_broker_refused(const char *what, const redisReply *r) {
   char quoted[400];
-  if (r && r->type == REDIS_REPLY_ERROR) BTC_LOG_LIMITED(BTC_LOG_WARN, "redis-refused", "call=%s msg=%s", what, btc_log_quote(quoted, sizeof quoted, r->str));
+  if (r && r->type == REDIS_REPLY_ERROR)
+    BTC_LOG_LIMITED(BTC_LOG_WARN, "redis-refused", "call=%s msg=%s", what, btc_log_quote(quoted, sizeof quoted, r->str));
   return btc_answer_failed(r);
 }
 
@@ -81,8 +92,8 @@ bool btc_broker_refused(const char *what, const redisReply *r) {
 
 static void announce(btc_broker *b) {
   char clients[256], workers[256];
-  printf("ready clients=%s workers=%s http=%s\n", btc_socket_endpoint(b->clients, clients, sizeof clients), btc_socket_endpoint(b->workers, workers, sizeof workers),
-         b->http ? btc_http_address(b->http) : "-");
+  printf("ready clients=%s workers=%s http=%s\n", btc_socket_endpoint(b->clients, clients, sizeof clients),
+         btc_socket_endpoint(b->workers, workers, sizeof workers), b->http ? btc_http_address(b->http) : "-");
   fflush(stdout);
   btc_log(BTC_LOG_INFO, "ready", "broker=%s queue=%s clients=%s workers=%s", b->name, b->o->queue, clients, workers);
 }
@@ -241,7 +252,8 @@ static btc_status catch_signals(btc_broker *b, btc_error *err) {
 static btc_status open_sockets(btc_broker *b, btc_error *err) {
   const btc_broker_options *o = b->o;
   btc_status st = BTC_OK;
-  if (!o->keys != !o->allow) return btc_fail(err, BTC_ERR_ARG, "--keys and --allow belong together: who may come in under CURVE is a list");
+  if (!o->keys != !o->allow)
+    return btc_fail(err, BTC_ERR_ARG, "--keys and --allow belong together: who may come in under CURVE is a list");
   if (o->keys) st = btc_keys_load(o->keys, NULL, o->allow, &b->keys, err);
   b->zmq = zmq_ctx_new();
   if (st == BTC_OK && !b->zmq) st = btc_fail(err, BTC_ERR_NOMEM, "ZeroMQ: out of memory");
@@ -291,8 +303,10 @@ static btc_status connect_redis(btc_broker *b, btc_error *err) {
 
 static btc_status set_names(btc_broker *b, btc_error *err) {
   char host[40] = "broker";
-  if (!btc_name_valid(b->o->queue)) return btc_fail(err, BTC_ERR_ARG, "queue '%s': must have 1 to 64 of the characters A-Z a-z 0-9 . _ -", b->o->queue);
-  if (b->o->name && !btc_name_valid(b->o->name)) return btc_fail(err, BTC_ERR_ARG, "name '%s': must have 1 to 64 of the characters A-Z a-z 0-9 . _ -", b->o->name);
+  if (!btc_name_valid(b->o->queue))
+    return btc_fail(err, BTC_ERR_ARG, "queue '%s': must have 1 to 64 of the characters A-Z a-z 0-9 . _ -", b->o->queue);
+  if (b->o->name && !btc_name_valid(b->o->name))
+    return btc_fail(err, BTC_ERR_ARG, "name '%s': must have 1 to 64 of the characters A-Z a-z 0-9 . _ -", b->o->name);
   gethostname(host, sizeof host - 1);
   if (b->o->name)
     snprintf(b->name, sizeof b->name, "%s", b->o->name);

@@ -1,6 +1,7 @@
 /*
- * Results to Redis: the captions of a message as one btc_commit, its failures as one btc_fail, both in the same write. The worker is acknowledged when Redis has answered
- * both; until then it sends the message again, which does no harm: the done bits count each item once.
+ * Results to Redis: the captions of a message as one btc_commit, its failures as one btc_fail, both in the same write. The worker
+ * is acknowledged when Redis has answered both; until then it sends the message again, which does no harm: the done bits count each
+ * item once.
  */
 #define _GNU_SOURCE
 #include <inttypes.h>
@@ -45,16 +46,17 @@ static const char *kind_of(Btc__Outcome o) {
 }
 
 /* Sorts a message into captions and failures; why is set when it is malformed. */
-static bool sort_items(const Btc__Results *m, btc_store_result *ok, size_t *n_ok, btc_store_result *bad, size_t *n_bad, uint32_t *mask, const char **why) {
+static bool sort_items(const Btc__Results *m, btc_store_result *ok, size_t *n_ok, btc_store_result *bad, size_t *n_bad,
+                       uint32_t *mask, const char **why) {
   for (size_t i = 0; i < m->n_items; i++) {
     const Btc__ItemResult *r = m->items[i];
     bool fine = r->outcome == BTC__OUTCOME__OUTCOME_OK;
-    *why = r->off >= CHUNK || (*mask >> r->off & 1)              ? "an item twice or outside its chunk"
-           : strlen(r->id) > BTC_MANIFEST_MAX_ID                 ? "an id that is too long"
-           : !fine && !kind_of(r->outcome)                       ? "an outcome that this broker does not know"
-           : (fine || r->record[0]) && !is_record(r->record)     ? "a record that is not one line with one object"
+    *why = r->off >= CHUNK || (*mask >> r->off & 1)                  ? "an item twice or outside its chunk"
+           : strlen(r->id) > BTC_MANIFEST_MAX_ID                     ? "an id that is too long"
+           : !fine && !kind_of(r->outcome)                           ? "an outcome that this broker does not know"
+           : (fine || r->record[0]) && !is_record(r->record)         ? "a record that is not one line with one object"
            : strlen(r->reason) > 64 || strlen(r->message) > MAX_TEXT ? "a reason or message that is too long"
-                                                                 : NULL;
+                                                                     : NULL;
     if (*why) return false;
     *mask |= 1u << r->off;
     btc_store_result item = {r->off, r->id, r->record, kind_of(r->outcome), r->reason, r->message};
@@ -93,14 +95,16 @@ static void one_answer(pending *p, const char *what, const redisReply *r) {
   if (--p->waiting == 0) finish(p);
 }
 
-/* [own, new, seq]. A number below one that we saw: Redis was restored from an older state, and work that workers were acknowledged for may be run again. */
+/* [own, new, seq]. A number below one that we saw: Redis was restored from an older state, and work that workers were acknowledged
+ * for may be run again. */
 static void on_commit(void *ctx, const redisReply *r) {
   pending *p = ctx;
   btc_broker *b = p->b;
   uint64_t seq = btc_answer_failed(r) ? 0 : btc_answer_u64(r, 2);
   BTC_FAILPOINT("after_commit");
   if (seq && seq < b->seq) {
-    btc_log(BTC_LOG_ERROR, "history-lost", "seq=%" PRIu64 " before=%" PRIu64 " msg=\"Redis lost commits: their items run again\"", seq, b->seq);
+    btc_log(BTC_LOG_ERROR, "history-lost", "seq=%" PRIu64 " before=%" PRIu64 " msg=\"Redis lost commits: their items run again\"",
+            seq, b->seq);
     btc_metrics_add(b->metrics, BTC_METRIC_HISTORY_LOST, 1);
   }
   if (seq) b->seq = seq;
@@ -116,7 +120,9 @@ void btc_commit_results(btc_broker *b, btc_session *s, uint64_t req_id, const Bt
   btc_store_result ok[CHUNK], bad[CHUNK];
   size_t n_ok = 0, n_bad = 0;
   uint32_t mask = 0;
-  const char *why = m->n_items < 1 || m->n_items > CHUNK ? "a message has results of 1 to 32 items" : !btc_name_valid(m->jid) ? "not a job's id" : NULL;
+  const char *why = m->n_items < 1 || m->n_items > CHUNK ? "a message has results of 1 to 32 items"
+                    : !btc_name_valid(m->jid)            ? "not a job's id"
+                                                         : NULL;
   if (why || !sort_items(m, ok, &n_ok, bad, &n_bad, &mask, &why)) {
     b->bad_messages++;
     BTC_LOG_LIMITED(BTC_LOG_WARN, "bad-results", "worker=%s cid=%" PRIu64 " msg=\"%s\"", s->name, m->cid, why);
@@ -125,7 +131,8 @@ void btc_commit_results(btc_broker *b, btc_session *s, uint64_t req_id, const Bt
   }
   pending *p = btc_alloc_zero(1, sizeof *p);
   if (!p) return; /* the worker sends it again */
-  *p = (pending){.b = b, .session = s->id, .req_id = req_id, .cid = m->cid, .token = m->token, .mask = mask, .waiting = 1, .own = true};
+  *p = (pending){
+      .b = b, .session = s->id, .req_id = req_id, .cid = m->cid, .token = m->token, .mask = mask, .waiting = 1, .own = true};
   btc_store_chunk chunk = {m->cid, m->token, m->lo, m->jid, s->wid, b->o->lease_ms};
   btc_hand *h = btc_hand_find(s, m->cid, m->token);
   if (h) {

@@ -1,6 +1,6 @@
 /*
- * What the broker's files share: the broker, its sessions and the chunks in workers' hands. All of it belongs to the loop's thread and all of it is soft: after a kill -9
- * the next broker builds it again from Hello messages and from Redis.
+ * What the broker's files share: the broker, its sessions and the chunks in workers' hands. All of it belongs to the loop's thread
+ * and all of it is soft: after a kill -9 the next broker builds it again from Hello messages and from Redis.
  */
 #ifndef BTC_BROKER_CORE_H
 #define BTC_BROKER_CORE_H
@@ -27,9 +27,9 @@ typedef struct btc_hand {
   uint32_t unsaved;       /* items whose results are on their way to Redis */
   uint32_t started, told; /* bits that the engine has begun; of them, those that Redis knows */
   uint64_t progress;
-  int64_t moved_ns;       /* last progress, or when it was handed out */
-  uint32_t missing;       /* heartbeats in a row that do not name it */
-  bool solo, sent;        /* sent: its Grant was acknowledged */
+  int64_t moved_ns; /* last progress, or when it was handed out */
+  uint32_t missing; /* heartbeats in a row that do not name it */
+  bool solo, sent;  /* sent: its Grant was acknowledged */
 } btc_hand;
 
 typedef enum btc_session_state {
@@ -51,16 +51,17 @@ typedef struct btc_session {
   uint32_t capacity, owed; /* items it wants in hand; items it has */
   uint32_t unsaved;        /* items it has sent back, not yet in Redis */
   btc_hand *hands;
-  btc_outbox *outbox;      /* grants */
+  btc_outbox *outbox; /* grants */
   bool suspect, draining, claiming, reaping;
-  bool idle;               /* its last claim found nothing, and nothing has come since */
+  bool again;                                               /* work came while it claimed: an empty answer may be older than that */
+  bool idle;                                                /* its last claim found nothing, and nothing has come since */
   int64_t seen_ns, born_ns, extend_ns, refresh_ns, hold_ns; /* hold: no claim before */
-  int64_t outbox_ns;       /* next time the outbox has something to do */
+  int64_t outbox_ns;                                        /* next time the outbox has something to do */
   uint64_t items_done, rss_bytes;
   double items_per_s;
-  uint64_t acks[64];       /* answered together when the turn ends */
+  uint64_t acks[64]; /* answered together when the turn ends */
   size_t n_acks;
-  uint64_t finished[64];   /* chunks that it has just finished: a heartbeat sent before the acknowledgement still names them */
+  uint64_t finished[64]; /* chunks that it has just finished: a heartbeat sent before the acknowledgement still names them */
   size_t n_finished;
 } btc_session;
 
@@ -85,30 +86,31 @@ typedef struct btc_broker {
   btc_session *sessions;
   size_t n_sessions;
   bool draining;
-  int commits;             /* Results on their way to Redis */
-  uint64_t seq;            /* highest commit number seen */
+  int commits;  /* Results on their way to Redis */
+  uint64_t seq; /* highest commit number seen */
   uint64_t random;
-  int64_t ticked_ns;       /* last look at the sessions */
+  int64_t ticked_ns; /* last look at the sessions */
   uint64_t messages, bad_messages, ticks;
-  int64_t reap_ns;         /* no reaping before */
+  int64_t reap_ns; /* no reaping before */
   int64_t rate_ns;
   uint64_t rate_committed;
   struct btc_sink *sink;
   struct btc_http *http;
-  int signals;             /* signalfd */
+  int signals; /* signalfd */
   sigset_t old_mask;
-  const char *limits[9];   /* of btc_setup */
+  const char *limits[9]; /* of btc_setup */
   char limit_text[4][24];
-  bool started, told;      /* Redis was reached once; workers know that we stop */
+  bool started, told; /* Redis was reached once; workers know that we stop */
   int64_t begun_ns, stop_ns;
-  btc_status failed;       /* why the loop ended */
+  btc_status failed; /* why the loop ended */
   btc_error why;
 } btc_broker;
 
 uint64_t btc_broker_random(btc_broker *b);
 /* Sends to a peer of one of the sockets; a failure is logged and told (false), nothing more. */
 bool btc_broker_send(btc_broker *b, void *socket, const btc_peer_id *to, Btc__Envelope *e);
-void btc_broker_nack(btc_broker *b, void *socket, const btc_peer_id *to, uint64_t req_id, Btc__NackCode code, const char *message, uint32_t retry_ms);
+void btc_broker_nack(btc_broker *b, void *socket, const btc_peer_id *to, uint64_t req_id, Btc__NackCode code, const char *message,
+                     uint32_t retry_ms);
 bool btc_name_valid(const char *s);  /* [A-Za-z0-9._-]{1,64} */
 bool btc_class_valid(const char *s); /* [A-Za-z0-9._:-]{0,128} */
 /* Redis answered with an error: said, at a bounded rate. True when it failed. */

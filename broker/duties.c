@@ -15,7 +15,8 @@ enum { EACH_100_MS = 2, EACH_250_MS = 5, EACH_1_S = 20, EACH_10_S = 200, STEP = 
 
 static void on_promoted(void *ctx, const redisReply *r) {
   btc_broker *b = ctx;
-  if (!btc_broker_refused("btc_promote", r) && r->type == REDIS_REPLY_INTEGER && r->integer > 0) btc_grant_wake(b, "", (uint64_t)r->integer);
+  if (!btc_broker_refused("btc_promote", r) && r->type == REDIS_REPLY_INTEGER && r->integer > 0)
+    btc_grant_wake(b, "", (uint64_t)r->integer);
 }
 
 static void on_reaped(void *ctx, const redisReply *r) {
@@ -32,8 +33,8 @@ static void on_tidied(void *ctx, const redisReply *r) {
 }
 
 static void on_totals(void *ctx, const redisReply *r) {
-  static const btc_metric which[] = {BTC_METRIC_READY, BTC_METRIC_LEASED, BTC_METRIC_DELAYED, BTC_METRIC_SUSPECTS, BTC_METRIC_PAUSED,
-                                     BTC_METRIC_JOBS,  BTC_METRIC_OUT_ENTRIES, BTC_METRIC_RES_ENTRIES};
+  static const btc_metric which[] = {BTC_METRIC_READY,  BTC_METRIC_LEASED, BTC_METRIC_DELAYED,     BTC_METRIC_SUSPECTS,
+                                     BTC_METRIC_PAUSED, BTC_METRIC_JOBS,   BTC_METRIC_OUT_ENTRIES, BTC_METRIC_RES_ENTRIES};
   btc_broker *b = ctx;
   if (btc_broker_refused("btc_totals", r)) return;
   for (size_t i = 0; i < sizeof which / sizeof which[0]; i++) btc_metrics_set(b->metrics, which[i], (double)btc_answer_u64(r, i));
@@ -56,23 +57,26 @@ static void on_stat(void *ctx, const redisReply *r) {
   static const struct {
     const char *field;
     btc_metric metric;
-  } which[] = {{"committed", BTC_METRIC_ITEMS_DONE},   {"dead", BTC_METRIC_ITEMS_DEAD},      {"cancelled", BTC_METRIC_ITEMS_CANCELLED},
-               {"ingested", BTC_METRIC_ITEMS_INGESTED}, {"dup", BTC_METRIC_DUP_REJECTED},     {"late", BTC_METRIC_LATE_ACCEPTED},
-               {"reaped", BTC_METRIC_REAPED},           {"released", BTC_METRIC_RELEASED},    {"retried", BTC_METRIC_RETRIED},
-               {"crashed", BTC_METRIC_CRASHED}};
+  } which[] = {
+      {"committed", BTC_METRIC_ITEMS_DONE},    {"dead", BTC_METRIC_ITEMS_DEAD},   {"cancelled", BTC_METRIC_ITEMS_CANCELLED},
+      {"ingested", BTC_METRIC_ITEMS_INGESTED}, {"dup", BTC_METRIC_DUP_REJECTED},  {"late", BTC_METRIC_LATE_ACCEPTED},
+      {"reaped", BTC_METRIC_REAPED},           {"released", BTC_METRIC_RELEASED}, {"retried", BTC_METRIC_RETRIED},
+      {"crashed", BTC_METRIC_CRASHED}};
   btc_broker *b = ctx;
   if (btc_broker_refused("stat", r)) return;
-  for (size_t i = 0; i < sizeof which / sizeof which[0]; i++) btc_metrics_set(b->metrics, which[i].metric, (double)btc_answer_field_u64(r, which[i].field));
+  for (size_t i = 0; i < sizeof which / sizeof which[0]; i++)
+    btc_metrics_set(b->metrics, which[i].metric, (double)btc_answer_field_u64(r, which[i].field));
   take_rate(b, btc_answer_field_u64(r, "committed"), btc_answer_field_u64(r, "live_items"));
 }
 
 static double rss_bytes(void) {
-  unsigned long long size = 0, resident = 0;
-  FILE *f = fopen("/proc/self/statm", "r");
+  char text[128] = "", *second;
+  FILE *f = fopen("/proc/self/statm", "re");
   if (!f) return 0;
-  if (fscanf(f, "%llu %llu", &size, &resident) != 2) resident = 0;
+  if (!fgets(text, sizeof text, f)) text[0] = 0;
   fclose(f);
-  return (double)resident * (double)sysconf(_SC_PAGESIZE);
+  strtoull(text, &second, 10);
+  return (double)strtoull(second, NULL, 10) * (double)sysconf(_SC_PAGESIZE);
 }
 
 static void own_numbers(btc_broker *b) {
@@ -116,7 +120,8 @@ void btc_duties_tick(btc_broker *b) {
     btc_expander_tick(b);
     btc_ingest_poke(b);
   }
-  if (t % EACH_250_MS == 0 && btc_loop_now_ns(b->loop) >= b->reap_ns) btc_store_call(b->store, on_reaped, b, "btc_reap", "256", NULL);
+  if (t % EACH_250_MS == 0 && btc_loop_now_ns(b->loop) >= b->reap_ns)
+    btc_store_call(b->store, on_reaped, b, "btc_reap", "256", NULL);
   if (t % EACH_10_S == EACH_10_S - 1) btc_ingest_claim(b);
   if (t % EACH_1_S == 1) {
     btc_store_call(b->store, on_tidied, b, "btc_tidy", "200", NULL);

@@ -1,6 +1,6 @@
 /*
- * What some broker has to do at certain times: delayed chunks, expired leases, retention, totals. All are idempotent calls, so that several brokers doing them at once
- * only cost a little.
+ * What some broker has to do at certain times: delayed chunks, expired leases, retention, totals. All are idempotent calls, so that
+ * several brokers doing them at once only cost a little.
  */
 #ifndef BTC_BROKER_DUTIES_H
 #define BTC_BROKER_DUTIES_H

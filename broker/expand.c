@@ -53,7 +53,8 @@ static void end(expansion *x) {
   free(x);
 }
 
-/* A chunk is about 10 s of one worker's work, so that a lost one costs little and slow workers are not given much; a small job is spread over all workers. */
+/* A chunk is about 10 s of one worker's work, so that a lost one costs little and slow workers are not given much; a small job is
+ * spread over all workers. */
 static uint32_t chunk_items(const btc_broker *b, uint64_t total) {
   double rate = 0;
   uint64_t workers = 0, known = 0;
@@ -78,7 +79,6 @@ static void on_expanded(void *ctx, const redisReply *r) {
     end(x);
     return;
   }
-  btc_grant_wake(b, x->model_class, (uint64_t)x->chunk_items * x->max_chunks);
   if ((uint64_t)r->integer < x->total && !b->draining)
     look_at(x); /* is there room for more? */
   else
@@ -97,7 +97,10 @@ static void on_positions(void *ctx, const btc_io_reply *r) {
     end(x);
   } else {
     BTC_FAILPOINT("before_expand");
-    if (!btc_store_expand(b->store, x->jid, x->cursor, r->count, r->pos, r->n_chunks, r->end.text, on_expanded, x)) end(x);
+    if (btc_store_expand(b->store, x->jid, x->cursor, r->count, r->pos, r->n_chunks, r->end.text, on_expanded, x))
+      btc_grant_wake(b, x->model_class, r->items); /* the claims follow in the same write */
+    else
+      end(x);
   }
 }
 
@@ -106,7 +109,8 @@ static void on_info(void *ctx, const btc_job_info *info) {
   btc_error err;
   if (info) {
     btc_io_manifest m = btc_job_manifest(info);
-    if (btc_io_expand(x->b->io, &m, x->pos, x->cursor, x->total, x->chunk_items, x->max_chunks, on_positions, x, &err) == BTC_OK) return;
+    if (btc_io_expand(x->b->io, &m, x->pos, x->cursor, x->total, x->chunk_items, x->max_chunks, on_positions, x, &err) == BTC_OK)
+      return;
     BTC_LOG_LIMITED(BTC_LOG_WARN, "io-refused", "jid=%s msg=\"%s\"", x->jid, err.message);
   }
   end(x);
@@ -143,7 +147,8 @@ static void on_job(void *ctx, const redisReply *r) {
   snprintf(x->pos, sizeof x->pos, "%s", btc_answer_text(r, 3));
   snprintf(x->model_class, sizeof x->model_class, "%s", btc_answer_text(r, 6));
   if (strcmp(btc_answer_text(r, 0), "RUN") != 0 || x->cursor >= x->total) {
-    if (!btc_store_expand(b->store, x->jid, x->cursor, NULL, NULL, 0, x->pos, NULL, NULL)) BTC_LOG_LIMITED(BTC_LOG_DEBUG, "todo-kept", "jid=%s", x->jid);
+    if (!btc_store_expand(b->store, x->jid, x->cursor, NULL, NULL, 0, x->pos, NULL, NULL))
+      BTC_LOG_LIMITED(BTC_LOG_DEBUG, "todo-kept", "jid=%s", x->jid);
     end(x); /* that call took it off the list */
   } else if (btc_answer_u64(r, 5)) {
     end(x); /* paused */
@@ -152,14 +157,17 @@ static void on_job(void *ctx, const redisReply *r) {
   } else {
     char list[BTC_CLASS + BTC_NAME + 16];
     snprintf(list, sizeof list, "%s:%s:%s", x->model_class, btc_answer_text(r, 7), btc_answer_text(r, 8));
-    bool more = live < 8 * window && btc_store_command(b->store, on_ready_list, x, "LLEN", btc_store_key(b->store, "rdy:", list), NULL);
+    bool more =
+        live < 8 * window && btc_store_command(b->store, on_ready_list, x, "LLEN", btc_store_key(b->store, "rdy:", list), NULL);
     if (!more) end(x);
   }
 }
 
 static void look_at(expansion *x) {
   const char *key = btc_store_key(x->b->store, "job:", x->jid);
-  if (!btc_store_command(x->b->store, on_job, x, "HMGET", key, "st", "cur", "total", "pos", "live", "paused", "class", "pri", "tenant", NULL)) end(x);
+  if (!btc_store_command(x->b->store, on_job, x, "HMGET", key, "st", "cur", "total", "pos", "live", "paused", "class", "pri",
+                         "tenant", NULL))
+    end(x);
 }
 
 static bool is_busy(const struct btc_expander *all, const char *jid) {
@@ -183,7 +191,7 @@ static void on_todo(void *ctx, const redisReply *r) {
     x->next = all->first;
     all->first = x;
     all->n++;
-    look_at(x);
+    look_at(x); /* NOLINT(clang-analyzer-unix.Malloc): end() takes it off the list before it is freed */
   }
 }
 

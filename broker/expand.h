@@ -1,6 +1,6 @@
 /*
- * Large jobs come into Redis a window at a time: of each at most window_chunks chunks live, the next positions are read by the io thread, and btc_expand is a
- * compare-and-swap on the job's cursor, so that a crash anywhere or a second broker does no harm.
+ * Large jobs come into Redis a window at a time: of each at most window_chunks chunks live, the next positions are read by the io
+ * thread, and btc_expand is a compare-and-swap on the job's cursor, so that a crash anywhere or a second broker does no harm.
  */
 #ifndef BTC_BROKER_EXPAND_H
 #define BTC_BROKER_EXPAND_H

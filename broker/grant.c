@@ -1,5 +1,6 @@
 /*
- * Claim, texts, Grant. An idle worker does not ask by itself: 20 times a second one session of each class looks whether there is work, and when there is, all the others do.
+ * Claim, texts, Grant. An idle worker does not ask by itself: 20 times a second one session of each class looks whether there is
+ * work, and when there is, all the others do.
  */
 #include "grant.h"
 
@@ -86,7 +87,8 @@ static void send_chunk(btc_broker *b, btc_session *s, const btc_claimed *k, cons
   e.grant = &grant;
   BTC_FAILPOINT("before_grant");
   if (btc_outbox_add(s->outbox, &e, (void *)(uintptr_t)k->cid, &err) != BTC_OK) {
-    BTC_LOG_LIMITED(BTC_LOG_WARN, "grant-refused", "worker=%s jid=%s cid=%" PRIu64 " msg=\"%s\"", s->name, k->jid, k->cid, err.message);
+    BTC_LOG_LIMITED(BTC_LOG_WARN, "grant-refused", "worker=%s jid=%s cid=%" PRIu64 " msg=\"%s\"", s->name, k->jid, k->cid,
+                    err.message);
     give_back(b, s->id, k->cid, k->token);
     return;
   }
@@ -107,7 +109,15 @@ static void on_texts(void *ctx, const btc_io_reply *r) {
   bool good = r->status == BTC_OK && r->n == (size_t)__builtin_popcount(g->mask);
   if (r->status != BTC_OK) btc_jobs_unreadable(b, g->jid, r);
   if (good && s && !s->reaping) {
-    btc_claimed k = {.cid = g->cid, .token = g->token, .jid = g->jid, .lo = g->lo, .n = g->n, .mask = g->mask, .solo = g->solo, .crashes = g->crashes, .params = g->params};
+    btc_claimed k = {.cid = g->cid,
+                     .token = g->token,
+                     .jid = g->jid,
+                     .lo = g->lo,
+                     .n = g->n,
+                     .mask = g->mask,
+                     .solo = g->solo,
+                     .crashes = g->crashes,
+                     .params = g->params};
     send_chunk(b, s, &k, r->text);
   } else {
     give_back(b, g->session, g->cid, g->token);
@@ -133,7 +143,16 @@ static void read_texts(btc_broker *b, btc_session *s, const btc_claimed *k) {
   reading *g = btc_alloc_zero(1, sizeof *g);
   char *params = btc_strdup(k->params);
   if (g && params) {
-    *g = (reading){.b = b, .session = s->id, .cid = k->cid, .token = k->token, .lo = k->lo, .params = params, .n = k->n, .mask = k->mask, .crashes = k->crashes, .solo = k->solo};
+    *g = (reading){.b = b,
+                   .session = s->id,
+                   .cid = k->cid,
+                   .token = k->token,
+                   .lo = k->lo,
+                   .params = params,
+                   .n = k->n,
+                   .mask = k->mask,
+                   .crashes = k->crashes,
+                   .solo = k->solo};
     snprintf(g->jid, sizeof g->jid, "%s", k->jid);
     snprintf(g->pos, sizeof g->pos, "%s", k->pos);
     if (btc_jobs_get(b, g->jid, on_info, g)) return;
@@ -175,10 +194,15 @@ static void on_claimed(void *ctx, const redisReply *r) {
     else
       give_back(b, c->session, k.cid, k.token);
   }
-  if (s) s->idle = !some;
+  if (s) {
+    s->idle = !some && !s->again;
+    s->again = false;
+  }
+  if (s && !some) btc_grant_poke(b, s);
   if (some && s) {
     btc_grant_poke(b, s);
-    btc_grant_wake(b, s->model_class, 1); /* there may be more: the idle ones look one after the other, as long as they find something */
+    btc_grant_wake(b, s->model_class,
+                   1); /* there may be more: the idle ones look one after the other, as long as they find something */
   }
   free(c);
 }
@@ -186,8 +210,8 @@ static void on_claimed(void *ctx, const redisReply *r) {
 /* Enough room to be worth a call: a worker that gets single items back should not claim for each. */
 static bool wants(const btc_broker *b, const btc_session *s) {
   uint32_t room = s->capacity > s->owed ? s->capacity - s->owed : 0, least = s->capacity / 4 < 8 ? s->capacity / 4 : 8;
-  return s->state == BTC_SESSION_LIVE && !s->claiming && !s->draining && !s->suspect && !s->reaping && room > 0 && room >= least && s->unsaved < 4 * s->capacity + 256 && !btc_outbox_full(s->outbox) &&
-         btc_loop_now_ns(b->loop) >= s->hold_ns;
+  return s->state == BTC_SESSION_LIVE && !s->claiming && !s->draining && !s->suspect && !s->reaping && room > 0 && room >= least &&
+         s->unsaved < 4 * s->capacity + 256 && !btc_outbox_full(s->outbox) && btc_loop_now_ns(b->loop) >= s->hold_ns;
 }
 
 static bool may_claim(const btc_broker *b) {
@@ -216,6 +240,7 @@ void btc_grant_poke_all(btc_broker *b) {
 void btc_grant_wake(btc_broker *b, const char *model_class, uint64_t items) {
   uint64_t room = 0;
   for (btc_session *s = b->sessions; s && room < items; s = s->next) {
+    if (s->claiming) s->again = true;
     if (!s->idle || (*model_class && strcmp(model_class, s->model_class) != 0) || !wants(b, s)) continue;
     s->idle = false;
     room += s->capacity - s->owed;

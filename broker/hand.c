@@ -14,7 +14,8 @@ btc_hand *btc_hand_find(const btc_session *s, uint64_t cid, uint64_t token) {
   return NULL;
 }
 
-btc_hand *btc_hand_add(btc_session *s, uint64_t cid, uint64_t token, const char *jid, uint64_t lo, uint32_t n, uint32_t mask, int64_t now_ns) {
+btc_hand *btc_hand_add(btc_session *s, uint64_t cid, uint64_t token, const char *jid, uint64_t lo, uint32_t n, uint32_t mask,
+                       int64_t now_ns) {
   btc_hand *h = btc_alloc_zero(1, sizeof *h);
   if (!h) return NULL;
   *h = (btc_hand){.next = s->hands, .cid = cid, .token = token, .lo = lo, .n = n, .mask = mask, .moved_ns = now_ns};
@@ -142,7 +143,8 @@ static bool just_finished(const btc_session *s, uint64_t cid) {
 static void beat_chunk(btc_broker *b, btc_session *s, const Btc__ChunkProgress *p) {
   btc_hand *h = btc_hand_find(s, p->cid, p->token);
   if (!h) {
-    if (s->state == BTC_SESSION_LIVE && !just_finished(s, p->cid)) tell_revoked(b, s, p->cid, p->token, "lost"); /* its lease is somebody else's by now */
+    if (s->state == BTC_SESSION_LIVE && !just_finished(s, p->cid))
+      tell_revoked(b, s, p->cid, p->token, "lost"); /* its lease is somebody else's by now */
     return;
   }
   h->missing = 0;
@@ -177,19 +179,21 @@ static void on_extended(void *ctx, const redisReply *r) {
   free(a);
 }
 
-/* A lease grows only while the chunk moves: a hung engine that still sends heartbeats loses its chunks to the backstop. A chunk that waits behind others counts as
- * moving as long as any chunk of the worker does. */
+/* A lease grows only while the chunk moves: a hung engine that still sends heartbeats loses its chunks to the backstop. A chunk
+ * that waits behind others counts as moving as long as any chunk of the worker does. */
 void btc_hand_extend(btc_broker *b, btc_session *s) {
   btc_store_lease lease[MAX_CHUNKS];
   int64_t now = btc_loop_now_ns(b->loop), stall = b->o->stall_ms * 1000000, latest = 0;
-  if (s->items_per_s > 0 && 10e9 / s->items_per_s > (double)stall && s->items_per_s > 1e-6) stall = (int64_t)(10e9 / s->items_per_s);
+  if (s->items_per_s > 0 && 10e9 / s->items_per_s > (double)stall && s->items_per_s > 1e-6)
+    stall = (int64_t)(10e9 / s->items_per_s);
   size_t n = 0;
   for (btc_hand *h = s->hands; h; h = h->next)
     if (h->moved_ns > latest) latest = h->moved_ns;
   for (btc_hand *h = s->hands; h; h = h->next) {
     int64_t moved = h->started ? h->moved_ns : latest;
     if (now - moved > stall) {
-      BTC_LOG_LIMITED(BTC_LOG_WARN, "chunk-stalled", "worker=%s jid=%s cid=%" PRIu64 " still_ms=%lld", s->name, h->jid, h->cid, (long long)((now - moved) / 1000000));
+      BTC_LOG_LIMITED(BTC_LOG_WARN, "chunk-stalled", "worker=%s jid=%s cid=%" PRIu64 " still_ms=%lld", s->name, h->jid, h->cid,
+                      (long long)((now - moved) / 1000000));
       continue;
     }
     lease[n++] = (btc_store_lease){h->cid, h->token, 0};

@@ -1,6 +1,6 @@
 /*
- * What a new connection does before it carries work: AUTH, then on the main one INFO and CONFIG GET (may this Redis hold a queue?), the function library when it is missing or
- * older, btc_setup. One command at a time; any passing trouble ends in a later attempt.
+ * What a new connection does before it carries work: AUTH, then on the main one INFO and CONFIG GET (may this Redis hold a queue?),
+ * the function library when it is missing or older, btc_setup. One command at a time; any passing trouble ends in a later attempt.
  */
 #define _GNU_SOURCE
 #include <stdio.h>
@@ -79,7 +79,8 @@ static void check_info(btc_handshake *h, const redisReply *r) {
 static void check_policy(btc_handshake *h, const redisReply *r) {
   const char *fsync = r->type == REDIS_REPLY_ARRAY && r->elements == 2 && r->element[1]->str ? r->element[1]->str : "unknown";
   if (strcmp(fsync, "always") != 0 && !h->warned) {
-    btc_log(BTC_LOG_WARN, "redis-not-durable", "appendfsync=%s msg=\"a power cut may lose the last seconds of accepted work; appendfsync always does not\"", fsync);
+    btc_log(BTC_LOG_WARN, "redis-not-durable",
+            "appendfsync=%s msg=\"a power cut may lose the last seconds of accepted work; appendfsync always does not\"", fsync);
     h->warned = true;
   }
   go(h, STEP_LIBRARY);
@@ -125,7 +126,8 @@ static void check_setup(btc_handshake *h, const redisReply *r) {
 }
 
 static bool no_permission(const redisReply *r) {
-  return r->type == REDIS_REPLY_ERROR && (strncmp(r->str, "NOPERM", 6) == 0 || strncmp(r->str, "NOAUTH", 6) == 0 || strncmp(r->str, "WRONGPASS", 9) == 0);
+  return r->type == REDIS_REPLY_ERROR &&
+         (strncmp(r->str, "NOPERM", 6) == 0 || strncmp(r->str, "NOAUTH", 6) == 0 || strncmp(r->str, "WRONGPASS", 9) == 0);
 }
 
 static void on_answer(void *ctx, const redisReply *r) {

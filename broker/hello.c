@@ -31,10 +31,14 @@ static int64_t wall_ms(void) {
 /* What `workers` shows, as JSON. */
 static char *vitals(const btc_broker *b, const btc_session *s) {
   int64_t age_ms = (btc_loop_now_ns(b->loop) - s->born_ns) / 1000000, silent_ms = (btc_loop_now_ns(b->loop) - s->seen_ns) / 1000000;
-  json_t *o = json_pack("{s:s, s:s, s:s, s:s, s:s, s:I, s:I, s:I, s:f, s:I, s:I, s:I}", "state", s->draining ? "draining" : s->suspect ? "silent" : "up", "engine",
-                        s->engine, "model_name", s->model_name, "model_class", s->model_class, "program", s->program, "credits", (json_int_t)s->capacity, "in_hand",
-                        (json_int_t)s->owed, "items_done", (json_int_t)s->items_done, "items_per_s", s->items_per_s, "rss_bytes", (json_int_t)s->rss_bytes,
-                        "born_ms", (json_int_t)(wall_ms() - age_ms), "seen_ms", (json_int_t)(wall_ms() - silent_ms));
+  json_t *o = json_pack("{s:s, s:s, s:s, s:s, s:s, s:I, s:I, s:I, s:f, s:I, s:I, s:I}", "state",
+                        s->draining  ? "draining"
+                        : s->suspect ? "silent"
+                                     : "up",
+                        "engine", s->engine, "model_name", s->model_name, "model_class", s->model_class, "program", s->program,
+                        "credits", (json_int_t)s->capacity, "in_hand", (json_int_t)s->owed, "items_done", (json_int_t)s->items_done,
+                        "items_per_s", s->items_per_s, "rss_bytes", (json_int_t)s->rss_bytes, "born_ms",
+                        (json_int_t)(wall_ms() - age_ms), "seen_ms", (json_int_t)(wall_ms() - silent_ms));
   char *text = o ? json_dumps(o, JSON_COMPACT) : NULL;
   json_decref(o);
   return text;
@@ -88,8 +92,8 @@ static void welcome(btc_broker *b, btc_session *s) {
   btc_broker_send(b, b->workers, &s->peer, &e);
 }
 
-/* The name's earlier sessions with us. One of the same incarnation: the worker came back by another connection, and what it holds is compared with Redis. One of an
- * older incarnation: its process is gone. */
+/* The name's earlier sessions with us. One of the same incarnation: the worker came back by another connection, and what it holds
+ * is compared with Redis. One of an older incarnation: its process is gone. */
 static void end_older(btc_broker *b, const btc_session *s) {
   btc_session *next;
   for (btc_session *o = b->sessions; o; o = next) {
@@ -116,8 +120,8 @@ static void on_hello(void *ctx, const redisReply *r) {
   } else {
     BTC_FAILPOINT("after_hello");
     end_older(b, s);
-    btc_log(BTC_LOG_INFO, "worker-up", "worker=%s incarnation=%" PRIu64 " session=%" PRIx64 " class=%s credits=%u held=%zu", s->name, s->incarnation, s->id,
-            s->model_class, s->capacity, s->n_held);
+    btc_log(BTC_LOG_INFO, "worker-up", "worker=%s incarnation=%" PRIu64 " session=%" PRIx64 " class=%s credits=%u held=%zu",
+            s->name, s->incarnation, s->id, s->model_class, s->capacity, s->n_held);
     welcome(b, s);
     btc_hand_sync(b, s);
   }
@@ -167,7 +171,8 @@ static btc_session *make(btc_broker *b, const btc_message *m) {
   s->next = b->sessions;
   b->sessions = s;
   b->n_sessions++;
-  if (!s->engine || !s->model_name || !s->program || !s->held || btc_outbox_create(OUTBOX_MESSAGES, OUTBOX_BYTES, &s->outbox, &err) != BTC_OK) {
+  if (!s->engine || !s->model_name || !s->program || !s->held ||
+      btc_outbox_create(OUTBOX_MESSAGES, OUTBOX_BYTES, &s->outbox, &err) != BTC_OK) {
     btc_session_close(b, s, "out of memory");
     return NULL;
   }
@@ -180,7 +185,8 @@ static btc_session *make(btc_broker *b, const btc_message *m) {
 static bool is_repeated(btc_broker *b, const btc_message *m) {
   const Btc__Hello *h = m->envelope->hello;
   for (btc_session *s = b->sessions; s; s = s->next) {
-    if (!btc_peer_id_equal(&s->peer, &m->from) || s->incarnation != h->incarnation || strcmp(s->name, h->worker) != 0 || s->reaping) continue;
+    if (!btc_peer_id_equal(&s->peer, &m->from) || s->incarnation != h->incarnation || strcmp(s->name, h->worker) != 0 || s->reaping)
+      continue;
     s->hello_req = m->envelope->req_id;
     s->seen_ns = btc_loop_now_ns(b->loop);
     if (s->state != BTC_SESSION_HELLO) welcome(b, s);

@@ -9,7 +9,7 @@
 #include "grant.h"
 #include "submit.h"
 
-enum { BATCH = 64, DEADLINE_MS = 6000 /* a read blocks for 1 s */, RETRY_MS = 1000, MAX_KEY = 256 };
+enum { BATCH = 64, PENDING = 4, DEADLINE_MS = 6000 /* a read blocks for 1 s */, RETRY_MS = 1000, MAX_KEY = 256 };
 
 /* Entries that become one job. */
 typedef struct batch {
@@ -23,10 +23,10 @@ typedef struct batch {
 struct btc_ingest {
   btc_broker *b;
   btc_manifest *parser;
-  batch *open;       /* being filled */
-  bool reading, mine; /* mine: our own entries first, those that we read and did not finish */
-  int pending;       /* batches and submissions under way */
-  int64_t hold_ns;   /* no reading before */
+  batch *open;                      /* being filled */
+  bool reading, reading_mine, mine; /* mine: our own entries first, those that we read and did not finish */
+  int pending;                      /* batches and submissions under way */
+  int64_t hold_ns;                  /* no reading before */
 };
 
 btc_status btc_ingest_create(btc_broker *b, btc_error *err) {
@@ -79,8 +79,6 @@ static void on_ingested(void *ctx, const redisReply *r) {
   } else if (strcmp(btc_answer_text(r, 0), "BUSY") == 0) {
     BTC_LOG_LIMITED(BTC_LOG_WARN, "ingest-busy", "msg=\"%s\"", btc_answer_text(r, 2));
     if (b->ingest) hold(b->ingest, (int64_t)btc_answer_u64(r, 1));
-  } else {
-    btc_grant_wake(b, t->model_class, btc_answer_u64(r, 1));
   }
   free_batch(t);
   one_done(b);
@@ -93,7 +91,10 @@ static void ingest_now(batch *t) {
   btc_new_jid(b, jid);
   for (size_t i = 0; i < t->n; i++) entry[i] = (btc_store_entry){t->id[i], t->key[i], t->text[i]};
   BTC_FAILPOINT("before_ingest");
-  if (btc_store_ingest(b->store, jid, t->tenant, t->pri, t->model_class, entry, t->n, on_ingested, t)) return;
+  if (btc_store_ingest(b->store, jid, t->tenant, t->pri, t->model_class, entry, t->n, on_ingested, t)) {
+    btc_grant_wake(b, t->model_class, t->n); /* the claim follows in the same write, and shares its fsync */
+    return;
+  }
   hold(b->ingest, RETRY_MS);
   free_batch(t);
   one_done(b);
@@ -144,7 +145,8 @@ static bool fits(const batch *t, const char *tenant, uint32_t pri, const char *m
 }
 
 /* text: taken over. */
-static void add(struct btc_ingest *g, const char *id, const char *tenant, uint32_t pri, const char *model_class, const char *key, char *text) {
+static void add(struct btc_ingest *g, const char *id, const char *tenant, uint32_t pri, const char *model_class, const char *key,
+                char *text) {
   if (!fits(g->open, tenant, pri, model_class)) {
     send_batch(g);
     g->open = btc_alloc_zero(1, sizeof *g->open);
@@ -237,7 +239,8 @@ static void take_packed(struct btc_ingest *g, const char *id, const redisReply *
 
 static const redisReply *field(const redisReply *fields, const char *name) {
   for (size_t i = 0; fields->type == REDIS_REPLY_ARRAY && i + 1 < fields->elements; i += 2)
-    if (strcmp(btc_answer_text(fields, i), name) == 0 && fields->element[i + 1]->type == REDIS_REPLY_STRING) return fields->element[i + 1];
+    if (strcmp(btc_answer_text(fields, i), name) == 0 && fields->element[i + 1]->type == REDIS_REPLY_STRING)
+      return fields->element[i + 1];
   return NULL;
 }
 
@@ -247,18 +250,19 @@ static const char *text_of(const redisReply *r, const char *otherwise) {
 
 static void take_entry(struct btc_ingest *g, const char *id, const redisReply *fields) {
   const redisReply *json = field(fields, "json"), *p = field(fields, "p");
-  const char *tenant = text_of(field(fields, "tenant"), "default"), *pri = text_of(field(fields, "pri"), "1"), *key = text_of(field(fields, "key"), "");
+  const char *tenant = text_of(field(fields, "tenant"), "default"), *pri = text_of(field(fields, "pri"), "1"),
+             *key = text_of(field(fields, "key"), "");
   const char *model_class = text_of(field(fields, "class"), "");
   if (p) {
     take_packed(g, id, p);
     return;
   }
-  const char *problem = !json                                   ? "the entry has neither json nor p"
-                        : !btc_name_valid(tenant)               ? "tenant: must have 1 to 64 of the characters A-Z a-z 0-9 . _ -"
+  const char *problem = !json                                      ? "the entry has neither json nor p"
+                        : !btc_name_valid(tenant)                  ? "tenant: must have 1 to 64 of the characters A-Z a-z 0-9 . _ -"
                         : strlen(pri) != 1 || !strchr("012", *pri) ? "pri: must be 0, 1 or 2"
-                        : !btc_class_valid(model_class)         ? "class: must have at most 128 of the characters A-Z a-z 0-9 . _ : -"
-                        : strlen(key) > MAX_KEY                 ? "key: longer than 256 bytes"
-                                                                : NULL;
+                        : !btc_class_valid(model_class) ? "class: must have at most 128 of the characters A-Z a-z 0-9 . _ : -"
+                        : strlen(key) > MAX_KEY         ? "key: longer than 256 bytes"
+                                                        : NULL;
   if (problem)
     add(g, id, "default", 1, "", "", btc_item_problem(id, problem));
   else
@@ -293,7 +297,7 @@ static void on_read(void *ctx, const redisReply *r) {
   const redisReply *stream = r->type == REDIS_REPLY_ARRAY && r->elements == 1 ? r->element[0] : NULL;
   g->pending++; /* no reading before all of these are on their way */
   size_t n = stream && stream->elements == 2 ? take_entries(g, stream->element[1]) : 0;
-  if (!n && btc_loop_now_ns(b->loop) >= g->hold_ns) g->mine = false;
+  if (!n && g->reading_mine && btc_loop_now_ns(b->loop) >= g->hold_ns) g->mine = false;
   one_done(b);
 }
 
@@ -305,11 +309,13 @@ static bool read_now(btc_broker *b, bool mine) {
   return btc_redis_send(b->feed, (int)(sizeof argv / sizeof argv[0]), argv, len, DEADLINE_MS, on_read, b);
 }
 
-/* One read at a time, and only when all of the last one is in Redis: what is in memory stays bounded, and rereading our own entries never meets one under way. */
+/* One read at a time, with at most PENDING batches under way: what is in memory stays bounded. Rereading our own entries waits for
+ * all of them, so that it never meets one under way. */
 void btc_ingest_poke(btc_broker *b) {
   struct btc_ingest *g = b->ingest;
-  bool may = !g->reading && !g->pending && !b->draining && btc_redis_is_up(b->redis) && btc_redis_is_up(b->feed);
-  if (may && btc_loop_now_ns(b->loop) >= g->hold_ns) g->reading = read_now(b, g->mine);
+  bool may =
+      !g->reading && g->pending < (g->mine ? 1 : PENDING) && !b->draining && btc_redis_is_up(b->redis) && btc_redis_is_up(b->feed);
+  if (may && btc_loop_now_ns(b->loop) >= g->hold_ns) g->reading = read_now(b, g->reading_mine = g->mine);
 }
 
 /* ---- entries of brokers that died ---- */
@@ -319,10 +325,12 @@ static void on_claimed(void *ctx, const redisReply *r) {
   struct btc_ingest *g = b->ingest;
   if (btc_broker_refused("XAUTOCLAIM", r) || r->type != REDIS_REPLY_ARRAY || r->elements < 2 || !g) return;
   size_t gone = r->elements > 2 && r->element[2]->type == REDIS_REPLY_ARRAY ? r->element[2]->elements : 0;
-  if (gone) btc_log(BTC_LOG_ERROR, "submissions-lost", "entries=%zu msg=\"somebody deleted or trimmed entries of the stream in\"", gone);
+  if (gone)
+    btc_log(BTC_LOG_ERROR, "submissions-lost", "entries=%zu msg=\"somebody deleted or trimmed entries of the stream in\"", gone);
   if (r->element[1]->type == REDIS_REPLY_ARRAY && r->element[1]->elements) g->mine = true; /* they are ours now, and read as such */
 }
 
 void btc_ingest_claim(btc_broker *b) {
-  btc_store_command(b->store, on_claimed, b, "XAUTOCLAIM", btc_store_key(b->store, "in", ""), "brk", b->name, "30000", "0-0", "COUNT", "64", NULL);
+  btc_store_command(b->store, on_claimed, b, "XAUTOCLAIM", btc_store_key(b->store, "in", ""), "brk", b->name, "30000", "0-0",
+                    "COUNT", "64", NULL);
 }

@@ -125,7 +125,9 @@ bool btc_jobs_get(btc_broker *b, const char *jid, btc_job_found found, void *ctx
   if (!l) return false;
   *l = (lookup){.b = b, .found = found, .ctx = ctx};
   snprintf(l->jid, sizeof l->jid, "%s", jid);
-  if (btc_store_command(b->store, on_job, l, "HMGET", btc_store_key(b->store, "job:", jid), "manifest", "sha", "base", "dups", NULL)) return true;
+  if (btc_store_command(b->store, on_job, l, "HMGET", btc_store_key(b->store, "job:", jid), "manifest", "sha", "base", "dups",
+                        NULL))
+    return true;
   free(l);
   return false;
 }
@@ -162,7 +164,8 @@ static void on_paused(void *ctx, const redisReply *r) {
 bool btc_jobs_unreadable(btc_broker *b, const char *jid, const btc_io_reply *reply) {
   char quoted[512];
   bool forever = reply->status == BTC_ERR_NOT_FOUND || reply->status == BTC_ERR_FORMAT || reply->status == BTC_ERR_ARG;
-  BTC_LOG_LIMITED(BTC_LOG_WARN, "manifest-unreadable", "jid=%s paused=%d msg=%s", jid, forever, btc_log_quote(quoted, sizeof quoted, reply->message));
+  BTC_LOG_LIMITED(BTC_LOG_WARN, "manifest-unreadable", "jid=%s paused=%d msg=%s", jid, forever,
+                  btc_log_quote(quoted, sizeof quoted, reply->message));
   if (!forever) return false;
   char text[600];
   snprintf(text, sizeof text, "paused: %s", reply->message);

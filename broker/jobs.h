@@ -1,6 +1,6 @@
 /*
- * What does not change in a job and is needed again and again: where its manifest is and how to read it. A cache over job:<jid>, bounded; and the rate at which a job's
- * items end, for `status`.
+ * What does not change in a job and is needed again and again: where its manifest is and how to read it. A cache over job:<jid>,
+ * bounded; and the rate at which a job's items end, for `status`.
  */
 #ifndef BTC_BROKER_JOBS_H
 #define BTC_BROKER_JOBS_H

@@ -25,7 +25,8 @@ const char *btc_log_quote(char *buf, size_t size, const char *text) {
   size_t at = 0;
   if (size < 3) return "";
   buf[at++] = '"';
-  for (const char *c = text ? text : ""; *c && at < size - 2; c++) buf[at++] = (unsigned char)*c < 0x20 || *c == 0x7f ? '?' : *c == '"' ? '\'' : *c;
+  for (const char *c = text ? text : ""; *c && at < size - 2; c++)
+    buf[at++] = (unsigned char)*c < 0x20 || *c == 0x7f ? '?' : *c == '"' ? '\'' : *c;
   buf[at++] = '"';
   buf[at] = 0;
   return buf;

@@ -1,6 +1,6 @@
 /*
- * One event a line on stderr, key=value, in logfmt: `t=2026-11-25T07:28:06.123Z level=info event=worker-up worker=w1 ...`. Any thread.
- * Free text goes through btc_log_quote, so that nothing in it can break a line or forge a key.
+ * One event a line on stderr, key=value, in logfmt: `t=2026-11-25T07:28:06.123Z level=info event=worker-up worker=w1 ...`. Any
+ * thread. Free text goes through btc_log_quote, so that nothing in it can break a line or forge a key.
  */
 #ifndef BTC_BROKER_LOG_H
 #define BTC_BROKER_LOG_H
@@ -20,11 +20,12 @@ typedef struct btc_log_gate {
   int64_t window_ns;
   unsigned lines, left_out;
 } btc_log_gate;
-void btc_log_gated(btc_log_gate *gate, btc_log_level level, const char *event, const char *fmt, ...) __attribute__((format(printf, 4, 5)));
-#define BTC_LOG_LIMITED(level, event, ...)                \
-  do {                                                    \
-    static btc_log_gate gate_;                            \
-    btc_log_gated(&gate_, level, event, __VA_ARGS__);     \
+void btc_log_gated(btc_log_gate *gate, btc_log_level level, const char *event, const char *fmt, ...)
+    __attribute__((format(printf, 4, 5)));
+#define BTC_LOG_LIMITED(level, event, ...)            \
+  do {                                                \
+    static btc_log_gate gate_;                        \
+    btc_log_gated(&gate_, level, event, __VA_ARGS__); \
   } while (0)
 
 /* "text" with quotes around it; quotes and control characters inside become ' and ?, the rest is cut to fit. Returns buf. */

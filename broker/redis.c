@@ -55,8 +55,10 @@ static btc_status parse_host(const char *rest, const char *url, btc_redis_addres
   char *stop = (char *)after;
   if (*after == ':') port = strtol(after + 1, &stop, 10);
   if (*stop == '/' && !stop[1]) stop++;
-  if (!len || len >= sizeof out->host || *stop || port < 1 || port > 65535 || (*after == ':' && stop == after + 1) || memchr(host, '@', len))
-    return btc_fail(err, BTC_ERR_ARG, "'%s': a Redis address is redis://HOST:PORT or unix:///PATH (passwords come from a file)", url);
+  if (!len || len >= sizeof out->host || *stop || port < 1 || port > 65535 || (*after == ':' && stop == after + 1) ||
+      memchr(host, '@', len))
+    return btc_fail(err, BTC_ERR_ARG, "'%s': a Redis address is redis://HOST:PORT or unix:///PATH (passwords come from a file)",
+                    url);
   memcpy(out->host, host, len);
   out->port = (int)port;
   return BTC_OK;
@@ -67,7 +69,8 @@ btc_status btc_redis_address_parse(const char *url, btc_redis_address *out, btc_
   if (strncmp(url, "redis://", 8) == 0) return parse_host(url + 8, url, out, err);
   if (strncmp(url, "unix://", 7) != 0 || url[7] != '/')
     return btc_fail(err, BTC_ERR_ARG, "'%s': a Redis address is redis://HOST:PORT or unix:///PATH", url);
-  if (strlen(url + 7) >= sizeof out->path) return btc_fail(err, BTC_ERR_ARG, "'%s': the path of a unix socket has at most 107 bytes", url);
+  if (strlen(url + 7) >= sizeof out->path)
+    return btc_fail(err, BTC_ERR_ARG, "'%s': the path of a unix socket has at most 107 bytes", url);
   strcpy(out->path, url + 7);
   return BTC_OK;
 }
@@ -154,7 +157,8 @@ static void gone(btc_redis *r, const char *why) {
   int64_t wait = r->backoff_ms / 2 + (int64_t)(draw(r) % (uint64_t)(r->backoff_ms / 2 + 1));
   r->backoff_ms = r->backoff_ms * 2 > BACKOFF_MAX_MS ? BACKOFF_MAX_MS : r->backoff_ms * 2;
   char quoted[300];
-  BTC_LOG_LIMITED(BTC_LOG_WARN, "redis-down", "connection=%s retry_ms=%lld msg=%s", r->o.label, (long long)wait, btc_log_quote(quoted, sizeof quoted, r->trouble));
+  BTC_LOG_LIMITED(BTC_LOG_WARN, "redis-down", "connection=%s retry_ms=%lld msg=%s", r->o.label, (long long)wait,
+                  btc_log_quote(quoted, sizeof quoted, r->trouble));
   btc_timer_after_ms(r->timer, wait);
   if (was_up && r->o.down) r->o.down(r->o.ctx);
 }
@@ -283,7 +287,8 @@ void btc_redis_destroy(btc_redis **redis) {
 
 /* Errors that are about the server and not about the command: nothing was done, and the connection is of no use for now. */
 static bool server_error(const redisReply *reply, const char **why) {
-  static const char *const kinds[] = {"LOADING", "READONLY", "MASTERDOWN", "NOAUTH", "CLUSTERDOWN", "NOREPLICAS", "ERR Function not found"};
+  static const char *const kinds[] = {
+      "LOADING", "READONLY", "MASTERDOWN", "NOAUTH", "CLUSTERDOWN", "NOREPLICAS", "ERR Function not found"};
   if (!reply || reply->type != REDIS_REPLY_ERROR) return false;
   for (size_t i = 0; i < sizeof kinds / sizeof kinds[0]; i++)
     if (strncmp(reply->str, kinds[i], strlen(kinds[i])) == 0) {
@@ -312,7 +317,8 @@ static void on_reply(redisAsyncContext *ac, void *raw, void *privdata) {
   free(c);
 }
 
-static bool send_call(btc_redis *r, int argc, const char **argv, const size_t *len, int64_t deadline_ms, btc_redis_answer answer, void *ctx) {
+static bool send_call(btc_redis *r, int argc, const char **argv, const size_t *len, int64_t deadline_ms, btc_redis_answer answer,
+                      void *ctx) {
   call *c = r->ac && !r->closing ? btc_alloc_zero(1, sizeof *c) : NULL;
   if (!c) return false;
   int64_t now = btc_loop_now_ns(r->loop);
@@ -326,7 +332,8 @@ static bool send_call(btc_redis *r, int argc, const char **argv, const size_t *l
   return true;
 }
 
-bool btc_redis_send(btc_redis *r, int argc, const char **argv, const size_t *len, int64_t deadline_ms, btc_redis_answer answer, void *ctx) {
+bool btc_redis_send(btc_redis *r, int argc, const char **argv, const size_t *len, int64_t deadline_ms, btc_redis_answer answer,
+                    void *ctx) {
   return r->state == UP && send_call(r, argc, argv, len, deadline_ms ? deadline_ms : r->o.deadline_ms, answer, ctx);
 }
 

@@ -1,4 +1,5 @@
-/* Requests that only read: jobs, records, dead letters, workers. Lists are gathered from several answers of Redis that come in order. */
+/* Requests that only read: jobs, records, dead letters, workers. Lists are gathered from several answers of Redis that come in
+ * order. */
 #define _GNU_SOURCE
 #include <inttypes.h>
 #include <jansson.h>
@@ -231,7 +232,8 @@ static void on_results_job(void *ctx, const redisReply *r) {
   q->finished = !known || (over && btc_answer_u64(r, 1) >= btc_answer_u64(r, 2)); /* Redis forgets jobs, files stay */
   q->count = known ? btc_answer_u64(r, 3) : 0;
   q->epoch = btc_answer_u64(r, 4);
-  if (btc_io_results(q->b->io, q->jid, q->cursor, q->limit, q->finished, on_lines, q, &err) != BTC_OK) btc_request_later(q, err.message, 0);
+  if (btc_io_results(q->b->io, q->jid, q->cursor, q->limit, q->finished, on_lines, q, &err) != BTC_OK)
+    btc_request_later(q, err.message, 0);
 }
 
 void btc_report_results(btc_broker *b, const btc_message *m) {
@@ -447,7 +449,8 @@ static void ask_worker(btc_request *q, const char *name) {
   p->q = q;
   snprintf(p->name, sizeof p->name, "%s", name);
   q->left++;
-  if (btc_store_command(q->b->store, on_worker, p, "HMGET", btc_store_key(q->b->store, "wk:", name), "broker", "info", NULL)) return;
+  if (btc_store_command(q->b->store, on_worker, p, "HMGET", btc_store_key(q->b->store, "wk:", name), "broker", "info", NULL))
+    return;
   q->left--;
   free(p);
 }

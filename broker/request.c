@@ -102,7 +102,8 @@ static void revoke_cancelled(btc_broker *b, const redisReply *r) {
     const redisReply *c = list->element[i];
     uint64_t cid = btc_answer_u64(c, 0), token = btc_answer_u64(c, 1);
     for (btc_session *s = b->sessions; s; s = s->next)
-      if (strcmp(s->wid, btc_answer_text(c, 2)) == 0 && btc_hand_find(s, cid, token)) btc_hand_revoke(b, s, cid, token, "cancelled");
+      if (strcmp(s->wid, btc_answer_text(c, 2)) == 0 && btc_hand_find(s, cid, token))
+        btc_hand_revoke(b, s, cid, token, "cancelled");
   }
 }
 
@@ -214,7 +215,8 @@ static void take_drain(btc_broker *b, const btc_message *m) {
   if (!(q = btc_request_new(b, m))) return;
   btc_session *s = btc_session_named(b, d->worker);
   if (!s) {
-    if (!btc_store_command(b->store, on_elsewhere, q, "HMGET", btc_store_key(b->store, "wk:", d->worker), "broker", NULL)) btc_request_later(q, "Redis is away", 0);
+    if (!btc_store_command(b->store, on_elsewhere, q, "HMGET", btc_store_key(b->store, "wk:", d->worker), "broker", NULL))
+      btc_request_later(q, "Redis is away", 0);
     return;
   }
   Btc__DrainRequest drain = BTC__DRAIN_REQUEST__INIT;
@@ -254,7 +256,8 @@ static void dispatch(btc_broker *b, btc_message *m) {
       take_drain(b, m);
       break;
     default:
-      btc_broker_nack(b, b->clients, &m->from, m->req_id, BTC__NACK_CODE__NACK_UNKNOWN, "this is no message for a broker's client socket", 0);
+      btc_broker_nack(b, b->clients, &m->from, m->req_id, BTC__NACK_CODE__NACK_UNKNOWN,
+                      "this is no message for a broker's client socket", 0);
   }
 }
 
@@ -265,7 +268,8 @@ void btc_request_message(btc_broker *b, btc_message *m) {
     b->bad_messages++;
     BTC_LOG_LIMITED(BTC_LOG_WARN, "bad-message", "from=client msg=\"%s\"", m->error.message);
     if (m->from.len)
-      btc_broker_nack(b, b->clients, &m->from, m->req_id, version ? BTC__NACK_CODE__NACK_VERSION : BTC__NACK_CODE__NACK_BAD, m->error.message, 0);
+      btc_broker_nack(b, b->clients, &m->from, m->req_id, version ? BTC__NACK_CODE__NACK_VERSION : BTC__NACK_CODE__NACK_BAD,
+                      m->error.message, 0);
   } else if (m->role != BTC_ROLE_CLIENT && m->role != BTC_ROLE_ADMIN && m->role != BTC_ROLE_ANY) {
     btc_broker_nack(b, b->clients, &m->from, m->req_id, BTC__NACK_CODE__NACK_DENIED, "this key may not ask here", 0);
   } else if (!m->req_id) {

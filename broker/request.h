@@ -1,5 +1,6 @@
 /*
- * Messages of clients: each is answered by one Reply (or its own kind of reply) that names it, and is idempotent, since clients repeat what was not answered.
+ * Messages of clients: each is answered by one Reply (or its own kind of reply) that names it, and is idempotent, since clients
+ * repeat what was not answered.
  */
 #ifndef BTC_BROKER_REQUEST_H
 #define BTC_BROKER_REQUEST_H

@@ -214,7 +214,8 @@ void btc_session_message(btc_broker *b, btc_message *m) {
     b->bad_messages++;
     BTC_LOG_LIMITED(BTC_LOG_WARN, "bad-message", "from=worker msg=\"%s\"", m->error.message);
     if (m->from.len)
-      btc_broker_nack(b, b->workers, &m->from, m->req_id, version ? BTC__NACK_CODE__NACK_VERSION : BTC__NACK_CODE__NACK_BAD, m->error.message, 0);
+      btc_broker_nack(b, b->workers, &m->from, m->req_id, version ? BTC__NACK_CODE__NACK_VERSION : BTC__NACK_CODE__NACK_BAD,
+                      m->error.message, 0);
     return;
   }
   if (!may_work(m->role)) {
@@ -226,7 +227,8 @@ void btc_session_message(btc_broker *b, btc_message *m) {
     return;
   }
   btc_session *s = e->session ? btc_session_find(b, e->session) : NULL;
-  bool known = s && !s->reaping && s->state != BTC_SESSION_HELLO && btc_peer_id_equal(&s->peer, &m->from) && strcmp(s->key, m->key) == 0;
+  bool known =
+      s && !s->reaping && s->state != BTC_SESSION_HELLO && btc_peer_id_equal(&s->peer, &m->from) && strcmp(s->key, m->key) == 0;
   if (known)
     dispatch(b, s, m);
   else if (e->body_case != BTC__ENVELOPE__BODY_ACK && e->body_case != BTC__ENVELOPE__BODY_NACK)
@@ -265,8 +267,11 @@ static void on_reaped(void *ctx, const redisReply *r) {
   death *d = ctx;
   btc_session *s = btc_session_find(d->b, d->session);
   bool failed = btc_broker_refused("btc_reap_owner", r);
-  if (!failed && s) btc_log(BTC_LOG_WARN, "worker-lost", "worker=%s chunks=%lld", s->name, r->type == REDIS_REPLY_INTEGER ? r->integer : 0LL);
-  if (!failed && s && r->type == REDIS_REPLY_INTEGER && r->integer >= REAP_STEP && btc_store_call(d->b->store, on_reaped, d, "btc_reap_owner", s->wid, NULL)) return;
+  if (!failed && s)
+    btc_log(BTC_LOG_WARN, "worker-lost", "worker=%s chunks=%lld", s->name, r->type == REDIS_REPLY_INTEGER ? r->integer : 0LL);
+  if (!failed && s && r->type == REDIS_REPLY_INTEGER && r->integer >= REAP_STEP &&
+      btc_store_call(d->b->store, on_reaped, d, "btc_reap_owner", s->wid, NULL))
+    return;
   if (failed || !s || !btc_store_bye(d->b->store, s->name, s->incarnation, on_forgotten, d)) retry_death(d);
 }
 

@@ -1,6 +1,7 @@
 /*
- * Sessions of workers: Hello to the end. A session is (routing id, worker name, incarnation, key) under a random number that every message must carry; whoever
- * comes with another one is told to say Hello again, and loses nothing by it: leases are bound to name and incarnation, not to connections.
+ * Sessions of workers: Hello to the end. A session is (routing id, worker name, incarnation, key) under a random number that every
+ * message must carry; whoever comes with another one is told to say Hello again, and loses nothing by it: leases are bound to name
+ * and incarnation, not to connections.
  */
 #ifndef BTC_BROKER_SESSION_H
 #define BTC_BROKER_SESSION_H
@@ -21,7 +22,8 @@ void btc_session_close(btc_broker *b, btc_session *s, const char *why);
 
 /* ---- chunks in hand (hand.c) ---- */
 btc_hand *btc_hand_find(const btc_session *s, uint64_t cid, uint64_t token);
-btc_hand *btc_hand_add(btc_session *s, uint64_t cid, uint64_t token, const char *jid, uint64_t lo, uint32_t n, uint32_t mask, int64_t now_ns);
+btc_hand *btc_hand_add(btc_session *s, uint64_t cid, uint64_t token, const char *jid, uint64_t lo, uint32_t n, uint32_t mask,
+                       int64_t now_ns);
 /* Results of these items came: the worker has room for others. The chunk stays, so that its lease grows, until Redis has them. */
 void btc_hand_take(btc_session *s, btc_hand *h, uint32_t bits);
 void btc_hand_saved(btc_session *s, btc_hand *h, uint32_t bits); /* the last one frees it */

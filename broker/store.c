@@ -109,8 +109,8 @@ bool btc_store_submit(btc_store *s, const btc_store_submission *b, btc_redis_ans
   return send(s, answer, ctx);
 }
 
-bool btc_store_ingest(btc_store *s, const char *jid, const char *tenant, uint32_t pri, const char *model_class, const btc_store_entry *e, size_t n,
-                      btc_redis_answer answer, void *ctx) {
+bool btc_store_ingest(btc_store *s, const char *jid, const char *tenant, uint32_t pri, const char *model_class,
+                      const btc_store_entry *e, size_t n, btc_redis_answer answer, void *ctx) {
   begin(s, "btc_ingest");
   text(s, jid);
   text(s, tenant);
@@ -124,8 +124,8 @@ bool btc_store_ingest(btc_store *s, const char *jid, const char *tenant, uint32_
   return send(s, answer, ctx);
 }
 
-bool btc_store_expand(btc_store *s, const char *jid, uint64_t cursor, const uint32_t *count, const btc_manifest_pos *pos, size_t n, const char *end,
-                      btc_redis_answer answer, void *ctx) {
+bool btc_store_expand(btc_store *s, const char *jid, uint64_t cursor, const uint32_t *count, const btc_manifest_pos *pos, size_t n,
+                      const char *end, btc_redis_answer answer, void *ctx) {
   begin(s, "btc_expand");
   text(s, jid);
   number(s, cursor);
@@ -137,7 +137,8 @@ bool btc_store_expand(btc_store *s, const char *jid, uint64_t cursor, const uint
   return send(s, answer, ctx);
 }
 
-bool btc_store_claim(btc_store *s, const char *wid, int64_t lease_ms, uint32_t credits, const char *model_class, btc_redis_answer answer, void *ctx) {
+bool btc_store_claim(btc_store *s, const char *wid, int64_t lease_ms, uint32_t credits, const char *model_class,
+                     btc_redis_answer answer, void *ctx) {
   begin(s, "btc_claim");
   text(s, wid);
   number(s, (uint64_t)lease_ms);
@@ -170,7 +171,8 @@ static void chunk(btc_store *s, const btc_store_chunk *c) {
   text(s, c->wid);
 }
 
-bool btc_store_commit(btc_store *s, const btc_store_chunk *c, const btc_store_result *r, size_t n, btc_redis_answer answer, void *ctx) {
+bool btc_store_commit(btc_store *s, const btc_store_chunk *c, const btc_store_result *r, size_t n, btc_redis_answer answer,
+                      void *ctx) {
   begin(s, "btc_commit");
   chunk(s, c);
   for (size_t i = 0; i < n; i++) {
@@ -181,7 +183,8 @@ bool btc_store_commit(btc_store *s, const btc_store_chunk *c, const btc_store_re
   return send(s, answer, ctx);
 }
 
-bool btc_store_fail(btc_store *s, const btc_store_chunk *c, const btc_store_result *r, size_t n, btc_redis_answer answer, void *ctx) {
+bool btc_store_fail(btc_store *s, const btc_store_chunk *c, const btc_store_result *r, size_t n, btc_redis_answer answer,
+                    void *ctx) {
   begin(s, "btc_fail");
   chunk(s, c);
   for (size_t i = 0; i < n; i++) {
@@ -202,7 +205,8 @@ bool btc_store_release(btc_store *s, const char *wid, const btc_store_lease *l, 
   return send(s, answer, ctx);
 }
 
-bool btc_store_extend(btc_store *s, const char *wid, int64_t lease_ms, const btc_store_lease *l, size_t n, btc_redis_answer answer, void *ctx) {
+bool btc_store_extend(btc_store *s, const char *wid, int64_t lease_ms, const btc_store_lease *l, size_t n, btc_redis_answer answer,
+                      void *ctx) {
   begin(s, "btc_extend");
   text(s, wid);
   number(s, (uint64_t)lease_ms);
@@ -210,8 +214,8 @@ bool btc_store_extend(btc_store *s, const char *wid, int64_t lease_ms, const btc
   return send(s, answer, ctx);
 }
 
-bool btc_store_hello(btc_store *s, const char *name, uint64_t incarnation, int64_t ttl_ms, const char *broker, const char *info, btc_redis_answer answer,
-                     void *ctx) {
+bool btc_store_hello(btc_store *s, const char *name, uint64_t incarnation, int64_t ttl_ms, const char *broker, const char *info,
+                     btc_redis_answer answer, void *ctx) {
   begin(s, "btc_hello");
   text(s, name);
   number(s, incarnation);

@@ -1,6 +1,7 @@
 /*
- * The calls of docs/protocol.md section 4, typed. Each sends one FCALL on the broker's connection and returns at once: true, and `answer` is called exactly
- * once (NULL: lost, may or may not have happened); false, and it is never called (not connected, or out of memory).
+ * The calls of docs/protocol.md section 4, typed. Each sends one FCALL on the broker's connection and returns at once: true, and
+ * `answer` is called exactly once (NULL: lost, may or may not have happened); false, and it is never called (not connected, or out
+ * of memory).
  *
  * Texts are copied into hiredis's buffer before the return. Thread: the loop's.
  */
@@ -49,18 +50,22 @@ typedef struct btc_store_result {
 } btc_store_result;
 
 bool btc_store_submit(btc_store *s, const btc_store_submission *b, btc_redis_answer answer, void *ctx);
-bool btc_store_ingest(btc_store *s, const char *jid, const char *tenant, uint32_t pri, const char *model_class, const btc_store_entry *e, size_t n,
-                      btc_redis_answer answer, void *ctx);
-bool btc_store_expand(btc_store *s, const char *jid, uint64_t cursor, const uint32_t *count, const btc_manifest_pos *pos, size_t n, const char *end,
-                      btc_redis_answer answer, void *ctx);
-bool btc_store_claim(btc_store *s, const char *wid, int64_t lease_ms, uint32_t credits, const char *model_class, btc_redis_answer answer, void *ctx);
+bool btc_store_ingest(btc_store *s, const char *jid, const char *tenant, uint32_t pri, const char *model_class,
+                      const btc_store_entry *e, size_t n, btc_redis_answer answer, void *ctx);
+bool btc_store_expand(btc_store *s, const char *jid, uint64_t cursor, const uint32_t *count, const btc_manifest_pos *pos, size_t n,
+                      const char *end, btc_redis_answer answer, void *ctx);
+bool btc_store_claim(btc_store *s, const char *wid, int64_t lease_ms, uint32_t credits, const char *model_class,
+                     btc_redis_answer answer, void *ctx);
 bool btc_store_start(btc_store *s, const char *wid, const btc_store_lease *l, size_t n, btc_redis_answer answer, void *ctx);
-bool btc_store_commit(btc_store *s, const btc_store_chunk *c, const btc_store_result *r, size_t n, btc_redis_answer answer, void *ctx);
-bool btc_store_fail(btc_store *s, const btc_store_chunk *c, const btc_store_result *r, size_t n, btc_redis_answer answer, void *ctx);
+bool btc_store_commit(btc_store *s, const btc_store_chunk *c, const btc_store_result *r, size_t n, btc_redis_answer answer,
+                      void *ctx);
+bool btc_store_fail(btc_store *s, const btc_store_chunk *c, const btc_store_result *r, size_t n, btc_redis_answer answer,
+                    void *ctx);
 bool btc_store_release(btc_store *s, const char *wid, const btc_store_lease *l, size_t n, btc_redis_answer answer, void *ctx);
-bool btc_store_extend(btc_store *s, const char *wid, int64_t lease_ms, const btc_store_lease *l, size_t n, btc_redis_answer answer, void *ctx);
-bool btc_store_hello(btc_store *s, const char *name, uint64_t incarnation, int64_t ttl_ms, const char *broker, const char *info, btc_redis_answer answer,
-                     void *ctx);
+bool btc_store_extend(btc_store *s, const char *wid, int64_t lease_ms, const btc_store_lease *l, size_t n, btc_redis_answer answer,
+                      void *ctx);
+bool btc_store_hello(btc_store *s, const char *name, uint64_t incarnation, int64_t ttl_ms, const char *broker, const char *info,
+                     btc_redis_answer answer, void *ctx);
 bool btc_store_bye(btc_store *s, const char *name, uint64_t incarnation, btc_redis_answer answer, void *ctx);
 /* The rest: a function with text arguments, NULL-terminated; and a plain command, argv whole. */
 bool btc_store_call(btc_store *s, btc_redis_answer answer, void *ctx, const char *function, ...) __attribute__((sentinel));
@@ -69,12 +74,12 @@ bool btc_store_command(btc_store *s, btc_redis_answer answer, void *ctx, const c
 const char *btc_store_key(btc_store *s, const char *kind, const char *rest);
 
 /* ---- replies ---- */
-const char *btc_answer_text(const redisReply *r, size_t i);                   /* element i as text, "" when it is none */
-uint64_t btc_answer_u64(const redisReply *r, size_t i);                       /* element i as a number, 0 when it is none */
-const char *btc_answer_field(const redisReply *r, const char *name);          /* of a flat name, value, ... array; NULL: none */
+const char *btc_answer_text(const redisReply *r, size_t i);          /* element i as text, "" when it is none */
+uint64_t btc_answer_u64(const redisReply *r, size_t i);              /* element i as a number, 0 when it is none */
+const char *btc_answer_field(const redisReply *r, const char *name); /* of a flat name, value, ... array; NULL: none */
 uint64_t btc_answer_field_u64(const redisReply *r, const char *name);
-bool btc_answer_failed(const redisReply *r);                                  /* NULL or an error */
-const char *btc_answer_why(const redisReply *r);                              /* what to say about a failed one */
+bool btc_answer_failed(const redisReply *r);     /* NULL or an error */
+const char *btc_answer_why(const redisReply *r); /* what to say about a failed one */
 
 typedef struct btc_claimed {
   uint64_t cid, token, lo;

@@ -12,7 +12,15 @@
 #include "expand.h"
 #include "grant.h"
 
-enum { MAX_ITEMS = 1000, MAX_DUPS = 10000, MAX_PARAMS = 64 << 10, MAX_KEY = 256, MAX_PATH = 4095, RETRY_MS = 1000, MAX_DELAY_DAYS = 366 };
+enum {
+  MAX_ITEMS = 1000,
+  MAX_DUPS = 10000,
+  MAX_PARAMS = 64 << 10,
+  MAX_KEY = 256,
+  MAX_PATH = 4095,
+  RETRY_MS = 1000,
+  MAX_DELAY_DAYS = 366
+};
 
 typedef struct submission {
   btc_broker *b;
@@ -47,7 +55,8 @@ static char *own_problem(const char *text, size_t len, const char *fallback_id) 
   json_t *o = json_loadb(text, len, JSON_REJECT_DUPLICATES, &why);
   const char *problem = json_string_value(json_object_get(o, "problem")), *id = json_string_value(json_object_get(o, "id"));
   char *normal = NULL;
-  if (problem && json_object_size(o) <= 2 && (!id || strlen(id) <= BTC_MANIFEST_MAX_ID)) normal = btc_item_problem(id && *id ? id : fallback_id, problem);
+  if (problem && json_object_size(o) <= 2 && (!id || strlen(id) <= BTC_MANIFEST_MAX_ID))
+    normal = btc_item_problem(id && *id ? id : fallback_id, problem);
   json_decref(o);
   return normal;
 }
@@ -60,7 +69,8 @@ char *btc_item_normal(btc_manifest **parser, const char *text, size_t len, const
   if (normal) return normal;
   if (btc_manifest_parse_line(parser, text, len, 0, "", &item, &err) != BTC_OK) return NULL;
   if (!*item.id) item.id = fallback_id;
-  if (item.kind == BTC_MANIFEST_ITEM && (item.before[0] != '/' || item.after[0] != '/')) return btc_item_problem(item.id, "paths must be absolute");
+  if (item.kind == BTC_MANIFEST_ITEM && (item.before[0] != '/' || item.after[0] != '/'))
+    return btc_item_problem(item.id, "paths must be absolute");
   return btc_manifest_item_text(&item, NULL);
 }
 
@@ -105,10 +115,7 @@ static void on_submitted(void *ctx, const redisReply *r) {
   if (!o.existed) {
     btc_log(BTC_LOG_INFO, "job-new", "jid=%s tenant=%s items=%" PRIu64 " route=%s", o.jid, *s->m->tenant ? s->m->tenant : "default",
             s->n_items ? (uint64_t)s->n_items : s->m->manifest_items, s->route);
-    if (s->n_items)
-      btc_grant_wake(b, s->m->model_class, s->n_items);
-    else
-      btc_expander_tick(b);
+    if (!s->n_items) btc_expander_tick(b);
   }
   finish(s, &o);
 }
@@ -135,7 +142,10 @@ static void submit_now(submission *s) {
                               .item = (const char *const *)s->item,
                               .n_items = s->n_items};
   BTC_FAILPOINT("before_submit");
-  if (!btc_store_submit(s->b->store, &out, on_submitted, s)) later(s, "Redis is away", 0);
+  if (!btc_store_submit(s->b->store, &out, on_submitted, s))
+    later(s, "Redis is away", 0);
+  else if (is_inline && !m->delay_ms)
+    btc_grant_wake(s->b, m->model_class, s->n_items); /* the claim follows in the same write */
 }
 
 /* ---- what the io thread checks ---- */
@@ -218,7 +228,8 @@ static const char *check_manifest(const Btc__Submit *m) {
   if (!m->manifest_items || m->manifest_items > BTC_MANIFEST_MAX_ITEMS) return "manifest_items: must be 1 to 100,000,000";
   if (m->n_duplicates > MAX_DUPS) return "more than 10,000 items have an id that came before: give them ids of their own";
   for (size_t i = 0; i < m->n_duplicates; i++)
-    if (m->duplicates[i] >= m->manifest_items || (i && m->duplicates[i] <= m->duplicates[i - 1])) return "duplicates: must ascend, below manifest_items";
+    if (m->duplicates[i] >= m->manifest_items || (i && m->duplicates[i] <= m->duplicates[i - 1]))
+      return "duplicates: must ascend, below manifest_items";
   return NULL;
 }
 

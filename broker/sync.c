@@ -1,6 +1,7 @@
 /*
- * After Welcome: `own:<wid>` says what the worker leases, Hello says what it holds. In both: it goes on, nothing is run twice. Only in Redis: the Grant died with an
- * earlier broker, so it is given back at once. Only in Hello: lost meanwhile; the next heartbeat is told so.
+ * After Welcome: `own:<wid>` says what the worker leases, Hello says what it holds. In both: it goes on, nothing is run twice. Only
+ * in Redis: the Grant died with an earlier broker, so it is given back at once. Only in Hello: lost meanwhile; the next heartbeat
+ * is told so.
  */
 #include <stdio.h>
 #include <stdlib.h>
@@ -33,9 +34,10 @@ static void compare(btc_broker *b, btc_session *s, uint64_t cid, const redisRepl
   if (strcmp(btc_answer_text(r, 0), "L") != 0 || strcmp(btc_answer_text(r, 2), s->wid) != 0) return;
   for (size_t i = 0; i < s->n_held; i++) {
     if (s->held[i].cid != cid || s->held[i].token != token) continue;
-    btc_hand *h = btc_hand_find(s, cid, token) ? NULL
-                                               : btc_hand_add(s, cid, token, btc_answer_text(r, 3), btc_answer_u64(r, 4), (uint32_t)btc_answer_u64(r, 5),
-                                                              (uint32_t)btc_answer_u64(r, 6), btc_loop_now_ns(b->loop));
+    btc_hand *h = btc_hand_find(s, cid, token)
+                      ? NULL
+                      : btc_hand_add(s, cid, token, btc_answer_text(r, 3), btc_answer_u64(r, 4), (uint32_t)btc_answer_u64(r, 5),
+                                     (uint32_t)btc_answer_u64(r, 6), btc_loop_now_ns(b->loop));
     if (h) h->started = h->told = (uint32_t)btc_answer_u64(r, 7);
     if (h) h->sent = true;
     return;

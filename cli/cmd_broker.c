@@ -12,9 +12,12 @@ const cli_command cmd_broker = {
     .arguments = "",
     .summary = "takes jobs from clients and hands their items to workers; all it knows is in Redis",
     .details =
-        "Prints 'ready clients=ADDRESS workers=ADDRESS http=ADDRESS' on stdout when it serves. Several brokers may share a queue, and any of them\n"
-        "may be killed at any moment. SIGTERM or Ctrl-C drains: nothing new is taken or handed out, results under way are written, workers go to\n"
-        "the next broker; a second signal ends at once. SIGHUP reads the allow-list again. Redis must be 7.0 or newer with maxmemory-policy\n"
+        "Prints 'ready clients=ADDRESS workers=ADDRESS http=ADDRESS' on stdout when it serves. Several brokers may share a queue, "
+        "and any of them\n"
+        "may be killed at any moment. SIGTERM or Ctrl-C drains: nothing new is taken or handed out, results under way are written, "
+        "workers go to\n"
+        "the next broker; a second signal ends at once. SIGHUP reads the allow-list again. Redis must be 7.0 or newer with "
+        "maxmemory-policy\n"
         "noeviction, and should run with appendonly yes and appendfsync always. Without keys only loopback addresses are served.",
     .run = run,
 };
@@ -44,20 +47,23 @@ static int run(int argc, char **argv) {
   cli_option table[] = {
       TEXT(redis, "redis", "URL", "redis://HOST:PORT or unix:///PATH (default redis://127.0.0.1:6379)"),
       TEXT(redis_user, "redis-user", "NAME", "ACL user (default: none)"),
-      TEXT(redis_password_file, "redis-password-file", "FILE", "its first line is the password; only its owner may read it (default: none)"),
+      TEXT(redis_password_file, "redis-password-file", "FILE",
+           "its first line is the password; only its owner may read it (default: none)"),
       TEXT(queue, "queue", "NAME", "queue, 1 to 64 of A-Z a-z 0-9 . _ - (default 'default')"),
       TEXT(name, "name", "NAME", "of this broker, unique in its queue (default host-pid)"),
       TEXT(clients, "clients", "ADDRESS", "where clients connect; port * takes a free one (default tcp://127.0.0.1:7411)"),
       TEXT(workers, "workers", "ADDRESS", "where workers connect (default tcp://127.0.0.1:7412)"),
       TEXT(http, "http", "HOST:PORT", "/healthz, /readyz and /metrics; 'off' for none (default 127.0.0.1:7413)"),
-      TEXT(results, "results", "DIR", "folder of result files; without it jobs routed to files are not written out (default: none)"),
+      TEXT(results, "results", "DIR",
+           "folder of result files; without it jobs routed to files are not written out (default: none)"),
       TEXT(roots, "roots", "DIRS", "folders that manifests and images must lie in, by colons (default: anywhere)"),
       TEXT(keys, "keys", "FILE", "secret key file of 'btcchat keygen': CURVE for all connections (default none: loopback only)"),
       TEXT(allow, "allow", "FILE", "public keys with roles, one a line; goes with --keys"),
       NUMBER(lease_ms, "lease", 100, 86400000, "ms a worker owns a chunk without progress (default 30000)"),
       NUMBER(heartbeat_ms, "heartbeat", 50, 60000, "ms between a worker's heartbeats (default 1000)"),
       NUMBER(dead_ms, "dead", 150, 600000, "ms of silence after which a worker is dead (default 5000)"),
-      NUMBER(stall_ms, "stall", 100, 86400000, "ms without progress before leases stop growing, at least 10 average items (default 60000)"),
+      NUMBER(stall_ms, "stall", 100, 86400000,
+             "ms without progress before leases stop growing, at least 10 average items (default 60000)"),
       NUMBER(max_jobs, "max-jobs", 1, 1e9, "open jobs beyond which submissions wait (default 100000)"),
       NUMBER(max_items, "max-items", 1, 1e12, "open items beyond which submissions wait (default 1000000000)"),
       NUMBER(max_out, "max-out", 1, 1e9, "records that nobody has taken beyond which no work is handed out (default 1000000)"),

@@ -21,8 +21,9 @@ static world w;
 static void start_broker(const char *redis, const char *lease, const char *stall) {
   snprintf(w.clients, sizeof w.clients, "tcp://127.0.0.1:%d", test_free_port());
   snprintf(w.workers, sizeof w.workers, "tcp://127.0.0.1:%d", test_free_port());
-  const char *args[] = {"broker", "--redis", redis, "--queue", QUEUE, "--name", "b1", "--clients", w.clients, "--workers", w.workers, "--http", "off", "--lease", lease,
-                        "--heartbeat", "200", "--dead", "1000", "--stall", stall, NULL};
+  const char *args[] = {"broker",  "--redis",   redis,     "--queue", QUEUE, "--name",  "b1",  "--clients",
+                        w.clients, "--workers", w.workers, "--http",  "off", "--lease", lease, "--heartbeat",
+                        "200",     "--dead",    "1000",    "--stall", stall, NULL};
   daemon_init(&w.broker, "broker", args);
   daemon_start(&w.broker);
 }
@@ -52,7 +53,8 @@ static void wait_for(const char *command, const char *reply) {
 }
 
 static void add_items(int n) {
-  for (int i = 0; i < n; i++) assert_true(say("XADD $in * json {\"id\":\"x\",\"before\":\"/a.png\",\"after\":\"/b.png\"}")[0] != '!');
+  for (int i = 0; i < n; i++)
+    assert_true(say("XADD $in * json {\"id\":\"x\",\"before\":\"/a.png\",\"after\":\"/b.png\"}")[0] != '!');
   char text[16];
   snprintf(text, sizeof text, "%d", n);
   wait_for("HGET $stat ingested", text);
@@ -131,7 +133,8 @@ static void test_broker_counts_results_sent_twice_once(void **state) {
   peer_hello(p, "w1", 1, 32, NULL, 0);
   add_items(1);
   Btc__Envelope *g = peer_grant(p);
-  uint64_t one = peer_results(p, g->grant->chunks[0], 1, BTC__OUTCOME__OUTCOME_OK), two = peer_results(p, g->grant->chunks[0], 1, BTC__OUTCOME__OUTCOME_OK);
+  uint64_t one = peer_results(p, g->grant->chunks[0], 1, BTC__OUTCOME__OUTCOME_OK),
+           two = peer_results(p, g->grant->chunks[0], 1, BTC__OUTCOME__OUTCOME_OK);
   expect_ack(p, one);
   expect_ack(p, peer_results(p, g->grant->chunks[0], 1, BTC__OUTCOME__OUTCOME_OK));
   (void)two; /* its answer came before that of the third */
@@ -150,7 +153,8 @@ static void test_broker_parts_captions_from_failures(void **state) {
     Btc__Envelope *g = peer_grant(p);
     const Btc__Chunk *c = g->grant->chunks[0];
     for (size_t k = 0; k < c->n_items; k++)
-      expect_ack(p, peer_results(p, c, 1u << c->items[k]->off, done++ ? BTC__OUTCOME__OUTCOME_PERMANENT : BTC__OUTCOME__OUTCOME_OK));
+      expect_ack(p,
+                 peer_results(p, c, 1u << c->items[k]->off, done++ ? BTC__OUTCOME__OUTCOME_PERMANENT : BTC__OUTCOME__OUTCOME_OK));
     btc_wire_free(&g);
   }
   assert_string_equal(say("HMGET $stat committed dead"), "[1 1]");
@@ -261,7 +265,8 @@ static void test_broker_extends_leases_only_with_progress(void **state) {
     test_sleep_ms(200);
   }
   assert_string_equal(say("HGET $stat reaped"), "nil");
-  for (int64_t end = test_now_ms() + 5000; strcmp(say("HGET $stat reaped"), "1") != 0;) { /* the same number again and again: hung */
+  for (int64_t end = test_now_ms() + 5000;
+       strcmp(say("HGET $stat reaped"), "1") != 0;) { /* the same number again and again: hung */
     assert_true(test_now_ms() < end);
     peer_beat(p, g->grant->chunks[0], 1, 15);
     test_sleep_ms(200);
@@ -319,7 +324,8 @@ static void test_broker_loads_functions_that_were_flushed(void **state) {
   assert_string_equal(say("FUNCTION FLUSH"), "OK");
   add_items(1);
   Btc__Envelope *g = NULL;
-  for (int64_t end = test_now_ms() + 4000; !g && test_now_ms() < end; g = peer_take(p, BTC__ENVELOPE__BODY_GRANT, 100)) peer_beat(p, NULL, 0, 0);
+  for (int64_t end = test_now_ms() + 4000; !g && test_now_ms() < end; g = peer_take(p, BTC__ENVELOPE__BODY_GRANT, 100))
+    peer_beat(p, NULL, 0, 0);
   assert_non_null(g);
   btc_wire_free(&g);
   peer_close(&p);
@@ -329,7 +335,8 @@ static void test_broker_loads_functions_that_were_flushed(void **state) {
 
 static void test_broker_answers_what_is_no_message(void **state) {
   (void)state;
-  static const uint8_t bytes[] = {0x08, 0x01, 0x10, 0x01, 0x18, 0x07, 0xff, 0xff}; /* ver, min_ver, req_id 7, then nothing that ends */
+  static const uint8_t bytes[] = {0x08, 0x01, 0x10, 0x01,
+                                  0x18, 0x07, 0xff, 0xff}; /* ver, min_ver, req_id 7, then nothing that ends */
   const char *ends[] = {w.workers, w.clients};
   for (size_t i = 0; i < 2; i++) {
     fake_peer *p = peer_open(ends[i]);

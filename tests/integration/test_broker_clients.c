@@ -26,8 +26,14 @@ static int set_up(void **state) {
   snprintf(w.clients, sizeof w.clients, "tcp://127.0.0.1:%d", test_free_port());
   snprintf(w.workers, sizeof w.workers, "tcp://127.0.0.1:%d", test_free_port());
   w.redis = redis_server_start("always", NULL);
-  const char *args[] = {"broker", "--redis", redis_server_url(w.redis), "--queue", QUEUE, "--clients", w.clients, "--workers", w.workers, "--http", "off", "--results", results,
-                        "--heartbeat", "500", "--dead", "60000", "--max-items", "5000", "--roots", test_tmp_dir(), NULL};
+  const char *args[] = {"broker",  "--redis",     redis_server_url(w.redis),
+                        "--queue", QUEUE,         "--clients",
+                        w.clients, "--workers",   w.workers,
+                        "--http",  "off",         "--results",
+                        results,   "--heartbeat", "500",
+                        "--dead",  "60000",       "--max-items",
+                        "5000",    "--roots",     test_tmp_dir(),
+                        NULL};
   daemon_init(&w.broker, "broker", args);
   daemon_start(&w.broker);
   daemon_wait_log(&w.broker, "ready clients=", 10000);
@@ -103,7 +109,8 @@ static void test_clients_submit_items_and_read_their_records(void **state) {
   peer_hello(w.worker, "w1", 1, 32, NULL, 0);
   Btc__Envelope *g = peer_grant(w.worker);
   assert_int_equal(g->grant->chunks[0]->n_items, 3);
-  Btc__Envelope *a = peer_answer(w.worker, peer_results(w.worker, g->grant->chunks[0], 7, BTC__OUTCOME__OUTCOME_OK), BTC__ENVELOPE__BODY_ACK);
+  Btc__Envelope *a =
+      peer_answer(w.worker, peer_results(w.worker, g->grant->chunks[0], 7, BTC__OUTCOME__OUTCOME_OK), BTC__ENVELOPE__BODY_ACK);
   btc_wire_free(&a);
   btc_wire_free(&g);
   Btc__ResultsRequest q = BTC__RESULTS_REQUEST__INIT;
@@ -303,7 +310,8 @@ static void test_clients_replay_dead_items(void **state) {
   const char *jid = submit_items("k1", 3, "files");
   peer_hello(w.worker, "w1", 1, 32, NULL, 0);
   Btc__Envelope *g = peer_grant(w.worker);
-  Btc__Envelope *a = peer_answer(w.worker, peer_results(w.worker, g->grant->chunks[0], 7, BTC__OUTCOME__OUTCOME_PERMANENT), BTC__ENVELOPE__BODY_ACK);
+  Btc__Envelope *a = peer_answer(w.worker, peer_results(w.worker, g->grant->chunks[0], 7, BTC__OUTCOME__OUTCOME_PERMANENT),
+                                 BTC__ENVELOPE__BODY_ACK);
   btc_wire_free(&a);
   btc_wire_free(&g);
   Btc__DeadRequest d = BTC__DEAD_REQUEST__INIT;

@@ -109,7 +109,8 @@ Btc__Envelope *peer_answer(fake_peer *p, uint64_t req_id, Btc__Envelope__BodyCas
 
 /* ---- workers ---- */
 
-uint64_t peer_say_hello(fake_peer *p, const char *name, uint64_t incarnation, uint32_t credits, const Btc__Held *held, size_t n_held) {
+uint64_t peer_say_hello(fake_peer *p, const char *name, uint64_t incarnation, uint32_t credits, const Btc__Held *held,
+                        size_t n_held) {
   Btc__Hello hello = BTC__HELLO__INIT;
   Btc__Envelope e = btc_wire_envelope(BTC__ENVELOPE__BODY_HELLO);
   Btc__Held *list[64];

@@ -30,7 +30,8 @@ Btc__Envelope *peer_answer(fake_peer *p, uint64_t req_id, Btc__Envelope__BodyCas
 /* Says Hello and keeps the session of the Welcome. held may be NULL. */
 void peer_hello(fake_peer *p, const char *name, uint64_t incarnation, uint32_t credits, const Btc__Held *held, size_t n_held);
 /* The same without looking at the answer; returns its req_id. */
-uint64_t peer_say_hello(fake_peer *p, const char *name, uint64_t incarnation, uint32_t credits, const Btc__Held *held, size_t n_held);
+uint64_t peer_say_hello(fake_peer *p, const char *name, uint64_t incarnation, uint32_t credits, const Btc__Held *held,
+                        size_t n_held);
 void peer_ack(fake_peer *p, uint64_t req_id);
 /* A heartbeat that names one chunk (or none), without waiting for its acknowledgement. */
 uint64_t peer_beat(fake_peer *p, const Btc__Chunk *c, uint32_t started, uint64_t progress);
