@@ -383,6 +383,7 @@ static void test_worker_survives_a_crash_of_its_engine(void **state) {
   char ids[8][24];
   fake_open(&f);
   START(&f, "--engine", "stub", "--stub-faults", "crash=0.05", "--batch", "4", "--credits", "8");
+  int hellos = f.hellos;
   pick_ids(ids, 8, "crash=0.05", 2, STUB_CRASH);
   grant_ids(&f, 1, 11, false, ids, 8);
   WAIT_FOR(&f, f.n_results == 8);
@@ -400,7 +401,7 @@ static void test_worker_survives_a_crash_of_its_engine(void **state) {
   WAIT_FOR(&f, f.n_results == 10);
   assert_int_equal(result_of(&f, ids[2])->outcome, BTC__OUTCOME__OUTCOME_CRASH);
   expect_caption(result_of(&f, ids[3]));
-  assert_int_equal(f.hellos, 1);
+  assert_int_equal(f.hellos, hellos); /* its session lives on */
   assert_int_equal(stop(&f), 0);
   fake_close(&f);
 }
@@ -601,10 +602,11 @@ static void test_worker_waits_while_its_name_is_taken(void **state) {
   fake_open(&f);
   f.busy_hellos = 3;
   START(&f, "--engine", "stub");
-  assert_int_equal(f.hellos, 4);
+  assert_true(f.hellos >= 4);
+  int hellos = f.hellos;
   f.session = 101; /* the broker was started again: it knows no session */
   nack(&f, 1, BTC__NACK_CODE__NACK_SESSION);
-  WAIT_FOR(&f, f.hellos == 5);
+  WAIT_FOR(&f, f.hellos > hellos);
   assert_int_equal(stop(&f), 0);
   fake_close(&f);
 }
