@@ -21,7 +21,7 @@ static const char *number(int64_t n) {
 
 /* Endpoints of a broker: ipc, or TCP where a link may be cut. */
 static void init_broker(cluster *c, int i) {
-  char name[16], clients[128], workers[128], redis[256], seen[128];
+  char name[32], clients[128], workers[128], redis[256], seen[128];
   snprintf(name, sizeof name, "broker%d", i);
   snprintf(clients, sizeof clients, "ipc://%s/b%d-clients", test_tmp_dir(), i);
   snprintf(workers, sizeof workers, "ipc://%s/b%d-workers", test_tmp_dir(), i);
@@ -68,7 +68,7 @@ static void init_broker(cluster *c, int i) {
 
 /* Workers begin at different brokers, so that each has some. */
 static void init_worker(cluster *c, int i) {
-  char name[16], brokers[512] = "";
+  char name[32], brokers[512] = "";
   snprintf(name, sizeof name, "worker%d", i);
   if (c->worker_link && i == 0) snprintf(brokers, sizeof brokers, "tcp://127.0.0.1:%d", link_port(c->worker_link));
   for (int k = 0; k < c->o.brokers && !(c->worker_link && i == 0); k++)
