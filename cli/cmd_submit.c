@@ -61,6 +61,7 @@ static int run(int argc, char **argv) {
   submit_command o = {.broker = broker_options_default, .job = submit_options_default};
   cli_option table[] = {
       BROKER_OPTION_ROWS(o.broker),
+      JOB_OPTION_ROWS(o.job),
       SUBMIT_OPTION_ROWS(o.job),
       {.name = "wait", .letter = 'w', .type = CLI_FLAG, .target = &o.wait, .help = "stay until the job is over, with progress"},
       {.name = "json", .type = CLI_FLAG, .target = &o.json, .help = "print one JSON object: job, items, existed"},

@@ -37,14 +37,13 @@ extern const submit_options submit_options_default;
   }
 
 #define SUBMIT_OPTION_ROWS(o)                                                                          \
-  JOB_OPTION_ROWS(o),                                                                                  \
-      {.name = "priority",                                                                             \
-       .type = CLI_INT,                                                                                \
-       .target = &(o).priority,                                                                        \
-       .value = "P",                                                                                   \
-       .help = "0 first, 1, or 2 (default 1)",                                                         \
-       .low = 0,                                                                                       \
-       .high = 2},                                                                                     \
+  {.name = "priority",                                                                                 \
+   .type = CLI_INT,                                                                                    \
+   .target = &(o).priority,                                                                            \
+   .value = "P",                                                                                       \
+   .help = "0 first, 1, or 2 (default 1)",                                                             \
+   .low = 0,                                                                                           \
+   .high = 2},                                                                                         \
       {.name = "tenant",                                                                               \
        .type = CLI_TEXT,                                                                               \
        .target = &(o).tenant,                                                                          \

@@ -193,28 +193,31 @@ static btc_status draw(char public_key[41], char secret_key[41], btc_error *err)
   return BTC_OK;
 }
 
-btc_status btc_keys_generate(const char *prefix, char public_key[41], btc_error *err) {
-  char secret[KEY_LEN + 1], text[2 * KEY_LEN + 256], *key_path = NULL, *pub_path = NULL;
+static btc_status write_pair(const char *key_path, const char *pub_path, const char *public_key, const char *secret, btc_error *err) {
+  char text[2 * KEY_LEN + 256];
   struct stat sb;
+  if (lstat(pub_path, &sb) == 0) return btc_fail(err, BTC_ERR_ARG, "'%s' exists already; keys are never overwritten", pub_path);
+  snprintf(text, sizeof text, "# secret key of btcchat: keep it private, never send it\npublic %s\nsecret %s\n", public_key, secret);
+  btc_status st = write_new(key_path, 0600, text, err);
+  btc_keys_wipe(text, sizeof text);
+  if (st != BTC_OK) return st;
+  snprintf(text, sizeof text, "%s\n", public_key);
+  st = write_new(pub_path, 0644, text, err);
+  if (st != BTC_OK) unlink(key_path);
+  return st;
+}
+
+btc_status btc_keys_generate(const char *prefix, char public_key[41], btc_error *err) {
+  char secret[KEY_LEN + 1], *key_path = NULL, *pub_path = NULL;
   btc_status st = draw(public_key, secret, err);
   if (st != BTC_OK) return st;
   if (asprintf(&key_path, "%s.key", prefix) < 0) key_path = NULL;
   if (asprintf(&pub_path, "%s.pub", prefix) < 0) pub_path = NULL;
-  snprintf(text, sizeof text, "# secret key of btcchat: keep it private, never send it\npublic %s\nsecret %s\n", public_key,
-           secret);
-  if (!key_path || !pub_path)
-    st = btc_fail(err, BTC_ERR_NOMEM, "out of memory");
-  else if (lstat(pub_path, &sb) == 0)
-    st = btc_fail(err, BTC_ERR_ARG, "'%s' exists already; keys are never overwritten", pub_path);
+  if (key_path && pub_path)
+    st = write_pair(key_path, pub_path, public_key, secret, err);
   else
-    st = write_new(key_path, 0600, text, err);
-  if (st == BTC_OK) {
-    snprintf(text, sizeof text, "%s\n", public_key);
-    st = write_new(pub_path, 0644, text, err);
-    if (st != BTC_OK) unlink(key_path);
-  }
+    st = btc_fail(err, BTC_ERR_NOMEM, "out of memory");
   btc_keys_wipe(secret, sizeof secret);
-  btc_keys_wipe(text, sizeof text);
   free(key_path);
   free(pub_path);
   return st;
