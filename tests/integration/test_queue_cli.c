@@ -33,7 +33,8 @@ static program_result ask(int want, const char *const words[]) {
 #define ASK(want, ...) ask(want, (const char *const[]){__VA_ARGS__, NULL})
 
 static void expect(program_result r, const char *out, const char *err) {
-  if (out && !strstr(r.out, out)) fail_msg("'%.1000s' lacks '%s'", r.out, out);
+  const char *said = r.out ? r.out : "";
+  if (out && !strstr(said, out)) fail_msg("'%.1000s' lacks '%s'", said, out);
   if (err && !strstr(r.err, err)) fail_msg("'%s' lacks '%s'", r.err, err);
   program_clear(&r);
 }
@@ -269,6 +270,50 @@ static void test_queue_cli_interrupted_wait_leaves_the_job(void **state) {
   cluster_stop(&c);
 }
 
+/* ---- Redis by itself ---- */
+
+/* Output of a shell command with the cluster's Redis in its environment. */
+static char *shell(const char *format, const char *argument) {
+  char command[1024], path[256];
+  int n =
+      snprintf(command, sizeof command, "cd %s && REDIS_URL=%s REDIS_CLI='redis-cli -s %s' timeout 30 %s/examples/", test_tmp_dir(),
+               redis_server_url(c.redis), redis_server_url(c.redis) + strlen("unix://"), getenv("BTCCHAT_SOURCE"));
+  snprintf(path, sizeof path, "%s", path_of("shell"));
+  snprintf(command + n, sizeof command - (size_t)n, "%s %s > %s 2>&1", format, argument, path);
+  if (system(command) != 0) {
+    char *said = slurp(path);
+    print_error("%s: %s\n", command, said);
+    free(said);
+    fail_msg("the example failed");
+  }
+  return slurp(path);
+}
+
+static void expect_records(char *text, const char *const ids[]) {
+  for (size_t i = 0; ids[i]; i++) {
+    char want[64];
+    snprintf(want, sizeof want, "\"id\":\"%s\",\"status\":\"ok\"", ids[i]);
+    if (!strstr(text, want)) fail_msg("'%s' lacks '%s'", text, want);
+  }
+  free(text);
+}
+
+static void test_queue_cli_examples_feed_and_drain(void **state) {
+  (void)state;
+  static const char *const ids[] = {"e1", "e2", NULL};
+  if (system("command -v python3 > /dev/null && command -v redis-cli > /dev/null") != 0) skip();
+  begin(1, 0, NULL);
+  free(shell("queue_producer.py t", "e1 a.png b.png"));
+  free(shell("queue.sh submit t", "e2 a.png b.png"));
+  free(shell("queue.sh submit t", "e2 a.png b.png")); /* the same key: the same item */
+  expect_records(shell("queue_consumer.py t", "python 2"), ids);
+  expect_records(shell("queue.sh drain t", "shell"), ids);
+  char *again = shell("queue.sh drain t", "shell");
+  assert_string_equal(again, ""); /* both are acknowledged, and there was no third */
+  free(again);
+  cluster_stop(&c);
+}
+
 static const struct CMUnitTest tests[] = {
     cmocka_unit_test(test_queue_cli_submit_to_results),
     cmocka_unit_test(test_queue_cli_key_gives_the_same_job),
@@ -280,5 +325,6 @@ static const struct CMUnitTest tests[] = {
     cmocka_unit_test(test_queue_cli_refuses_what_is_not_there),
     cmocka_unit_test(test_queue_cli_nobody_answers),
     cmocka_unit_test(test_queue_cli_interrupted_wait_leaves_the_job),
+    cmocka_unit_test(test_queue_cli_examples_feed_and_drain),
 };
 BTC_TEST_MAIN(tests)
