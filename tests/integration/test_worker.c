@@ -121,7 +121,7 @@ static void heard_hello(fake *f, const btc_message *m) {
   } else {
     e.welcome = &w;
     w.session = f->session;
-    w.heartbeat_ms = 100;
+    w.heartbeat_ms = 300; /* five of them are patience enough for a loaded machine */
     w.lease_ms = 3000;
     say(f, &e);
   }
