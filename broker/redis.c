@@ -14,7 +14,7 @@
 
 #include "log.h"
 
-enum { BACKOFF_MIN_MS = 50, BACKOFF_MAX_MS = 2000, CHECK_MS = 100, CONNECT_MS = 5000 };
+enum { BACKOFF_MIN_MS = 50, BACKOFF_MAX_MS = 2000, CHECK_MS = 100, SLEPT_MS = 1000, CONNECT_MS = 5000 };
 
 typedef enum state { DOWN, CONNECTING, SHAKING, UP } state;
 
@@ -38,7 +38,7 @@ struct btc_redis {
   state state;
   int events;
   bool closing, destroyed;
-  int64_t backoff_ms, since_ns;
+  int64_t backoff_ms, since_ns, checked_ns;
   uint64_t random;
   call *head, **tail;
   char trouble[256];
@@ -229,7 +229,10 @@ static void on_timer(void *ctx) {
     return;
   }
   int64_t now = btc_loop_now_ns(r->loop);
+  bool slept = now - r->checked_ns > (int64_t)SLEPT_MS * 1000000; /* SIGSTOP: the answer may lie unread, look again in a moment */
+  r->checked_ns = now;
   btc_timer_after_ms(r->timer, CHECK_MS);
+  if (slept) return;
   if (r->state == CONNECTING && now - r->since_ns > (int64_t)CONNECT_MS * 1000000) {
     drop(r, "no connection in 5 s");
     if (r->ac) { /* never connected: hiredis tells nobody */

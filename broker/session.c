@@ -88,6 +88,7 @@ void btc_session_flush(btc_broker *b) {
     if (s->outbox_ns > now || !btc_outbox_count(s->outbox)) continue;
     bool gone = false;
     s->outbox_ns = btc_outbox_flush(s->outbox, b->workers, &s->peer, s->id, now, &gone);
+    BTC_FAILPOINT("after_grant");
     if (gone) s->suspect = true;
   }
 }
