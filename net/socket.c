@@ -22,7 +22,8 @@ static bool is_loopback_host(const char *host, size_t len) {
 static bool is_port(const char *s) {
   if (strcmp(s, "*") == 0) return true;
   size_t len = strlen(s);
-  return len >= 1 && len <= 5 && strspn(s, "0123456789") == len && atoi(s) >= 1 && atoi(s) <= 65535;
+  long port = len >= 1 && len <= 5 && strspn(s, "0123456789") == len ? strtol(s, NULL, 10) : 0;
+  return port >= 1 && port <= 65535;
 }
 
 static btc_status check_endpoint(const char *endpoint, bool keys, btc_error *err) {
