@@ -54,10 +54,10 @@ btc_status btc_fail_prefix(btc_error *err, const char *fmt, ...) __attribute__((
 
 /* malloc/calloc/realloc with overflow-checked products; NULL when there is no memory. The caller frees with free().
  * Fault tests replace the function behind them (btc_alloc_hook) to make the Nth call fail. */
-void *btc_alloc(size_t count, size_t size);               /* uninitialised */
-void *btc_alloc_zero(size_t count, size_t size);          /* zeroed */
-void *btc_realloc(void *p, size_t count, size_t size);    /* like realloc; on NULL the old block is still owned */
-char *btc_strdup(const char *s);                          /* NULL when s is NULL or there is no memory */
+void *btc_alloc(size_t count, size_t size);            /* uninitialised */
+void *btc_alloc_zero(size_t count, size_t size);       /* zeroed */
+void *btc_realloc(void *p, size_t count, size_t size); /* like realloc; on NULL the old block is still owned */
+char *btc_strdup(const char *s);                       /* NULL when s is NULL or there is no memory */
 char *btc_strndup(const char *s, size_t n);
 /* Called before every allocation above; false makes it fail. NULL (the default) allows all. Set it before threads start. */
 extern bool (*btc_alloc_hook)(size_t bytes);
@@ -71,7 +71,8 @@ int64_t btc_now_ns(void); /* CLOCK_MONOTONIC, nanoseconds */
  * Errors name the path: NOT_FOUND, IO (directory, permission), LIMIT (too large), NOMEM. */
 btc_status btc_file_read(const char *path, size_t max_bytes, uint8_t **data, size_t *len, btc_error *err);
 
-/* Publishes a file: writes "path.tmp.PID", fsyncs, renames over path. Nothing half-written is ever visible as path. */
+/* Publishes a file: writes "path.tmp.PID", fsyncs, renames over path. Nothing half-written is ever visible as path.
+ * Links are followed; devices and pipes are written to, not replaced. */
 btc_status btc_file_publish(const char *path, const void *data, size_t len, btc_error *err);
 
 /* "dir/name" in fresh memory (caller frees), or NULL when there is no memory. name is returned alone if it is absolute
@@ -96,7 +97,7 @@ void btc_sha256_init(btc_sha256 *s);
 void btc_sha256_update(btc_sha256 *s, const void *data, size_t len);
 void btc_sha256_final(btc_sha256 *s, uint8_t digest[32]);
 void btc_sha256_hex(const void *data, size_t len, char hex[65]); /* lower-case, terminated */
-extern bool btc_sha256_portable_only; /* tests: do not use the CPU's SHA instructions */
+extern bool btc_sha256_portable_only;                            /* tests: do not use the CPU's SHA instructions */
 
 #ifdef __cplusplus
 }

@@ -30,8 +30,8 @@ btc_status btc_file_read(const char *path, size_t max_bytes, uint8_t **data, siz
     goto out;
   }
   if ((uint64_t)sb.st_size > max_bytes) {
-    st = btc_fail(err, BTC_ERR_LIMIT, "'%s' is too large: %lld bytes, at most %zu are read", path, (long long)sb.st_size,
-                  max_bytes);
+    st =
+        btc_fail(err, BTC_ERR_LIMIT, "'%s' is too large: %lld bytes, at most %zu are read", path, (long long)sb.st_size, max_bytes);
     goto out;
   }
   size_t size = (size_t)sb.st_size, got = 0;
@@ -70,7 +70,8 @@ static btc_status write_all(int fd, const char *path, const uint8_t *p, size_t l
   return BTC_OK;
 }
 
-btc_status btc_file_publish(const char *path, const void *data, size_t len, btc_error *err) {
+/* A temporary beside path, renamed over it. */
+static btc_status replace_file(const char *path, const void *data, size_t len, btc_error *err) {
   char *tmp = NULL;
   if (asprintf(&tmp, "%s.tmp.%ld", path, (long)getpid()) < 0)
     return btc_fail(err, BTC_ERR_NOMEM, "cannot write '%s': out of memory", path);
@@ -89,6 +90,26 @@ btc_status btc_file_publish(const char *path, const void *data, size_t len, btc_
     st = btc_fail(err, BTC_ERR_IO, "cannot rename '%s' to '%s': %s", tmp, path, strerror(errno));
   if (st != BTC_OK) unlink(tmp);
   free(tmp);
+  return st;
+}
+
+/* Devices and pipes are written to: a rename would put a plain file in the place of, say, /dev/null. */
+static btc_status write_through(const char *path, const void *data, size_t len, btc_error *err) {
+  int fd = open(path, O_WRONLY | O_CLOEXEC | O_NOCTTY);
+  if (fd < 0) return btc_fail(err, BTC_ERR_IO, "cannot open '%s': %s", path, strerror(errno));
+  btc_status st = write_all(fd, path, data, len, err);
+  if (close(fd) != 0 && st == BTC_OK) st = btc_fail(err, BTC_ERR_IO, "cannot close '%s': %s", path, strerror(errno));
+  return st;
+}
+
+btc_status btc_file_publish(const char *path, const void *data, size_t len, btc_error *err) {
+  struct stat sb;
+  if (stat(path, &sb) != 0) return replace_file(path, data, len, err); /* nothing there yet */
+  if (S_ISDIR(sb.st_mode)) return btc_fail(err, BTC_ERR_IO, "cannot write '%s': %s", path, strerror(EISDIR));
+  if (!S_ISREG(sb.st_mode)) return write_through(path, data, len, err);
+  char *target = realpath(path, NULL); /* a link stays a link: what it points to is replaced */
+  btc_status st = replace_file(target ? target : path, data, len, err);
+  free(target);
   return st;
 }
 

@@ -173,6 +173,32 @@ static void test_file_publish_replaces(void **state) {
   free(data);
 }
 
+static void test_file_publish_keeps_links_and_pipes(void **state) {
+  (void)state;
+  char link[sizeof path], got[8] = {0};
+  struct stat sb;
+  snprintf(link, sizeof link, "%s", in_tmp("link"));
+  assert_int_equal(btc_file_publish(in_tmp("pointed"), "old", 3, NULL), BTC_OK);
+  assert_int_equal(symlink("pointed", link), 0);
+  assert_int_equal(btc_file_publish(link, "new", 3, NULL), BTC_OK);
+  assert_int_equal(lstat(link, &sb), 0);
+  assert_true(S_ISLNK(sb.st_mode));
+  uint8_t *data;
+  size_t len;
+  assert_int_equal(btc_file_read(in_tmp("pointed"), 10, &data, &len, NULL), BTC_OK);
+  assert_string_equal((char *)data, "new");
+  free(data);
+  assert_int_equal(mkfifo(in_tmp("pipe"), 0600), 0);
+  int fd = open(path, O_RDWR); /* our own reader, so that the writer does not wait for one */
+  assert_true(fd >= 0);
+  assert_int_equal(btc_file_publish(path, "through", 7, NULL), BTC_OK);
+  assert_int_equal(lstat(path, &sb), 0);
+  assert_true(S_ISFIFO(sb.st_mode));
+  assert_int_equal(read(fd, got, sizeof got), 7);
+  assert_string_equal(got, "through");
+  close(fd);
+}
+
 static void test_file_publish_failures_leave_nothing(void **state) {
   (void)state;
   btc_error err;
@@ -219,7 +245,7 @@ static void test_file_publish_is_never_half_written(void **state) {
 
 static void test_path_join(void **state) {
   (void)state;
-  static const char *const cases[][3] = {{"a", "b", "a/b"}, {"a/", "b", "a/b"}, {"a//", "b", "a/b"},      {"/", "b", "/b"},
+  static const char *const cases[][3] = {{"a", "b", "a/b"}, {"a/", "b", "a/b"}, {"a//", "b", "a/b"},       {"/", "b", "/b"},
                                          {"a", "/b", "/b"}, {"a", "", "a/"},    {"a/b", "c/d", "a/b/c/d"}, {"", "b", "b"}};
   for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
     char *p = btc_path_join(cases[i][0], cases[i][1]);
@@ -402,6 +428,7 @@ static const struct CMUnitTest tests[] = {
     cmocka_unit_test(test_file_read),
     cmocka_unit_test(test_file_read_refuses),
     cmocka_unit_test(test_file_publish_replaces),
+    cmocka_unit_test(test_file_publish_keeps_links_and_pipes),
     cmocka_unit_test(test_file_publish_failures_leave_nothing),
     cmocka_unit_test(test_file_publish_is_never_half_written),
     cmocka_unit_test(test_path_join),
