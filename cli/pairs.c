@@ -2,6 +2,7 @@
 #define _GNU_SOURCE
 #include "pairs.h"
 
+#include <errno.h>
 #include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -69,12 +70,13 @@ static btc_status print_batch(pairs_run *p, btc_error *err) {
     char *text = item_record(p->m, &p->model, l);
     if (!text) return btc_fail(err, BTC_ERR_NOMEM, "out of memory");
     bool written = puts(text) >= 0;
+    int why = errno;
     free(text);
-    if (!written) return btc_fail(err, BTC_ERR_IO, "cannot write the results");
+    if (!written) return btc_fail(err, BTC_ERR_IO, "cannot write the results: %s", strerror(why));
     p->done++;
     p->failed += l->result.status != BTC_OK;
   }
-  return fflush(stdout) == 0 ? BTC_OK : btc_fail(err, BTC_ERR_IO, "cannot write the results");
+  return fflush(stdout) == 0 ? BTC_OK : btc_fail(err, BTC_ERR_IO, "cannot write the results: %s", strerror(errno));
 }
 
 /* A bar on a terminal, one plain line every ten seconds otherwise. */

@@ -206,7 +206,8 @@ static void test_cli_pairs_equal_one_by_one(void **state) {
   char text[4096];
   int n = 0;
   for (unsigned i = 0; i < 6; i++)
-    n += snprintf(text + n, sizeof text - (size_t)n, "{\"before\":\"%s\",\"after\":\"%s\"}\n", tiny_picture(40 + (int)i, 40, i), tiny_picture(40, 50, 90 + i));
+    n += snprintf(text + n, sizeof text - (size_t)n, "{\"before\":\"%s\",\"after\":\"%s\"}\n", tiny_picture(40 + (int)i, 40, i),
+                  tiny_picture(40, 50, 90 + i));
   const char *manifest = file_with("six.jsonl", text, (size_t)n);
   program_result one = RUN("caption", "-m", model(), "--max-tokens", "9", "-b", "1", "-t", "1", "--pairs", manifest);
   program_result many = RUN("caption", "-m", model(), "--max-tokens", "9", "-b", "4", "-t", "2", "--pairs", manifest);
@@ -223,7 +224,8 @@ static void test_cli_ask_routes_by_kind(void **state) {
   (void)state;
   const char *a = tiny_picture(50, 40, 1), *b = tiny_picture(50, 40, 2), *m = model();
   const char *frames[] = {"ask", "-m", m, "--max-tokens", "3", "--video", "what?", a, b, a, b, a, b, a, b, NULL};
-  program_result one = RUN("ask", "-m", m, "--max-tokens", "3", "what?", a), pair = RUN("ask", "-m", m, "--max-tokens", "3", "--pair", "what?", a, b);
+  program_result one = RUN("ask", "-m", m, "--max-tokens", "3", "what?", a),
+                 pair = RUN("ask", "-m", m, "--max-tokens", "3", "--pair", "what?", a, b);
   program_result video = program_run(frames, NULL);
   assert_int_equal(one.code, 0);
   assert_int_equal(pair.code, 0);
@@ -256,7 +258,8 @@ static void test_cli_settings_have_their_precedence(void **state) {
 static void test_cli_prompt_comes_from_a_file(void **state) {
   (void)state;
   const char *a = tiny_picture(50, 40, 1), *b = tiny_picture(50, 40, 2), *m = model();
-  program_result r = RUN("caption", "-m", m, "--max-tokens", "3", "--json", "--prompt-file", file_with("prompt.txt", "ab cab\n", 7), a, b);
+  program_result r =
+      RUN("caption", "-m", m, "--max-tokens", "3", "--json", "--prompt-file", file_with("prompt.txt", "ab cab\n", 7), a, b);
   assert_int_equal(r.code, 0);
   json_t *o = parse_line(r.out);
   assert_string_equal(text_of(o, "prompt"), "ab cab");
@@ -266,13 +269,29 @@ static void test_cli_prompt_comes_from_a_file(void **state) {
   expect_error(RUN("caption", "-m", m, "--prompt-file", file_with("bytes.txt", "\xff\xfe", 2), a, b), 1, "bytes.txt");
 }
 
+/* Runs the program on a full disk: exit code 1, and a line that says why. */
+static void expect_full_disk(const char *arguments) {
+  char command[1024], line[256] = "";
+  snprintf(command, sizeof command, "'%s' %s 2>&1 >/dev/full", getenv("BTCCHAT_BINARY"), arguments);
+  FILE *p = popen(command, "r");
+  assert_non_null(p);
+  if (!fgets(line, sizeof line, p)) line[0] = 0;
+  int status = pclose(p);
+  assert_int_equal(WEXITSTATUS(status), 1);
+  if (!strstr(line, "cannot write the results: No space left on device")) fail_msg("%s: %s", arguments, line);
+}
+
 static void test_cli_full_disk_is_not_success(void **state) {
   (void)state;
+  char arguments[768], line[512];
+  const char *a = tiny_picture(50, 40, 1), *b = tiny_picture(50, 40, 2), *m = model();
   if (access("/dev/full", W_OK) != 0) skip();
-  char command[1024];
-  snprintf(command, sizeof command, "'%s' inspect '%s' > /dev/full 2>/dev/null", getenv("BTCCHAT_BINARY"), model());
-  int status = system(command);
-  assert_int_equal(WEXITSTATUS(status), 1);
+  snprintf(arguments, sizeof arguments, "inspect '%s'", m);
+  expect_full_disk(arguments);
+  snprintf(line, sizeof line, "{\"before\":\"%s\",\"after\":\"%s\"}\n", a, b);
+  snprintf(arguments, sizeof arguments, "caption -m '%s' --max-tokens 3 --pairs '%s'", m,
+           file_with("full.jsonl", line, strlen(line)));
+  expect_full_disk(arguments);
 }
 
 static void test_cli_inspect_and_doctor_report(void **state) {
