@@ -262,8 +262,17 @@ static bool looks_like_csv(btc_manifest *m) {
          memchr(line, ',', len);
 }
 
+/* A picture or an archive given by mistake: a thousand bad lines would say less than one message. */
+static bool looks_binary(btc_manifest *m) {
+  size_t len;
+  const char *line = btc_lines_peek(&m->lines, &len);
+  return line && len && line[0] != '{' && (memchr(line, 0, len) || btc_utf8_valid(line, len) < len);
+}
+
 static btc_status open_lines(btc_manifest *m, btc_error *err) {
   if (!btc_lines_init(&m->lines, m->fd, BTC_MANIFEST_MAX_LINE)) return btc_fail(err, BTC_ERR_NOMEM, "'%s': out of memory", m->path);
+  if (looks_binary(m))
+    return btc_fail(err, BTC_ERR_FORMAT, "'%s' is not a manifest: it begins with bytes that are no UTF-8 text", m->path);
   m->format = looks_like_csv(m) ? FORMAT_CSV : FORMAT_JSONL;
   btc_status st = m->format == FORMAT_CSV ? csv_header(m, err) : BTC_OK;
   m->begin_line = m->lines.line;

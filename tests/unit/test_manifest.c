@@ -349,6 +349,25 @@ static void test_manifest_open_errors(void **state) {
   btc_manifest_close(&m);
 }
 
+/* Pictures by mistake: one message. A broken first line that means to be JSON stays one bad line. */
+static void test_manifest_of_bytes_is_refused(void **state) {
+  (void)state;
+  static const struct {
+    const char *bytes;
+    size_t n;
+  } files[] = {{"\x89PNG\r\n\x1a\n", 8}, {"\xff\xd8\xff\xe0\0\n", 6}, {"a\0b\n", 4}};
+  for (size_t i = 0; i < sizeof files / sizeof files[0]; i++) {
+    btc_manifest *m;
+    btc_error err;
+    assert_int_equal(btc_manifest_open(write_bytes("bytes", files[i].bytes, files[i].n), NULL, &m, &err), BTC_ERR_FORMAT);
+    assert_non_null(strstr(err.message, "not a manifest"));
+    assert_null(m);
+  }
+  btc_manifest *m = open_text("m.jsonl", "{\"id\":\"\xff\"}\n");
+  expect_bad(m, 1, "1", "JSON");
+  expect_end(m);
+}
+
 static void test_manifest_pipe(void **state) {
   (void)state;
   int ends[2];
@@ -414,6 +433,7 @@ static const struct CMUnitTest tests[] = {
     cmocka_unit_test(test_manifest_folders),
     cmocka_unit_test(test_manifest_strict),
     cmocka_unit_test(test_manifest_open_errors),
+    cmocka_unit_test(test_manifest_of_bytes_is_refused),
     cmocka_unit_test(test_manifest_pipe),
     cmocka_unit_test(test_manifest_survives_lack_of_memory),
 };
