@@ -58,5 +58,7 @@ void cli_catch_signals(void);
 
 /* Writes all output before the program says it succeeded: a full disk must not look like success. */
 int cli_finish_stdout(int code);
+/* The error line for it, with errno as the reason; said once. For commands that stop when their output does. */
+void cli_output_failed(void);
 
 #endif

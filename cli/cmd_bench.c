@@ -37,9 +37,10 @@ static int make_model(const bench_options *b, const char *dir) {
   }
   if (!b->tokenizer) snprintf(tokenizer, sizeof tokenizer, "%s/llm", nano);
   const make_model_size *size = !strcmp(b->size, "full") ? &make_model_full : &make_model_small;
-  if (make_model_write(dir, size, b->tokenizer ? b->tokenizer : tokenizer, b->shard_mb * 1000000, (uint64_t)b->model.seed, &err) == BTC_OK) return CLI_OK;
+  btc_status st = make_model_write(dir, size, b->tokenizer ? b->tokenizer : tokenizer, b->shard_mb * 1000000, (uint64_t)b->model.seed, &err);
+  if (st == BTC_OK) return CLI_OK;
   cli_error("%s", err.message);
-  return CLI_FAILED;
+  return st == BTC_ERR_CANCELLED ? CLI_INTERRUPTED : CLI_FAILED;
 }
 
 typedef struct stage_figures {

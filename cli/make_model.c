@@ -15,6 +15,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "cli.h"
 #include "ops/ops.h"
 
 const make_model_size make_model_full = {.image = 384, .patch = 14, .vision_hidden = 1152, .vision_mlp = 4304, .vision_layers = 27, .vision_heads = 16,
@@ -172,10 +173,36 @@ static void random_init(random_source *r, uint64_t seed) {
 
 #define CHUNK (1 << 18) /* elements written at once */
 
+#define MAX_FILES 72
+
+/* The weight files of this run. One that fails takes them away again: gigabytes without use, and in the way of the next try. */
+typedef struct made_files {
+  char *path[MAX_FILES];
+  size_t n;
+} made_files;
+
+static void made_free(made_files *m, bool keep) {
+  for (size_t i = 0; i < m->n; i++) {
+    if (!keep) unlink(m->path[i]);
+    free(m->path[i]);
+  }
+  m->n = 0;
+}
+
+static FILE *create_file(made_files *m, const char *path) {
+  char *copy = m->n < MAX_FILES ? btc_strdup(path) : NULL;
+  FILE *f = copy ? fopen(path, "wbx") : NULL;
+  if (f)
+    m->path[m->n++] = copy;
+  else
+    free(copy);
+  return f;
+}
+
 static bool write_tensor(FILE *f, const tensor_plan *t, random_source *r, uint16_t *table, uint16_t *chunk) {
   int64_t left = elements(t);
   for (int i = 0; i < TABLE; i++) table[i] = btc_f32_to_bf16(t->scale < 0 ? 1.0f : (float)t->scale * r->normal[i]);
-  while (left > 0) {
+  while (left > 0 && !cli_interrupted) {
     int64_t n = left < CHUNK ? left : CHUNK;
     for (int64_t i = 0; i < n; i += 4) {
       uint64_t x = next_random(r);
@@ -184,7 +211,7 @@ static bool write_tensor(FILE *f, const tensor_plan *t, random_source *r, uint16
     if (fwrite(chunk, 2, (size_t)n, f) != (size_t)n) return false;
     left -= n;
   }
-  return true;
+  return left == 0;
 }
 
 static char *header_text(const plan *p, size_t first, size_t last) {
@@ -204,10 +231,10 @@ static char *header_text(const plan *p, size_t first, size_t last) {
   return text;
 }
 
-static btc_status write_safetensors(const char *path, const plan *p, size_t first, size_t last, random_source *r, btc_error *err) {
+static btc_status write_safetensors(const char *path, const plan *p, size_t first, size_t last, random_source *r, made_files *made, btc_error *err) {
   char *text = header_text(p, first, last);
   uint16_t *table = btc_alloc(TABLE, 2), *chunk = btc_alloc(CHUNK + 4, 2);
-  FILE *f = text && table && chunk ? fopen(path, "wbx") : NULL;
+  FILE *f = text && table && chunk ? create_file(made, path) : NULL;
   btc_status st = BTC_OK;
   if (!f) {
     st = btc_fail(err, text && table && chunk ? BTC_ERR_IO : BTC_ERR_NOMEM, "cannot create '%s': %s", path, strerror(errno));
@@ -218,7 +245,11 @@ static btc_status write_safetensors(const char *path, const plan *p, size_t firs
     bool ok = fwrite(length, 1, 8, f) == 8 && fprintf(f, "%s%*s", text, (int)(padded - n), "") == (int)padded;
     for (size_t i = first; ok && i < last; i++) ok = write_tensor(f, &p->t[i], r, table, chunk);
     ok = fflush(f) == 0 && ok;
-    if (fclose(f) != 0 || !ok) st = btc_fail(err, BTC_ERR_IO, "cannot write '%s': %s", path, strerror(errno));
+    ok = fclose(f) == 0 && ok;
+    if (cli_interrupted)
+      st = btc_fail(err, BTC_ERR_CANCELLED, "interrupted: nothing is left of '%s'", path);
+    else if (!ok)
+      st = btc_fail(err, BTC_ERR_IO, "cannot write '%s': %s", path, strerror(errno));
   }
   free(text);
   free(table);
@@ -235,7 +266,7 @@ static btc_status write_json(const char *path, json_t *doc, btc_error *err) {
 }
 
 /* The language model in shards with an index, or as one file when one shard holds it. */
-static btc_status write_llm(const char *dir, const plan *p, int64_t shard_bytes, random_source *r, btc_error *err) {
+static btc_status write_llm(const char *dir, const plan *p, int64_t shard_bytes, random_source *r, made_files *made, btc_error *err) {
   size_t start[64] = {0}, shards = 0;
   int64_t used = shard_bytes + 1, total = 0;
   for (size_t i = 0; i < p->n; i++) {
@@ -258,7 +289,7 @@ static btc_status write_llm(const char *dir, const plan *p, int64_t shard_bytes,
       snprintf(name, sizeof name, "model-%05zu-of-%05zu.safetensors", k + 1, shards);
     snprintf(path, sizeof path, "%s/llm/%s", dir, name);
     for (size_t i = start[k]; i < start[k + 1]; i++) json_object_set_new(map, p->t[i].name, json_string(name));
-    st = write_safetensors(path, p, start[k], start[k + 1], r, err);
+    st = write_safetensors(path, p, start[k], start[k + 1], r, made, err);
   }
   char path[4096];
   snprintf(path, sizeof path, "%s/llm/model.safetensors.index.json", dir);
@@ -344,6 +375,7 @@ btc_status make_model_write(const char *dir, const make_model_size *s, const cha
   if (st != BTC_OK) return st;
   plan vision = plan_vision(s), projector = plan_projector(s), llm = plan_llm(s);
   random_source *r = btc_alloc(1, sizeof *r);
+  made_files made = {0};
   char path[4096];
   if (!r || vision.failed || projector.failed || llm.failed) {
     st = btc_fail(err, BTC_ERR_NOMEM, "out of memory");
@@ -351,12 +383,13 @@ btc_status make_model_write(const char *dir, const make_model_size *s, const cha
     random_init(r, seed);
     st = write_tokenizer(tokenizer_dir, dir, s->context, err);
     snprintf(path, sizeof path, "%s/vision_tower/model.safetensors", dir);
-    if (st == BTC_OK) st = write_safetensors(path, &vision, 0, vision.n, r, err);
+    if (st == BTC_OK) st = write_safetensors(path, &vision, 0, vision.n, r, &made, err);
     snprintf(path, sizeof path, "%s/mm_projector/model.safetensors", dir);
-    if (st == BTC_OK) st = write_safetensors(path, &projector, 0, projector.n, r, err);
-    if (st == BTC_OK) st = write_llm(dir, &llm, shard_bytes, r, err);
+    if (st == BTC_OK) st = write_safetensors(path, &projector, 0, projector.n, r, &made, err);
+    if (st == BTC_OK) st = write_llm(dir, &llm, shard_bytes, r, &made, err);
     if (st == BTC_OK) st = write_configs(dir, s, err);
   }
+  made_free(&made, st == BTC_OK);
   free(r);
   free(vision.t);
   free(projector.t);

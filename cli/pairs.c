@@ -2,7 +2,6 @@
 #define _GNU_SOURCE
 #include "pairs.h"
 
-#include <errno.h>
 #include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -70,13 +69,15 @@ static btc_status print_batch(pairs_run *p, btc_error *err) {
     char *text = item_record(p->m, &p->model, l);
     if (!text) return btc_fail(err, BTC_ERR_NOMEM, "out of memory");
     bool written = puts(text) >= 0;
-    int why = errno;
+    if (!written) cli_output_failed();
     free(text);
-    if (!written) return btc_fail(err, BTC_ERR_IO, "cannot write the results: %s", strerror(why));
+    if (!written) return btc_fail(err, BTC_ERR_IO, "cannot write the results");
     p->done++;
     p->failed += l->result.status != BTC_OK;
   }
-  return fflush(stdout) == 0 ? BTC_OK : btc_fail(err, BTC_ERR_IO, "cannot write the results: %s", strerror(errno));
+  if (fflush(stdout) == 0) return BTC_OK;
+  cli_output_failed();
+  return btc_fail(err, BTC_ERR_IO, "cannot write the results");
 }
 
 /* A bar on a terminal, one plain line every ten seconds otherwise. */
@@ -117,7 +118,7 @@ static int run_all(pairs_run *p) {
     return CLI_INTERRUPTED;
   }
   if (st != BTC_OK) {
-    cli_error("%s", err.message);
+    if (!ferror(stdout)) cli_error("%s", err.message); /* else it has been said */
     return CLI_FAILED;
   }
   return p->failed ? CLI_SOME_FAILED : CLI_OK;

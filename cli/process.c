@@ -34,8 +34,14 @@ void cli_catch_signals(void) {
   signal(SIGPIPE, SIG_IGN); /* a closed pipe is then a write error that says so */
 }
 
+void cli_output_failed(void) {
+  static bool said;
+  if (!said) cli_error("cannot write the results: %s", strerror(errno));
+  said = true;
+}
+
 int cli_finish_stdout(int code) {
   if (fflush(stdout) == 0 && !ferror(stdout)) return code;
-  cli_error("cannot write the results: %s", strerror(errno));
+  cli_output_failed();
   return CLI_FAILED;
 }

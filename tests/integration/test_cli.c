@@ -276,8 +276,10 @@ static void expect_full_disk(const char *arguments) {
   FILE *p = popen(command, "r");
   assert_non_null(p);
   if (!fgets(line, sizeof line, p)) line[0] = 0;
+  bool more = fgetc(p) != EOF;
   int status = pclose(p);
   assert_int_equal(WEXITSTATUS(status), 1);
+  if (more) fail_msg("%s: more than one line", arguments);
   if (!strstr(line, "cannot write the results: No space left on device")) fail_msg("%s: %s", arguments, line);
 }
 
@@ -292,6 +294,26 @@ static void test_cli_full_disk_is_not_success(void **state) {
   snprintf(arguments, sizeof arguments, "caption -m '%s' --max-tokens 3 --pairs '%s'", m,
            file_with("full.jsonl", line, strlen(line)));
   expect_full_disk(arguments);
+}
+
+static void test_cli_failed_make_model_can_be_tried_again(void **state) {
+  (void)state;
+  char dir[256], taken[300], weights[300], tokenizer[300];
+  snprintf(dir, sizeof dir, "%s/made", test_tmp_dir());
+  snprintf(weights, sizeof weights, "%s/vision_tower/model.safetensors", dir);
+  snprintf(tokenizer, sizeof tokenizer, "%s/llm", model());
+  assert_int_equal(mkdir(dir, 0755), 0);
+  snprintf(taken, sizeof taken, "%s/llm", dir);
+  assert_int_equal(mkdir(taken, 0755), 0);
+  snprintf(taken, sizeof taken, "%s/llm/model.safetensors", dir);
+  assert_int_equal(mkdir(taken, 0755), 0); /* where the last of the weights should go */
+  expect_error(RUN("bench", "make-model", dir, "--size", "small", "--tokenizer", tokenizer), 1, "llm/model.safetensors");
+  assert_int_not_equal(access(weights, F_OK), 0);
+  assert_int_equal(rmdir(taken), 0);
+  program_result r = RUN("bench", "make-model", dir, "--size", "small", "--tokenizer", tokenizer);
+  assert_int_equal(r.code, 0);
+  assert_int_equal(access(weights, F_OK), 0);
+  program_clear(&r);
 }
 
 static void test_cli_inspect_and_doctor_report(void **state) {
@@ -332,6 +354,7 @@ int main(int argc, char **argv) {
       cmocka_unit_test(test_cli_settings_have_their_precedence),
       cmocka_unit_test(test_cli_prompt_comes_from_a_file),
       cmocka_unit_test(test_cli_full_disk_is_not_success),
+    cmocka_unit_test(test_cli_failed_make_model_can_be_tried_again),
       cmocka_unit_test(test_cli_inspect_and_doctor_report),
   };
   if (argc > 1) cmocka_set_test_filter(argv[1]);
