@@ -14,6 +14,7 @@
 #include "engine/session.h"
 #include "engine/text.h"
 
+#define MAX_IMAGES 1024 /* of a run: the most frames a model may have (config.c) */
 #define EXPECTED_MAX_BYTES (64u << 20)
 
 typedef struct difference {
@@ -77,7 +78,10 @@ static void compare(difference *d, const float *got, const float *want, int64_t 
 
 static void judge(golden *g, const char *name, const json_t *spec, const difference *d) {
   golden_tensor *t = report_of(g, name);
-  if (!t) return;
+  if (!t) {
+    problem(g, "%s is one tensor too many: %d are compared", name, GOLDEN_MAX_TENSORS);
+    return;
+  }
   double tol = number(spec, g->o->bf16 ? "tol_bf16" : "tol_f32");
   double noise = fmax(number(spec, "f32_err"), 1e-6 * number(spec, "max"));
   double rel = d->ref_square > 0 ? sqrt(d->square / d->ref_square) : 0, limit = g->o->bf16 ? 2 * number(spec, "bf16_rel_rms") : 0;
@@ -221,10 +225,19 @@ static void check_pixels(golden *g, char **images, size_t n, bool pad) {
   free(w);
 }
 
-static int32_t *ids_of(const json_t *array, size_t *n) {
+/* Ids to be fed to the model, so all must be tokens: NULL otherwise. */
+static int32_t *ids_of(const json_t *array, int64_t vocab, size_t *n) {
   *n = json_array_size(array);
   int32_t *ids = btc_alloc(*n, sizeof *ids);
-  for (size_t i = 0; ids && i < *n; i++) ids[i] = (int32_t)json_integer_value(json_array_get(array, i));
+  for (size_t i = 0; ids && i < *n; i++) {
+    const json_t *v = json_array_get(array, i);
+    json_int_t id = json_integer_value(v);
+    if (!json_is_integer(v) || id < 0 || id >= vocab) {
+      free(ids);
+      return NULL;
+    }
+    ids[i] = (int32_t)id;
+  }
   return ids;
 }
 
@@ -274,9 +287,9 @@ static void check_free_run(golden *g, btc_item *item) {
 
 static void check_forced_run(golden *g, btc_item *item) {
   size_t n;
-  int32_t *ids = ids_of(json_object_get(g->run, "ids"), &n);
+  int32_t *ids = ids_of(json_object_get(g->run, "ids"), g->m->cfg->llm.vocab, &n);
   if (!ids || n == 0) {
-    problem(g, "the case lists no ids");
+    problem(g, n ? "the case lists ids that are no tokens" : "the case lists no ids");
     free(ids);
     return;
   }
@@ -298,8 +311,9 @@ static void check_forced_run(golden *g, btc_item *item) {
   const char *name;
   json_t *spec;
   json_object_foreach(json_object_get((json_t *)g->run, "tensors"), name, spec) {
-    if (strcmp(name, "pixels") != 0 && (expected(g, name, "") || expected(g, name, "@rows")) && !report_of(g, name)->runs)
-      problem(g, "%s was never computed", name);
+    if (strcmp(name, "pixels") == 0 || (!expected(g, name, "") && !expected(g, name, "@rows"))) continue;
+    const golden_tensor *t = report_of(g, name);
+    if (!t || !t->runs) problem(g, "%s was never computed", name);
   }
 }
 
@@ -310,11 +324,12 @@ static btc_aspect aspect_of(const json_t *run, bool *pad) {
 }
 
 static void check_run(golden *g, const json_t *run) {
-  char *images[64] = {0};
-  size_t n = strings(json_object_get(run, "images"), g->dir, images, 64);
+  char *images[MAX_IMAGES] = {0};
+  size_t n = strings(json_object_get(run, "images"), g->dir, images, MAX_IMAGES);
   bool pad;
   g->run = run;
   g->run_id = json_string_value(json_object_get(run, "id"));
+  if (!g->run_id) g->run_id = "run without id";
   int64_t max_tokens = json_integer_value(json_object_get(run, "max_new_tokens"));
   btc_item item = {.images = (const char *const *)images, .n_images = (int)n, .aspect = aspect_of(run, &pad),
                    .question = json_string_value(json_object_get(run, "question")), .max_tokens = (int)max_tokens};
@@ -332,8 +347,8 @@ static void check_run(golden *g, const json_t *run) {
 }
 
 static void check_error_run(golden *g, const json_t *run) {
-  char *images[64] = {0};
-  size_t n = strings(json_object_get(run, "images"), g->dir, images, 64);
+  char *images[MAX_IMAGES] = {0};
+  size_t n = strings(json_object_get(run, "images"), g->dir, images, MAX_IMAGES);
   bool pad;
   btc_item item = {.images = (const char *const *)images, .n_images = (int)n, .aspect = aspect_of(run, &pad),
                    .question = json_string_value(json_object_get(run, "question"))};
@@ -359,7 +374,10 @@ static btc_status load_expected(golden *g, btc_error *err) {
   if (st == BTC_OK) {
     json_error_t je;
     g->doc = json_loadb((const char *)data, len, JSON_REJECT_DUPLICATES | JSON_ALLOW_NUL, &je);
-    if (!json_is_object(g->doc)) st = btc_fail(err, BTC_ERR_FORMAT, "'%s' is not a JSON object: line %d: %s", path, je.line, je.text);
+    if (!g->doc)
+      st = btc_fail(err, BTC_ERR_FORMAT, "'%s': not valid JSON: line %d: %s", path, je.line, je.text);
+    else if (!json_is_object(g->doc))
+      st = btc_fail(err, BTC_ERR_FORMAT, "'%s': not a JSON object", path);
   }
   free(data);
   free(path);

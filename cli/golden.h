@@ -22,7 +22,7 @@ typedef struct golden_tensor {
   bool ok;
 } golden_tensor;
 
-#define GOLDEN_MAX_TENSORS 64
+#define GOLDEN_MAX_TENSORS 256
 #define GOLDEN_MAX_PROBLEMS 32
 
 typedef struct golden_report {

@@ -6,10 +6,12 @@
 #include "test.h"
 
 #include <dirent.h>
+#include <jansson.h>
 #include <stdio.h>
 #include <sys/stat.h>
 
 #include "cli/golden.h"
+#include "recipes.h"
 
 #define MAX_NOISE 4.0
 
@@ -70,12 +72,47 @@ static void test_verify_plain_loops(void **state) {
   }
 }
 
+/* Runs a copy of a case whose list of expected values was edited. */
+static void check_edited(const char *key, json_t *value, const char *problem) {
+  static golden_report r;
+  btc_error err = {0};
+  char dir[512], path[600];
+  snprintf(dir, sizeof dir, "%s/edited", test_tmp_dir());
+  snprintf(path, sizeof path, "%s/expected.json", dir);
+  tree_copy(shared_path("vectors/vila-names"), dir);
+  json_t *doc = json_load_file(path, JSON_ALLOW_NUL, NULL);
+  assert_non_null(doc);
+  assert_int_equal(json_object_set_new(json_array_get(json_object_get(doc, "runs"), 0), key, value), 0);
+  assert_int_equal(json_dump_file(doc, path, 0), 0);
+  json_decref(doc);
+  if (golden_run(dir, &(golden_options){.device = "cpu"}, &r, &err) != BTC_OK) fail_msg("%s", err.message);
+  if (!r.n_problems || !strstr(r.problem[0], problem)) fail_msg("%s: %s", key, r.n_problems ? r.problem[0] : "holds");
+  tree_remove(dir);
+}
+
+static void test_verify_broken_expectations_are_problems(void **state) {
+  (void)state;
+  skip_without_shared();
+  check_edited("ids", json_pack("[i]", 10000000), "no tokens"); /* would be looked up in the embedding */
+  check_edited("ids", json_array(), "no ids");
+  check_edited("id", json_integer(1), "run without id");
+  check_edited("max_new_tokens", json_integer(-1), "max tokens");
+  json_t *many = json_object();
+  for (int i = 0; i <= GOLDEN_MAX_TENSORS; i++) {
+    char name[16];
+    snprintf(name, sizeof name, "t%d", i);
+    json_object_set_new(many, name, json_object());
+  }
+  check_edited("tensors", many, "logits"); /* computed, but nothing says how exact they must be */
+}
+
 int main(int argc, char **argv) {
   const struct CMUnitTest tests[] = {
       cmocka_unit_test(test_verify_all_cases_f32),
       cmocka_unit_test(test_verify_all_cases_f32_one_thread),
       cmocka_unit_test(test_verify_all_cases_bf16),
       cmocka_unit_test(test_verify_plain_loops),
+      cmocka_unit_test(test_verify_broken_expectations_are_problems),
   };
   if (argc > 1) cmocka_set_test_filter(argv[1]);
   return cmocka_run_group_tests(tests, NULL, NULL);
