@@ -209,7 +209,7 @@ btc_status btc_sampler_pick(btc_sampler *s, const float *logits, const btc_sampl
   if (st != BTC_OK) return st;
   float max = logits[best];
   *id = (int32_t)best;
-  if (g->temperature > 0) {
+  if (g->temperature > 0 && rng) { /* rng: checked above; the analyzer cannot follow */
     double total = list_candidates(s, logits, max, g);
     if (g->top_p < 1) total = keep_nucleus(s, total, g->top_p);
     *id = draw(s, total, rng);

@@ -66,7 +66,7 @@ static btc_status check_map(const btc_part_tensors *p, json_t *map, const char *
   json_t *v;
   json_object_foreach(map, tensor, v) {
     const char *name = json_string_value(v);
-    const char **at = bsearch(&name, names, p->n_files, sizeof *names, by_text);
+    const char **at = names ? bsearch(&name, names, p->n_files, sizeof *names, by_text) : NULL;
     if (!at || !btc_safetensors_find(p->file[at - names], tensor))
       return btc_fail(err, BTC_ERR_MODEL, "'%s': tensor '%.256s' is not in '%s', where the index says it is", p->label, tensor,
                       name);

@@ -172,10 +172,14 @@ int32_t btc_tokenizer_eos(const btc_tokenizer *t) {
 
 btc_status btc_ids_reserve(btc_ids *ids, size_t more, btc_error *err) {
   size_t want;
-  if (!__builtin_add_overflow(ids->n, more, &want) && want <= ids->capacity) return BTC_OK;
+  bool overflow = __builtin_add_overflow(ids->n, more, &want);
+  if (!overflow && want <= ids->capacity && ids->v) return BTC_OK;
   size_t capacity = ids->capacity < SIZE_MAX / 2 && want < ids->capacity * 2 ? ids->capacity * 2 : want;
-  int32_t *v = want < more ? NULL : btc_realloc(ids->v, capacity, sizeof *v);
-  if (!v) return btc_fail(err, BTC_ERR_NOMEM, "no memory for %zu further ids", more);
+  int32_t *v = overflow ? NULL : btc_realloc(ids->v, capacity ? capacity : 1, sizeof *v);
+  if (!v) {
+    btc_fail(err, BTC_ERR_NOMEM, "no memory for %zu further ids", more);
+    return BTC_ERR_NOMEM; /* said so, for analyzers that do not see into btc_fail */
+  }
   ids->v = v;
   ids->capacity = capacity;
   return BTC_OK;

@@ -38,15 +38,15 @@ void btc_patch_forward(const btc_run *r, const float *pixels, int64_t images, fl
 static void block(const btc_run *r, const btc_vision_block *b, int64_t images, float *h) {
   const btc_model *m = r->m;
   const btc_vision_config *v = &m->cfg->vision;
-  const int64_t c = m->hidden, rows = images * m->tokens, n = rows * c;
+  const int64_t c = m->hidden, d = c / v->heads, rows = images * m->tokens, n = rows * c;
   float *a = r->scratch, *q = a + n, *k = q + n, *val = k + n, *o = val + n, *mid = a + n;
   btc_op_layernorm(r->be, a, h, rows, c, b->ln1.weight, b->ln1.bias, v->eps);
   btc_op_matmul(r->be, q, a, rows, &b->q.w, &(btc_epilogue){.bias = b->q.bias});
   btc_op_matmul(r->be, k, a, rows, &b->k.w, &(btc_epilogue){.bias = b->k.bias});
   btc_op_matmul(r->be, val, a, rows, &b->v.w, &(btc_epilogue){.bias = b->v.bias});
   btc_op_attention(r->be, &(btc_attention){.q = q, .k = k, .v = val, .o = o, .q_stride = c, .k_stride = c, .v_stride = c,
-                                           .o_stride = c, .n_seq = images, .t = m->tokens, .heads = v->heads, .d = c / v->heads,
-                                           .scale = 1.0f / sqrtf((float)(c / v->heads))});
+                                           .o_stride = c, .n_seq = images, .t = m->tokens, .heads = v->heads, .d = d,
+                                           .scale = 1.0f / sqrtf((float)d)});
   btc_op_matmul(r->be, h, o, rows, &b->out.w, &(btc_epilogue){.bias = b->out.bias, .residual = h});
   btc_op_layernorm(r->be, a, h, rows, c, b->ln2.weight, b->ln2.bias, v->eps);
   btc_op_matmul(r->be, mid, a, rows, &b->fc1.w, &(btc_epilogue){.bias = b->fc1.bias, .act = BTC_ACT_GELU_TANH});
