@@ -19,7 +19,7 @@ help:
 	@echo 'make test       all tests, also under ASan+UBSan and TSan (under 15 minutes)'
 	@echo 'make test-long  ten minutes of fuzzing a parser, besides make test'
 	@echo 'make bench      speed against PyTorch and the roofs -> docs/performance.md'
-	@echo 'make lint       clang-tidy and cppcheck;  make format: clang-format'
+	@echo 'make lint       clang-format, cppcheck and clang-tidy;  make format: mends the first'
 	@echo 'make install    PREFIX=/usr/local by default'
 
 setup:
@@ -52,6 +52,7 @@ lint: build
 	tools/lint.sh $(BUILD)
 
 format:
+	tools/setup.sh --if-missing clang-format
 	git ls-files '*.c' '*.h' '*.cc' | xargs clang-format -i
 
 PREFIX ?= /usr/local

@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
-# clang-tidy and cppcheck over our own sources: lint.sh BUILD_DIR
+# Format, cppcheck and clang-tidy over our own sources: lint.sh BUILD_DIR
 set -euo pipefail
 build=$1
-tools/setup.sh --if-missing clang-tidy cppcheck
+tools/setup.sh --if-missing clang-format clang-tidy cppcheck
+git ls-files '*.c' '*.h' '*.cc' | xargs clang-format --dry-run -Werror # make format mends it
 mapfile -t sources < <(git ls-files 'base/*.c' 'kernels/*.c' 'ops/*.c' 'engine/*.c' 'manifest/*.c' 'proto/*.c' 'net/*.c' 'worker/*.c' \
   'broker/*.c' 'client/*.c' 'cli/*.c' 'examples/*.c')
 # jansson's loop macros are unknown to cppcheck, and it cannot expand the kernel text's macros that take a macro (clang-tidy reads
