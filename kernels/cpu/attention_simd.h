@@ -51,11 +51,11 @@ fn void pack_v(float *dst, const float *v, int64_t stride, int64_t keys, int64_t
 }
 
 typedef struct attention_block {
-  float *q;     /* packed queries */
-  float *o;     /* [ATTENTION_QUERIES][width] */
-  float *k, *v; /* packed keys and values of a block */
-  float *s, *p; /* scores [SUB][S_LD], and weights as packed rows */
-  float *top, *sum; /* [ATTENTION_QUERIES] */
+  float *q;               /* packed queries */
+  float *o;               /* [ATTENTION_QUERIES][width] */
+  float *k, *v;           /* packed keys and values of a block */
+  float *s, *p;           /* scores [SUB][S_LD], and weights as packed rows */
+  float *top, *sum;       /* [ATTENTION_QUERIES] */
   int64_t d, width, keys; /* width: d rounded up to NR */
   float scale;
 } attention_block;
@@ -63,15 +63,20 @@ typedef struct attention_block {
 /* Queries [i, i+rows) of the block, at most SUB, against its keys */
 fn void attend_sub(const attention_block *b, int64_t i, int64_t rows) {
   int64_t panels = btc_ceil_div(rows, MR);
+  const btc_cpu_ahead none = {b->q, {(const char *)b->q, (const char *)b->q}}; /* all in cache */
   for (int64_t j = 0; j < b->keys; j += NR)
-    for (int64_t p = 0; p < panels; p++) tile(b->q + (i + p * MR) * b->d, b->k + j * b->d, b->d, b->s + p * MR * S_LD + j, S_LD, false);
+    for (int64_t p = 0; p < panels; p++)
+      tile(b->q + (i + p * MR) * b->d, b->k + j * b->d, b->d, b->s + p * MR * S_LD + j, S_LD, false, rows - p * MR, none);
   for (int64_t r = 0; r < rows; r++) {
     float by = softmax_block(b->s + r * S_LD, b->keys, b->scale, b->top + i + r, b->sum + i + r);
     scale_row(b->o + (i + r) * b->width, by, b->width);
   }
-  for (int64_t p = 0; p < panels; p++) pack_x(b->p + p * MR * b->keys, b->s + p * MR * S_LD, S_LD, btc_min64(rows - p * MR, MR), b->keys, false);
+  for (int64_t p = 0; p < panels; p++)
+    pack_x(b->p + p * MR * b->keys, b->s + p * MR * S_LD, S_LD, btc_min64(rows - p * MR, MR), b->keys, false);
   for (int64_t c = 0; c < b->width; c += NR)
-    for (int64_t p = 0; p < panels; p++) tile(b->p + p * MR * b->keys, b->v + c * b->keys, b->keys, b->o + (i + p * MR) * b->width + c, b->width, true);
+    for (int64_t p = 0; p < panels; p++)
+      tile(b->p + p * MR * b->keys, b->v + c * b->keys, b->keys, b->o + (i + p * MR) * b->width + c, b->width, true, rows - p * MR,
+           none);
 }
 
 fn void attend(const btc_cpu_attention *a, int64_t seq, int64_t head, int64_t query, int64_t rows, float *scratch) {
@@ -87,7 +92,8 @@ fn void attend(const btc_cpu_attention *a, int64_t seq, int64_t head, int64_t qu
   b.top = at, at += ATTENTION_QUERIES;
   b.sum = at;
   const float *q = a->q + (row0 + query) * a->q_stride + channel;
-  for (int64_t i = 0; i < rows; i += MR) pack_x(b.q + i * a->d, q + i * a->q_stride, a->q_stride, btc_min64(rows - i, MR), a->d, false);
+  for (int64_t i = 0; i < rows; i += MR)
+    pack_x(b.q + i * a->d, q + i * a->q_stride, a->q_stride, btc_min64(rows - i, MR), a->d, false);
   memset(b.o, 0, (size_t)(btc_ceil_div(rows, MR) * MR * width) * sizeof *b.o);
   for (int64_t i = 0; i < rows; i++) b.top[i] = -INFINITY, b.sum[i] = 0;
   for (int64_t key = 0; key < a->t; key += ATTENTION_KEYS) {
@@ -109,7 +115,8 @@ inl void weigh_columns(float *o, float by, const float *p, const char *v, int mo
   V acc[8];
   for (int c = 0; c < nv; c++) acc[c] = vzero();
   for (int64_t j = 0; j < count; j++)
-    for (int c = 0; c < nv; c++) acc[c] = vfma(vset(p[j]), vload_as(v + j * v_bytes + c * VW * (int64_t)load_size(mode), mode), acc[c]);
+    for (int c = 0; c < nv; c++)
+      acc[c] = vfma(vset(p[j]), vload_as(v + j * v_bytes + c * VW * (int64_t)load_size(mode), mode), acc[c]);
   for (int c = 0; c < nv; c++) vstore(o + c * VW, vfma(vload(o + c * VW), vset(by), acc[c]));
 }
 

@@ -47,7 +47,7 @@ static size_t max_size(size_t a, size_t b) {
 
 /* Floats one thread needs for the greediest operator; a multiple of a cache line. */
 static size_t scratch_floats(void) {
-  size_t gemm = 2 * GEMM_NB * GEMM_KC + (GEMM_CHUNK_ROWS + MR_MAX) * GEMM_NB;
+  size_t gemm = 2 * GEMM_NB * GEMM_WORDS + (GEMM_CHUNK_ROWS + MR_MAX) * GEMM_NB;
   size_t matvec = MATVEC_ROWS * MATVEC_NB;
   size_t keys = ATTENTION_KEYS + NR_MAX, width = ATTENTION_WIDTH + NR_MAX;
   size_t attention = ATTENTION_QUERIES * (2 * width + 2) + 2 * keys * width + 2 * ATTENTION_SUB_MAX * keys;

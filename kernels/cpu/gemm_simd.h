@@ -37,10 +37,73 @@ inl int64_t pack_x_4_rows(float *dst, const float *x, int64_t ld, int64_t kc, bo
 }
 #endif
 
+#if defined(SIMD_AVX512)
+/* 16 rows by 16 columns to columns, of which MR elements are kept; the last one stored must not spill into what follows it. */
+inl void store_columns(float *dst, const V *r, bool last) {
+  V t[16], u[16];
+  for (int i = 0; i < 16; i += 2) {
+    t[i] = _mm512_unpacklo_ps(r[i], r[i + 1]);
+    t[i + 1] = _mm512_unpackhi_ps(r[i], r[i + 1]);
+  }
+  for (int i = 0; i < 16; i += 4) { /* u[i+c]: column c of each quarter, rows i..i+3 */
+    u[i] = _mm512_shuffle_ps(t[i], t[i + 2], 0x44);
+    u[i + 1] = _mm512_shuffle_ps(t[i], t[i + 2], 0xee);
+    u[i + 2] = _mm512_shuffle_ps(t[i + 1], t[i + 3], 0x44);
+    u[i + 3] = _mm512_shuffle_ps(t[i + 1], t[i + 3], 0xee);
+  }
+  for (int i = 0; i < 4; i++) { /* quarters q of column 4q+i are gathered */
+    V low = _mm512_shuffle_f32x4(u[i], u[i + 4], 0x44), high = _mm512_shuffle_f32x4(u[i], u[i + 4], 0xee);
+    V low2 = _mm512_shuffle_f32x4(u[i + 8], u[i + 12], 0x44), high2 = _mm512_shuffle_f32x4(u[i + 8], u[i + 12], 0xee);
+    t[i] = _mm512_shuffle_f32x4(low, low2, 0x88);
+    t[i + 4] = _mm512_shuffle_f32x4(low, low2, 0xdd);
+    t[i + 8] = _mm512_shuffle_f32x4(high, high2, 0x88);
+    t[i + 12] = _mm512_shuffle_f32x4(high, high2, 0xdd);
+  }
+  for (int k = 0; k < 15; k++) vstore(dst + k * MR, t[k]);
+  if (last)
+    vstore_n(dst + 15 * MR, t[15], MR);
+  else
+    vstore(dst + 15 * MR, t[15]);
+}
+
+/* Columns [0, kc rounded down to 16), missing rows as zeros; returns how many were done. */
+inl int64_t pack_x_columns(float *dst, const float *x, int64_t ld, int64_t rows, int64_t kc, bool bf16) {
+  int64_t k = 0;
+  for (; k + VW <= kc; k += VW) {
+    V r[16];
+    for (int i = 0; i < 16; i++)
+      r[i] = i >= MR || i >= rows ? vzero() : bf16 ? vround_bf16(vload(x + i * ld + k)) : vload(x + i * ld + k);
+    store_columns(dst + k * MR, r, k + VW == kc);
+  }
+  return k;
+}
+
+/* The same in words: columns [0, kc rounded down to 32). */
+inl int64_t pack_x_words(float *dst, const float *x, int64_t ld, int64_t rows, int64_t kc) {
+  int64_t k = 0;
+  for (; k + 2 * VW <= kc; k += 2 * VW) {
+    V r[16];
+    for (int i = 0; i < 16; i++) {
+      r[i] = vzero();
+      if (i >= MR || i >= rows) continue;
+      __m512i even_odd = _mm512_castps_si512(vround_bf16(vload(x + i * ld + k))),
+              next = _mm512_castps_si512(vround_bf16(vload(x + i * ld + k + VW)));
+      /* upper halves of both, in order */
+      r[i] = _mm512_castsi512_ps(_mm512_inserti64x4(_mm512_castsi256_si512(_mm512_cvtepi32_epi16(_mm512_srli_epi32(even_odd, 16))),
+                                                    _mm512_cvtepi32_epi16(_mm512_srli_epi32(next, 16)), 1));
+    }
+    store_columns(dst + k / 2 * MR, r, k + 2 * VW == kc);
+  }
+  return k;
+}
+#endif
+
 fn void pack_x(float *dst, const float *x, int64_t ld, int64_t rows, int64_t kc, bool bf16) {
   int64_t first = 0;
 #if defined(SIMD_AVX2)
   if (rows >= MR) first = pack_x_4_rows(dst, x, ld, kc, bf16);
+#elif defined(SIMD_AVX512)
+  first = pack_x_columns(dst, x, ld, rows, kc, bf16);
 #endif
   for (int64_t i = 0; i < MR; i++)
     for (int64_t k = first; k < kc; k += VW) {
@@ -135,11 +198,21 @@ inl void pack_w_mode(float *dst, const char *w, int mode, int64_t ld_bytes, int6
 fn void pack_w(float *dst, const void *w, btc_cpu_type type, bool bf16, int64_t ld, int64_t rows, int64_t kc) {
   ld *= (int64_t)btc_cpu_type_size(type);
   switch (load_mode(type, bf16)) {
-    case LOAD_F32: pack_w_mode(dst, w, LOAD_F32, ld, rows, kc); break;
-    case LOAD_F16: pack_w_mode(dst, w, LOAD_F16, ld, rows, kc); break;
-    case LOAD_BF16: pack_w_mode(dst, w, LOAD_BF16, ld, rows, kc); break;
-    case LOAD_F32_ROUND: pack_w_mode(dst, w, LOAD_F32_ROUND, ld, rows, kc); break;
-    default: pack_w_mode(dst, w, LOAD_F16_ROUND, ld, rows, kc); break;
+    case LOAD_F32:
+      pack_w_mode(dst, w, LOAD_F32, ld, rows, kc);
+      break;
+    case LOAD_F16:
+      pack_w_mode(dst, w, LOAD_F16, ld, rows, kc);
+      break;
+    case LOAD_BF16:
+      pack_w_mode(dst, w, LOAD_BF16, ld, rows, kc);
+      break;
+    case LOAD_F32_ROUND:
+      pack_w_mode(dst, w, LOAD_F32_ROUND, ld, rows, kc);
+      break;
+    default:
+      pack_w_mode(dst, w, LOAD_F16_ROUND, ld, rows, kc);
+      break;
   }
 }
 
@@ -153,24 +226,28 @@ inl void round_row(uint16_t *dst, const char *x, int mode, int64_t n) {
 }
 
 fn void pack_x_pairs(float *dst, const float *x, int64_t ld, int64_t rows, int64_t kc) {
-  uint16_t row[2 * GEMM_KC + 1];
-  int64_t words = btc_ceil_div(kc, 2);
+  uint16_t row[2 * GEMM_WORDS + 1];
+  int64_t first = 0;
+#if defined(SIMD_AVX512)
+  first = pack_x_words(dst, x, ld, rows, kc);
+  if (first == kc) return;
+#endif
   for (int64_t i = 0; i < MR; i++) {
     if (i < rows)
-      round_row(row, (const char *)(x + i * ld), LOAD_F32_ROUND, kc);
+      round_row(row, (const char *)(x + i * ld + first), LOAD_F32_ROUND, kc - first);
     else
       memset(row, 0, sizeof row);
-    for (int64_t k = 0; k < words; k++) memcpy(dst + k * MR + i, row + 2 * k, sizeof *dst);
+    for (int64_t k = first; k < kc; k += 2) memcpy(dst + k / 2 * MR + i, row + k - first, sizeof *dst);
   }
 }
 
-/* Rows that are not bf16 already, or whose last pair is half empty, go through `rounded` [rows][GEMM_KC] first. */
+/* Rows that are not bf16 already, or whose last pair is half empty, go through `rounded` [rows][GEMM_WORDS] first. */
 fn void pack_w_pairs(float *dst, float *rounded, const void *w, btc_cpu_type type, int64_t ld, int64_t rows, int64_t kc) {
   int64_t words = btc_ceil_div(kc, 2), ld_bytes = ld * (int64_t)btc_cpu_type_size(type);
   const char *from = w;
   if (type != BTC_CPU_BF16 || kc % 2) {
     for (int64_t n = 0; n < rows; n++) {
-      uint16_t *to = (uint16_t *)(void *)(rounded + n * GEMM_KC);
+      uint16_t *to = (uint16_t *)(void *)(rounded + n * GEMM_WORDS);
       if (type == BTC_CPU_F32)
         round_row(to, from + n * ld_bytes, LOAD_F32_ROUND, kc);
       else if (type == BTC_CPU_F16)
@@ -179,41 +256,64 @@ fn void pack_w_pairs(float *dst, float *rounded, const void *w, btc_cpu_type typ
         round_row(to, from + n * ld_bytes, LOAD_BF16, kc);
     }
     from = (const char *)rounded;
-    ld_bytes = GEMM_KC * (int64_t)sizeof *rounded;
+    ld_bytes = GEMM_WORDS * (int64_t)sizeof *rounded;
   }
   pack_w_mode(dst, from, LOAD_F32, ld_bytes, rows, words);
 }
 
 /* ---- the register tile ---- */
 
-#define TILE_BODY(MULTIPLY)                                                       \
-  V acc[MR][NV];                                                                  \
-  for (int i = 0; i < MR; i++) {                                                  \
-    for (int j = 0; j < NV; j++) acc[i][j] = vzero();                             \
-    __builtin_prefetch(c + i * ldc, 1); /* wanted in some 500 ns */               \
-  }                                                                               \
-  for (int64_t k = 0; k < kc; k++) {                                              \
-    V w[NV];                                                                      \
-    for (int j = 0; j < NV; j++) w[j] = vload(b + k * NR + j * VW);               \
-    for (int i = 0; i < MR; i++) {                                                \
-      V x = vset(a[k * MR + i]);                                                  \
-      for (int j = 0; j < NV; j++) acc[i][j] = MULTIPLY(x, w[j], acc[i][j]);      \
-    }                                                                             \
-  }                                                                               \
-  for (int i = 0; i < MR; i++)                                                    \
-    for (int j = 0; j < NV; j++) {                                                \
-      float *to = c + i * ldc + j * VW;                                           \
-      vstore(to, add ? vadd(vload(to), acc[i][j]) : acc[i][j]);                   \
+/* The first `rows` of a tile, known when this is compiled: an output is the same chain whatever the tile's height. */
+#define TILE_BODY(MULTIPLY)                                                  \
+  V acc[MR][NV];                                                             \
+  for (int i = 0; i < rows; i++) {                                           \
+    for (int j = 0; j < NV; j++) acc[i][j] = vzero();                        \
+    __builtin_prefetch(c + i * ldc, 1); /* wanted in some 500 ns */          \
+  }                                                                          \
+  for (int64_t k = 0; k < kc; k++) {                                         \
+    V w[NV];                                                                 \
+    for (int j = 0; j < NV; j++) w[j] = vload(b + k * NR + j * VW);          \
+    __builtin_prefetch(ahead.x + k * MR);                                    \
+    __builtin_prefetch(ahead.w[0] + k * 4, 0, 2);                            \
+    __builtin_prefetch(ahead.w[1] + k * 4, 0, 2);                            \
+    for (int i = 0; i < rows; i++) {                                         \
+      V x = vset(a[k * MR + i]);                                             \
+      for (int j = 0; j < NV; j++) acc[i][j] = MULTIPLY(x, w[j], acc[i][j]); \
+    }                                                                        \
+  }                                                                          \
+  for (int i = 0; i < rows; i++)                                             \
+    for (int j = 0; j < NV; j++) {                                           \
+      float *to = c + i * ldc + j * VW;                                      \
+      vstore(to, add ? vadd(vload(to), acc[i][j]) : acc[i][j]);              \
     }
 
-fn void tile(const float *a, const float *b, int64_t kc, float *c, int64_t ldc, bool add) {
-  TILE_BODY(vfma)
+/* A last tile of few rows costs a quarter, a half or three quarters of a full one: 253 rows are 18 tiles of 14 and one row. */
+#define TILE_BY_ROWS(BODY)                          \
+  if (rows > MR * 3 / 4)                            \
+    BODY(a, b, kc, c, ldc, add, MR, ahead);         \
+  else if (rows > MR / 2)                           \
+    BODY(a, b, kc, c, ldc, add, MR * 3 / 4, ahead); \
+  else if (rows > (MR + 3) / 4)                     \
+    BODY(a, b, kc, c, ldc, add, MR / 2, ahead);     \
+  else                                              \
+    BODY(a, b, kc, c, ldc, add, (MR + 3) / 4, ahead);
+
+inl void tile_body(const float *a, const float *b, int64_t kc, float *c, int64_t ldc, bool add, int rows,
+                   btc_cpu_ahead ahead){TILE_BODY(vfma)}
+
+fn void tile(const float *a, const float *b, int64_t kc, float *c, int64_t ldc, bool add, int64_t rows, btc_cpu_ahead ahead) {
+  TILE_BY_ROWS(tile_body)
 }
 
 #define MULTIPLY_PAIRS(x, y, sum) vpairs(sum, x, y)
-static TARGET_PAIRS void tile_pairs(const float *a, const float *b, int64_t kc, float *c, int64_t ldc, bool add) {
+static inline TARGET_PAIRS __attribute__((always_inline)) void tile_pairs_body(const float *a, const float *b, int64_t kc, float *c,
+                                                                               int64_t ldc, bool add, int rows,
+                                                                               btc_cpu_ahead ahead) {
   TILE_BODY(MULTIPLY_PAIRS)
 }
+
+static TARGET_PAIRS void tile_pairs(const float *a, const float *b, int64_t kc, float *c, int64_t ldc, bool add, int64_t rows,
+                                    btc_cpu_ahead ahead){TILE_BY_ROWS(tile_pairs_body)}
 
 /* 0.5 x (1 + tanh(u)) = x / (1 + e^-2u), u = sqrt(2/pi) (x + 0.044715 x^3) */
 inl V gelu_tanh(V x) {
@@ -250,8 +350,10 @@ inl void finish_row(float *y, const float *c, int64_t n, const btc_cpu_epilogue 
                                 e->residual ? vload(e->residual + j) : none, e));
   if (j == n) return;
   int64_t rest = n - j;
-  vstore_n(y + j, finish_vector(vload_n(c + j, rest), e->scale ? vload_n(e->scale + j, rest) : none, e->bias ? vload_n(e->bias + j, rest) : none,
-                                e->residual ? vload_n(e->residual + j, rest) : none, e), rest);
+  vstore_n(y + j,
+           finish_vector(vload_n(c + j, rest), e->scale ? vload_n(e->scale + j, rest) : none,
+                         e->bias ? vload_n(e->bias + j, rest) : none, e->residual ? vload_n(e->residual + j, rest) : none, e),
+           rest);
 }
 
 inl void finish_rows(float *y, int64_t ldy, const float *c, int64_t ldc, int64_t rows, int64_t n, btc_cpu_epilogue e) {
