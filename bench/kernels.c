@@ -373,10 +373,8 @@ static void bench_all(btc_compute compute, float *y, const float *x, const float
     bench_wide(b, &wide_shapes[i], y, x, data, BTC_BF16);
   }
   for (size_t i = 0; i < sizeof few_shapes / sizeof few_shapes[0]; i++) bench_few(b, &few_shapes[i], y, x, data, floats, BTC_BF16);
-  if (compute == BTC_COMPUTE_F32) {
-    bench_attention(b, y, x);
-    bench_rows(b, y, x);
-  }
+  bench_attention(b, y, x);
+  if (compute == BTC_COMPUTE_F32) bench_rows(b, y, x);
   btc_backend_destroy(&b);
 }
 

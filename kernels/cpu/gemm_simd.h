@@ -38,8 +38,8 @@ inl int64_t pack_x_4_rows(float *dst, const float *x, int64_t ld, int64_t kc, bo
 #endif
 
 #if defined(SIMD_AVX512)
-/* 16 rows by 16 columns to columns, of which MR elements are kept; the last one stored must not spill into what follows it. */
-inl void store_columns(float *dst, const V *r, bool last) {
+/* 16 rows by n columns to columns, of which MR elements are kept: the last one must not spill into what follows it. */
+inl void store_columns(float *dst, const V *r, int64_t n) {
   V t[16], u[16];
   for (int i = 0; i < 16; i += 2) {
     t[i] = _mm512_unpacklo_ps(r[i], r[i + 1]);
@@ -59,51 +59,56 @@ inl void store_columns(float *dst, const V *r, bool last) {
     t[i + 8] = _mm512_shuffle_f32x4(high, high2, 0x88);
     t[i + 12] = _mm512_shuffle_f32x4(high, high2, 0xdd);
   }
-  for (int k = 0; k < 15; k++) vstore(dst + k * MR, t[k]);
-  if (last)
-    vstore_n(dst + 15 * MR, t[15], MR);
+  if (n == 16)
+    for (int k = 0; k < 15; k++) vstore(dst + k * MR, t[k]);
   else
-    vstore(dst + 15 * MR, t[15]);
+    for (int k = 0; k < n - 1; k++) vstore(dst + k * MR, t[k]);
+  vstore_n(dst + (n - 1) * MR, t[n - 1], MR);
 }
 
-/* Columns [0, kc rounded down to 16), missing rows as zeros; returns how many were done. */
-inl int64_t pack_x_columns(float *dst, const float *x, int64_t ld, int64_t rows, int64_t kc, bool bf16) {
-  int64_t k = 0;
-  for (; k + VW <= kc; k += VW) {
-    V r[16];
-    for (int i = 0; i < 16; i++)
-      r[i] = i >= MR || i >= rows ? vzero() : bf16 ? vround_bf16(vload(x + i * ld + k)) : vload(x + i * ld + k);
-    store_columns(dst + k * MR, r, k + VW == kc);
-  }
-  return k;
+inl V load_row(const float *x, int64_t n) {
+  return n >= VW ? vload(x) : n > 0 ? vload_n(x, n) : vzero();
 }
 
-/* The same in words: columns [0, kc rounded down to 32). */
-inl int64_t pack_x_words(float *dst, const float *x, int64_t ld, int64_t rows, int64_t kc) {
-  int64_t k = 0;
-  for (; k + 2 * VW <= kc; k += 2 * VW) {
+inl void pack_x_columns(float *dst, const float *x, int64_t ld, int64_t rows, int64_t kc, bool bf16) {
+  for (int64_t k = 0; k < kc; k += VW) {
     V r[16];
     for (int i = 0; i < 16; i++) {
-      r[i] = vzero();
-      if (i >= MR || i >= rows) continue;
-      __m512i even_odd = _mm512_castps_si512(vround_bf16(vload(x + i * ld + k))),
-              next = _mm512_castps_si512(vround_bf16(vload(x + i * ld + k + VW)));
-      /* upper halves of both, in order */
-      r[i] = _mm512_castsi512_ps(_mm512_inserti64x4(_mm512_castsi256_si512(_mm512_cvtepi32_epi16(_mm512_srli_epi32(even_odd, 16))),
-                                                    _mm512_cvtepi32_epi16(_mm512_srli_epi32(next, 16)), 1));
+      r[i] = i < MR && i < rows ? load_row(x + i * ld + k, kc - k) : vzero();
+      if (bf16) r[i] = vround_bf16(r[i]);
     }
-    store_columns(dst + k / 2 * MR, r, k + 2 * VW == kc);
+    store_columns(dst + k * MR, r, btc_min64(kc - k, VW));
   }
-  return k;
+}
+
+/* Two vectors of bf16 in upper halves to one of words, in order */
+inl V join_halves(V a, V b) {
+  __m256i low = _mm512_cvtepi32_epi16(_mm512_srli_epi32(_mm512_castps_si512(a), 16));
+  __m256i high = _mm512_cvtepi32_epi16(_mm512_srli_epi32(_mm512_castps_si512(b), 16));
+  return _mm512_castsi512_ps(_mm512_inserti64x4(_mm512_castsi256_si512(low), high, 1));
+}
+
+inl void pack_x_words(float *dst, const float *x, int64_t ld, int64_t rows, int64_t kc) {
+  for (int64_t k = 0; k < kc; k += 2 * VW) {
+    V r[16];
+    for (int i = 0; i < 16; i++) {
+      const float *from = x + i * ld + k;
+      r[i] = vzero();
+      if (i < MR && i < rows)
+        r[i] = join_halves(vround_bf16(load_row(from, kc - k)), vround_bf16(load_row(from + VW, kc - k - VW)));
+    }
+    store_columns(dst + k / 2 * MR, r, btc_min64(btc_ceil_div(kc - k, 2), VW));
+  }
 }
 #endif
 
 fn void pack_x(float *dst, const float *x, int64_t ld, int64_t rows, int64_t kc, bool bf16) {
+#if defined(SIMD_AVX512)
+  pack_x_columns(dst, x, ld, rows, kc, bf16);
+#else
   int64_t first = 0;
 #if defined(SIMD_AVX2)
   if (rows >= MR) first = pack_x_4_rows(dst, x, ld, kc, bf16);
-#elif defined(SIMD_AVX512)
-  first = pack_x_columns(dst, x, ld, rows, kc, bf16);
 #endif
   for (int64_t i = 0; i < MR; i++)
     for (int64_t k = first; k < kc; k += VW) {
@@ -113,6 +118,7 @@ fn void pack_x(float *dst, const float *x, int64_t ld, int64_t rows, int64_t kc,
       vstore(part, bf16 ? vround_bf16(v) : v);
       for (int64_t j = 0; j < here; j++) dst[(k + j) * MR + i] = part[j];
     }
+#endif
 }
 
 #if defined(SIMD_AVX2) || defined(SIMD_AVX512)
@@ -177,15 +183,22 @@ inl int64_t pack_4_rows(float *dst, const char *w, int mode, int64_t ld_bytes, i
 #define PACK_ROWS 4
 #endif
 
+/* The last kc < 8 columns of PACK_ROWS rows: as above, on copies that may be read and written beyond their ends. */
+inl void pack_rest(float *dst, const char *w, int mode, int64_t ld_bytes, int64_t kc) {
+  char rows[PACK_ROWS][8 * 4] = {{0}};
+  float columns[8 * NR];
+  for (int i = 0; i < PACK_ROWS; i++) memcpy(rows[i], w + i * ld_bytes, (size_t)kc * load_size(mode));
+  pack_8_rows(columns, rows[0], mode, sizeof rows[0], 8);
+  for (int64_t k = 0; k < kc; k++) memcpy(dst + k * NR, columns + k * NR, PACK_ROWS * sizeof *dst);
+}
+
 inl void pack_w_mode(float *dst, const char *w, int mode, int64_t ld_bytes, int64_t rows, int64_t kc) {
   for (int64_t n = 0; n < rows; n += NR, dst += kc * NR) {
     int64_t here = btc_min64(rows - n, NR), i = 0;
     for (; i + PACK_ROWS <= here; i += PACK_ROWS) {
       const char *from = w + (n + i) * ld_bytes;
       int64_t k = pack_8_rows(dst + i, from, mode, ld_bytes, kc);
-      for (; k < kc; k++)
-        for (int64_t j = 0; j < PACK_ROWS; j++)
-          vstore_n(dst + k * NR + i + j, vload_as_n(from + j * ld_bytes + k * (int64_t)load_size(mode), mode, 1), 1);
+      if (k < kc) pack_rest(dst + k * NR + i, from + k * (int64_t)load_size(mode), mode, ld_bytes, kc - k);
     }
     for (; i < here; i++)
       for (int64_t k = 0; k < kc; k++)
@@ -226,28 +239,28 @@ inl void round_row(uint16_t *dst, const char *x, int mode, int64_t n) {
 }
 
 fn void pack_x_pairs(float *dst, const float *x, int64_t ld, int64_t rows, int64_t kc) {
-  uint16_t row[2 * GEMM_WORDS + 1];
-  int64_t first = 0;
 #if defined(SIMD_AVX512)
-  first = pack_x_words(dst, x, ld, rows, kc);
-  if (first == kc) return;
-#endif
+  pack_x_words(dst, x, ld, rows, kc);
+#else
+  uint16_t row[2 * GEMM_WORDS + 1];
+  int64_t words = btc_ceil_div(kc, 2);
   for (int64_t i = 0; i < MR; i++) {
     if (i < rows)
-      round_row(row, (const char *)(x + i * ld + first), LOAD_F32_ROUND, kc - first);
+      round_row(row, (const char *)(x + i * ld), LOAD_F32_ROUND, kc);
     else
       memset(row, 0, sizeof row);
-    for (int64_t k = first; k < kc; k += 2) memcpy(dst + k / 2 * MR + i, row + k - first, sizeof *dst);
+    for (int64_t k = 0; k < words; k++) memcpy(dst + k * MR + i, row + 2 * k, sizeof *dst);
   }
+#endif
 }
 
-/* Rows that are not bf16 already, or whose last pair is half empty, go through `rounded` [rows][GEMM_WORDS] first. */
+/* Rows that are not bf16 already, or whose last pair is half empty, go through `rounded` [rows][words] first. */
 fn void pack_w_pairs(float *dst, float *rounded, const void *w, btc_cpu_type type, int64_t ld, int64_t rows, int64_t kc) {
   int64_t words = btc_ceil_div(kc, 2), ld_bytes = ld * (int64_t)btc_cpu_type_size(type);
   const char *from = w;
   if (type != BTC_CPU_BF16 || kc % 2) {
     for (int64_t n = 0; n < rows; n++) {
-      uint16_t *to = (uint16_t *)(void *)(rounded + n * GEMM_WORDS);
+      uint16_t *to = (uint16_t *)(void *)(rounded + n * words);
       if (type == BTC_CPU_F32)
         round_row(to, from + n * ld_bytes, LOAD_F32_ROUND, kc);
       else if (type == BTC_CPU_F16)
@@ -256,7 +269,7 @@ fn void pack_w_pairs(float *dst, float *rounded, const void *w, btc_cpu_type typ
         round_row(to, from + n * ld_bytes, LOAD_BF16, kc);
     }
     from = (const char *)rounded;
-    ld_bytes = GEMM_WORDS * (int64_t)sizeof *rounded;
+    ld_bytes = words * (int64_t)sizeof *rounded;
   }
   pack_w_mode(dst, from, LOAD_F32, ld_bytes, rows, words);
 }

@@ -16,9 +16,9 @@ enum {
   GEMM_CHUNK_ROWS = 770,   /* rows of x packed at a time, so 729 of an image are one chunk */
   MATVEC_ROWS = 64,        /* rows of x one pass over a weight serves */
   MATVEC_NB = 48,          /* weight rows of a task: a multiple of the 24 of a group */
-  ATTENTION_KEYS = 240,    /* keys of a block: a multiple of most nr */
+  ATTENTION_KEYS = 256,    /* most keys of a block */
   ATTENTION_WIDTH = 256,   /* widest head of the blocked kernel */
-  ATTENTION_QUERIES = 168, /* queries of a task: a multiple of every mr */
+  ATTENTION_QUERIES = 252, /* queries of a task: three tasks for the 729 of an image */
   CAUSAL_KEYS = 48,        /* keys of a block of the row-wise kernel: a multiple of 24 and of the widest vector */
   CAUSAL_QUERIES = 16,     /* query rows of a task of the row-wise kernel */
   ATTENTION_SUB_MAX = 28,  /* queries whose scores are held at a time */
@@ -57,7 +57,7 @@ typedef struct btc_cpu_isa {
    * some of the others may be written too. */
   void (*tile)(const float *a, const float *b, int64_t kc, float *c, int64_t ldc, bool add, int64_t rows, btc_cpu_ahead ahead);
   /* The three of above with both operands in bf16, two to a word: kc counts elements (up to 2 GEMM_WORDS) when packing, words in
-   * the tile. `rounded` has room for [rows][GEMM_WORDS] words. */
+   * the tile. `rounded` has room for [rows][words of kc]. */
   void (*pack_x_pairs)(float *dst, const float *x, int64_t ld, int64_t rows, int64_t kc);
   void (*pack_w_pairs)(float *dst, float *rounded, const void *w, btc_cpu_type type, int64_t ld, int64_t rows, int64_t kc);
   void (*tile_pairs)(const float *a, const float *b, int64_t words, float *c, int64_t ldc, bool add, int64_t rows,
@@ -71,6 +71,8 @@ typedef struct btc_cpu_isa {
 
   /* One (sequence, head, block of queries); scratch of btc_cpu_attention_scratch() floats. */
   void (*attend)(const btc_cpu_attention *a, int64_t seq, int64_t head, int64_t query, int64_t rows, float *scratch);
+  /* The same with queries, keys, values and weights rounded to bf16 and multiplied in pairs. */
+  void (*attend_pairs)(const btc_cpu_attention *a, int64_t seq, int64_t head, int64_t query, int64_t rows, float *scratch);
   void (*attend_rows)(const btc_cpu_rows *r);
   void (*store_kv)(void *dst, btc_cpu_type type, const float *x, int64_t n);
 
