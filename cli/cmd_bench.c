@@ -27,7 +27,7 @@ typedef struct bench_options {
   model_options model;
   const char *size, *tokenizer;
   int64_t shard_mb, runs, tokens, positions;
-  bool json;
+  bool json, cpu_time;
 } bench_options;
 
 static int make_model(const bench_options *b, const char *dir) {
@@ -152,6 +152,7 @@ static int stages(const bench_options *b, char **images) {
   btc_error err;
   char *question = NULL;
   int32_t *force = NULL;
+  if (b->cpu_time) btc_clock_processor_time();
   int64_t start = btc_now_ns();
   int code = open_model(&b->model, &m);
   best.open = (double)(btc_now_ns() - start) * 1e-6;
@@ -199,6 +200,7 @@ static int run(int argc, char **argv) {
       {.name = "tokens", .type = CLI_INT, .target = &b.tokens, .value = "N", .help = "stages: tokens of an answer (default 16)", .low = 2, .high = 128},
       {.name = "positions", .type = CLI_INT, .target = &b.positions, .value = "N", .help = "stages: lengthen the prompt to this many positions (default: as it is)", .low = 0, .high = 4096},
       {.name = "batch", .letter = 'b', .type = CLI_INT, .target = &b.model.batch, .value = "N", .help = "stages: pairs computed together (default 1)", .low = 1, .high = MAX_BATCH},
+      {.name = "cpu-time", .type = CLI_FLAG, .target = &b.cpu_time, .help = "stages: processor time of all threads, for a machine shared with others"},
       {.name = "json", .type = CLI_FLAG, .target = &b.json, .help = "one JSON object"},
   };
   char **args;

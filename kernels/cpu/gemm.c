@@ -69,6 +69,17 @@ static const char *coming_row(coming *c) {
   return c->data + c->row * c->row_bytes;
 }
 
+/* A prefetch of a page of the file that is not mapped yet is dropped, so pages are mapped first, by reading a byte of each: a first
+ * prefill took 8 % more processor time without. */
+static void map_pages(const job *j, int64_t n0) {
+  enum { PAGE = 4096 };
+  int64_t n = j->w->n;
+  if (n0 >= n) return;
+  size_t row = (size_t)j->w->k * btc_cpu_type_size(j->w->type), bytes = (size_t)btc_min64(n - n0, j->columns) * row;
+  const volatile char *from = (const char *)j->w->data + (size_t)n0 * row;
+  for (size_t at = 0; at < bytes; at += PAGE) (void)from[at];
+}
+
 /* dot products of panels [p0, p1) with `width` <= GEMM_NB outputs from n0, to sums[rows][GEMM_NB]; next_n0: this thread's next
  * columns, as a guess */
 static void multiply(const job *j, float *sums, float *weights, float *rounded, int64_t p0, int64_t p1, int64_t n0, int64_t width,
@@ -76,6 +87,7 @@ static void multiply(const job *j, float *sums, float *weights, float *rounded, 
   const btc_cpu_isa *isa = j->c->isa;
   bool pairs = j->c->pairs;
   int64_t k = j->w->k, mr = isa->mr, nr = isa->nr, most = block_columns(j->c, k);
+  map_pages(j, next_n0);
   for (int64_t at = 0; at < k; at += most) {
     int64_t kc = btc_min64(k - at, most), words = pairs ? btc_ceil_div(kc, 2) : kc;
     const char *w = (const char *)j->w->data + (size_t)(n0 * k + at) * btc_cpu_type_size(j->w->type);
