@@ -22,7 +22,7 @@ static clockid_t clock_used = CLOCK_MONOTONIC;
 static int threads;
 static bool json;
 static const char *only = ""; /* measure cases whose name contains this */
-static double flop_roof, byte_roof; /* per second */
+static double flop_roof, pairs_roof, byte_roof; /* per second; flop_roof is that of the products being measured */
 
 static void *must(void *p) {
   if (p) return p;
@@ -104,6 +104,18 @@ __attribute__((target("avx512f"))) static double fma_512(float *result) {
   return 2.0 * 16 * 12 * FMA_ROUNDS;
 }
 
+__attribute__((target("avx512f,avx512bf16"))) static double pairs_512(float *result) {
+  __m512 x = _mm512_set1_ps(0.5f), a[12];
+  for (int i = 0; i < 12; i++) a[i] = x;
+#pragma GCC unroll 12
+  for (int r = 0; r < FMA_ROUNDS; r++) {
+#pragma GCC unroll 12
+    for (int i = 0; i < 12; i++) __asm__ volatile("vdpbf16ps %1, %1, %0" : "+v"(a[i]) : "v"(x));
+  }
+  *result = _mm512_reduce_add_ps(a[0]);
+  return 2.0 * 32 * 12 * FMA_ROUNDS;
+}
+
 __attribute__((target("avx2,fma"))) static double fma_256(float *result) {
   __m256 x = _mm256_set1_ps(0.5f), a = x, b = x, c = x, d = x, e = x, f = x, g = x, h = x, i = x, j = x, k = x, l = x;
   for (int r = 0; r < FMA_ROUNDS; r++) __asm__ volatile(FMA12("x"));
@@ -115,8 +127,17 @@ static double fma_rounds(float *result) {
   if (__builtin_cpu_supports("avx512f")) return fma_512(result);
   return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") ? fma_256(result) : 0;
 }
+
+static double pairs_rounds(float *result) {
+  return btc_cpu_has_bf16() ? pairs_512(result) : 0;
+}
 #else
 static double fma_rounds(float *result) {
+  *result = 0;
+  return 0;
+}
+
+static double pairs_rounds(float *result) {
   *result = 0;
   return 0;
 }
@@ -129,6 +150,15 @@ static void *fma_thread(void *arg) {
 
 static void fma_all(void *arg) {
   run_threads(fma_thread, arg);
+}
+
+static void *pairs_thread(void *arg) {
+  pairs_rounds(&((roof_job *)arg)->result);
+  return NULL;
+}
+
+static void pairs_all(void *arg) {
+  run_threads(pairs_thread, arg);
 }
 
 /* Four places at once: one ascending stream leaves memory idle on some machines. */
@@ -161,6 +191,14 @@ static void measure_roofs(const float *data, size_t floats) {
   s = best_seconds(fma_all, jobs);
   flop_roof = flops / s;
   report("roof: f32 multiply-adds in registers", s, flops, 0);
+  flops = pairs_rounds(&ignored) * threads;
+  if (flops == 0) return;
+  s = best_seconds(pairs_all, jobs);
+  pairs_roof = flops / s;
+  double f32_roof = flop_roof;
+  flop_roof = pairs_roof;
+  report("roof: bf16 multiply-adds in registers", s, flops, 0);
+  flop_roof = f32_roof;
 }
 
 /* ---- products ---- */
@@ -367,16 +405,15 @@ static btc_backend *backend(btc_compute compute) {
 static void bench_all(btc_compute compute, float *y, const float *x, const float *data, size_t floats) {
   btc_backend *b = backend(compute);
   bf16_backend = compute == BTC_COMPUTE_BF16 ? b : NULL;
+  if (bf16_backend && pairs_roof > 0) flop_roof = pairs_roof;
   if (!json) printf("-- %s\n", btc_backend_describe(b));
   for (size_t i = 0; i < sizeof wide_shapes / sizeof wide_shapes[0]; i++) {
     if (compute == BTC_COMPUTE_F32) bench_wide(b, &wide_shapes[i], y, x, data, BTC_F32);
     bench_wide(b, &wide_shapes[i], y, x, data, BTC_BF16);
   }
   for (size_t i = 0; i < sizeof few_shapes / sizeof few_shapes[0]; i++) bench_few(b, &few_shapes[i], y, x, data, floats, BTC_BF16);
-  if (compute == BTC_COMPUTE_F32) {
-    bench_attention(b, y, x);
-    bench_rows(b, y, x);
-  }
+  bench_attention(b, y, x);
+  if (compute == BTC_COMPUTE_F32) bench_rows(b, y, x);
   btc_backend_destroy(&b);
 }
 

@@ -26,23 +26,34 @@ def cpu_name():
 
 
 def table(directory):
-    ours, torch = lines(os.path.join(directory, "ours.jsonl")), lines(os.path.join(directory, "torch.jsonl"))
-    out = [f"Measured {datetime.date.today()} on {cpu_name()}; PyTorch {torch[0]['torch']}. Fastest of {len(ours) // 2} rounds, all in one run.", ""]
-    out += ["| full-size random model | btcchat f32 | btcchat bf16 | PyTorch f32 | PyTorch bf16 | PyTorch bf16 / btcchat (faster of its two) |",
-            "| --- | --- | --- | --- | --- | --- |"]
-    names = {"vision_ms": "vision, 2 images", "prefill_ms": "prefill, 253 positions", "decode_ms": "decode, one token"}
+    ours, torch, pairs = (lines(os.path.join(directory, f"{name}.jsonl")) for name in ("ours", "torch", "pairs"))
+    with open(os.path.join(directory, "kernels.json")) as f:
+        cases = json.load(f)
+    roofs = {r["name"].split("roof: ")[1]: r for r in cases if r["name"].startswith("roof: ")}
+    products = roofs.get("bf16 multiply-adds in registers", roofs["f32 multiply-adds in registers"])["gflops"]
+    how = "Processor time of one thread each, side by side on a busy machine" if os.path.exists(os.path.join(directory, "cpu-time")) else "All in one run"
+    out = [f"Measured {datetime.date.today()} on {cpu_name()}; PyTorch {torch[0]['torch']}. {how}; fastest of the rounds.", ""]
+    out += ["| full-size random model | btcchat f32 | btcchat bf16 | PyTorch f32 | PyTorch bf16 | PyTorch bf16 / btcchat bf16 | btcchat bf16, part of the roof |",
+            "| --- | --- | --- | --- | --- | --- | --- |"]
+    names = {"vision_ms": "vision, 2 images", "prefill_ms": "prefill, 253 positions", "decode_ms": "decode, one token", "pair_ms": "one pair, 20 tokens"}
+    roof = {"vision_ms": ("vision_gflops", products), "prefill_ms": ("prefill_gflops", products), "decode_ms": ("decode_gbs", roofs["memory read"]["gbytes"])}
     for key, name in names.items():
         row = {}
         for who, rows in (("ours", ours), ("torch", torch)):
             for dtype in ("f32", "bf16"):
                 row[who, dtype] = fastest([r for r in rows if r["dtype"] == dtype], key)
-        best = min(row["ours", "f32"], row["ours", "bf16"])
+        if not row["ours", "bf16"] or not row["torch", "bf16"]:
+            continue
         cells = [f"{row[w, d]:,.0f} ms" if row[w, d] else "-" for w in ("ours", "torch") for d in ("f32", "bf16")]
-        out.append(f"| {name} | " + " | ".join(cells) + f" | {row['torch', 'bf16'] / best:.2f}x |")
-    out += ["", "Roofs and operators of the same run (ratio: part of the roof that binds, the machine's multiply-add peak or its memory read rate):", "",
+        part = "-"
+        if key in roof:
+            rate, top = roof[key]
+            part = f"{max(r[rate] for r in ours if r['dtype'] == 'bf16') / top:.2f}"
+        out.append(f"| {name} | " + " | ".join(cells) + f" | {row['torch', 'bf16'] / row['ours', 'bf16']:.2f}x | {part} |")
+    for r in pairs:
+        out.append(f"| one of {r['batch']} pairs together, {r['tokens']} tokens | - | {r['pair_ms']:,.0f} ms | - | - | - | - |")
+    out += ["", "Roofs and operators of the same run (ratio: part of the roof that binds, the multiply-add peak of the products' type or the memory read rate):", "",
             "| what | ms | GFLOP/s | GB/s | of the roof |", "| --- | --- | --- | --- | --- |"]
-    with open(os.path.join(directory, "kernels.json")) as f:
-        cases = json.load(f)
     seen = set()
     for r in cases:  # the operators come twice: with products in f32, then in bf16
         name = r["name"] + (" (bf16 products)" if r["name"] in seen else "")

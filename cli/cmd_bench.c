@@ -16,15 +16,18 @@ const cli_command cmd_bench = {
     .arguments = "make-model DIR | stages BEFORE AFTER",
     .summary = "make-model writes a random checkpoint; stages times the parts of one caption",
     .details = "make-model: --size full is the real model (6.3 GB of bf16, about a minute), small a hundredth of its work.\n"
-               "stages: runs the pair --runs times with answers of exactly --tokens tokens and prints, per stage, the fastest run.",
+               "stages: runs the pair --runs times with answers of exactly --tokens tokens and prints, per stage and pair, the\n"
+               "fastest run; with --batch, of that many pairs together (the same one several times).",
     .run = run,
 };
+
+enum { MAX_BATCH = 64 };
 
 typedef struct bench_options {
   model_options model;
   const char *size, *tokenizer;
   int64_t shard_mb, runs, tokens, positions;
-  bool json;
+  bool json, cpu_time;
 } bench_options;
 
 static int make_model(const bench_options *b, const char *dir) {
@@ -44,28 +47,44 @@ static int make_model(const bench_options *b, const char *dir) {
 }
 
 typedef struct stage_figures {
-  double vision, change, prefill, decode; /* ms; decode per token */
+  double vision, change, prefill, decode; /* ms a pair; decode per token and pair */
+  double pair;                            /* ms a pair from image files to text */
+  double open;                            /* ms */
+  int64_t private_kb;                     /* memory of the process that no file backs, after the runs; 0: unknown */
   int64_t positions;
 } stage_figures;
+
+static int64_t private_kb(void) {
+  char line[256];
+  long long kb = 0;
+  FILE *f = fopen("/proc/self/status", "r");
+  while (f && !kb && fgets(line, sizeof line, f)) sscanf(line, "RssAnon: %lld kB", &kb);
+  if (f) fclose(f);
+  return kb;
+}
 
 static double least(double a, double b) {
   return a == 0 || b < a ? b : a;
 }
 
-/* One run, from the stage's own clocks: what a pair costs without reading files. */
-static btc_status one_run(btc_session *s, const btc_item *item, int tokens, stage_figures *best, btc_error *err) {
+/* One run of n items alike. Stages by the stage's own clocks: what a pair costs without reading files. */
+static btc_status one_run(btc_session *s, const btc_item *items, int n, int tokens, stage_figures *best, btc_error *err) {
   btc_stage_times a = btc_session_times(s);
-  btc_result r;
-  btc_session_run(s, item, 1, &r, err);
-  btc_status st = r.status;
-  if (st != BTC_OK) *err = r.error;
-  btc_result_clear(&r);
+  btc_result results[MAX_BATCH];
+  int64_t start = btc_now_ns();
+  btc_status st = btc_session_run(s, items, (size_t)n, results, err);
+  double pair = (double)(btc_now_ns() - start) * 1e-6 / n;
+  for (int i = 0; i < n; i++) {
+    if (st == BTC_OK && results[i].status != BTC_OK) st = results[i].status, *err = results[i].error;
+    btc_result_clear(&results[i]);
+  }
   if (st != BTC_OK) return st;
+  best->pair = least(best->pair, pair);
   btc_stage_times b = btc_session_times(s);
   double ms[BTC_BLOCK_HEAD + 1], decode = 0;
   for (int k = 0; k <= BTC_BLOCK_HEAD; k++) {
-    ms[k] = b.prefill_ms[k] - a.prefill_ms[k];
-    decode += b.decode_ms[k] - a.decode_ms[k];
+    ms[k] = (b.prefill_ms[k] - a.prefill_ms[k]) / n;
+    decode += (b.decode_ms[k] - a.decode_ms[k]) / n;
   }
   best->vision = least(best->vision, ms[BTC_BLOCK_PATCH] + ms[BTC_BLOCK_VISION]);
   best->change = least(best->change, ms[BTC_BLOCK_CHANGE]);
@@ -85,8 +104,9 @@ static void print_figures(const bench_options *b, btc_model *m, btc_session *s, 
   double vision = (flop[BTC_BLOCK_PATCH] + flop[BTC_BLOCK_VISION]) / f->vision * 1e-6, change = flop[BTC_BLOCK_CHANGE] / f->change * 1e-6;
   double prefill = (flop[BTC_BLOCK_LLM] + flop[BTC_BLOCK_HEAD]) / f->prefill * 1e-6, decode = bytes / f->decode * 1e-6;
   if (b->json) {
-    json_t *o = json_pack("{s:s,s:s,s:I,s:f,s:f,s:f,s:f,s:f,s:f,s:f,s:f}", "backend", btc_session_describe(s), "dtype",
-                          btc_session_precision(s) == BTC_PRECISION_BF16 ? "bf16" : "f32", "positions", (json_int_t)f->positions, "vision_ms",
+    json_t *o = json_pack("{s:s,s:s,s:I,s:I,s:I,s:f,s:I,s:f,s:f,s:f,s:f,s:f,s:f,s:f,s:f,s:f}", "backend", btc_session_describe(s), "dtype",
+                          btc_session_precision(s) == BTC_PRECISION_BF16 ? "bf16" : "f32", "positions", (json_int_t)f->positions, "batch", (json_int_t)b->model.batch, "tokens", (json_int_t)b->tokens, "open_ms", f->open, "private_kb",
+                          (json_int_t)f->private_kb, "pair_ms", f->pair, "vision_ms",
                           f->vision, "change_ms", f->change, "prefill_ms", f->prefill, "decode_ms", f->decode, "vision_gflops", vision, "change_gflops",
                           change, "prefill_gflops", prefill, "decode_gbs", decode);
     char *line = json_dumps(o, JSON_COMPACT | JSON_REAL_PRECISION(6));
@@ -100,6 +120,9 @@ static void print_figures(const bench_options *b, btc_model *m, btc_session *s, 
   printf("%-28s %10.1f ms %8.1f GFLOP/s\n", "change and projector", f->change, change);
   printf("prefill, %-5lld positions     %10.1f ms %8.1f GFLOP/s\n", (long long)f->positions, f->prefill, prefill);
   printf("%-28s %10.1f ms %8.1f GB/s of weights\n", "decode, one token", f->decode, decode);
+  printf("%-28s %10.1f ms, %lld tokens\n", "a pair, files to text", f->pair, (long long)b->tokens);
+  printf("%-28s %10.1f ms\n", "opening the model", f->open);
+  printf("%-28s %10.1f MB\n", "private memory", (double)f->private_kb * 1.024e-3);
 }
 
 /* A question that makes the prompt exactly `positions` long, since tokenizers differ: words are added until it fits. */
@@ -130,7 +153,10 @@ static int stages(const bench_options *b, char **images) {
   btc_error err;
   char *question = NULL;
   int32_t *force = NULL;
+  if (b->cpu_time) btc_clock_processor_time();
+  int64_t start = btc_now_ns();
   int code = open_model(&b->model, &m);
+  best.open = (double)(btc_now_ns() - start) * 1e-6;
   if (code == CLI_OK) code = open_session(&b->model, m, &s);
   if (code == CLI_OK) {
     question = question_for(m, b->positions, &best.positions);
@@ -142,10 +168,12 @@ static int stages(const bench_options *b, char **images) {
     }
   }
   if (code == CLI_OK) {
-    btc_item item = {.images = (const char *const *)images, .n_images = 2, .question = question};
+    btc_item items[MAX_BATCH];
+    for (int64_t i = 0; i < b->model.batch; i++) items[i] = (btc_item){.images = (const char *const *)images, .n_images = 2, .question = question};
     btc_session_set_probe(s, &(btc_session_probe){.force = force, .n_force = (size_t)b->tokens});
     btc_status st = BTC_OK;
-    for (int64_t i = 0; i < b->runs && st == BTC_OK; i++) st = one_run(s, &item, (int)b->tokens, &best, &err);
+    for (int64_t i = 0; i < b->runs && st == BTC_OK; i++) st = one_run(s, items, (int)b->model.batch, (int)b->tokens, &best, &err);
+    best.private_kb = private_kb();
     if (st == BTC_OK) {
       print_figures(b, m, s, &best);
     } else {
@@ -162,6 +190,7 @@ static int stages(const bench_options *b, char **images) {
 
 static int run(int argc, char **argv) {
   bench_options b = {.model = model_options_default, .size = "full", .shard_mb = 5000, .runs = 3, .tokens = 16};
+  b.model.batch = 1;
   cli_option table[] = {
       MODEL_OPTION_ROWS(b.model),
       {.name = "size", .type = CLI_CHOICE, .target = &b.size, .value = "S", .help = "make-model: full or small (default full)", .choices = "full|small"},
@@ -171,6 +200,8 @@ static int run(int argc, char **argv) {
       {.name = "runs", .type = CLI_INT, .target = &b.runs, .value = "N", .help = "stages: runs, the fastest counts (default 3)", .low = 1, .high = 1000},
       {.name = "tokens", .type = CLI_INT, .target = &b.tokens, .value = "N", .help = "stages: tokens of an answer (default 16)", .low = 2, .high = 128},
       {.name = "positions", .type = CLI_INT, .target = &b.positions, .value = "N", .help = "stages: lengthen the prompt to this many positions (default: as it is)", .low = 0, .high = 4096},
+      {.name = "batch", .letter = 'b', .type = CLI_INT, .target = &b.model.batch, .value = "N", .help = "stages: pairs computed together (default 1)", .low = 1, .high = MAX_BATCH},
+      {.name = "cpu-time", .type = CLI_FLAG, .target = &b.cpu_time, .help = "stages: processor time of all threads, for a machine shared with others"},
       {.name = "json", .type = CLI_FLAG, .target = &b.json, .help = "one JSON object"},
   };
   char **args;

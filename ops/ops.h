@@ -52,7 +52,8 @@ typedef struct btc_epilogue {
 } btc_epilogue;
 
 /* BTC_COMPUTE_F32: stored weights widened exactly, float32 products and sums.
- * BTC_COMPUTE_BF16: both operands of every matrix product (not of attention) rounded to bf16, float32 sums (spec 1.7). */
+ * BTC_COMPUTE_BF16: both operands of every matrix product rounded to bf16, float32 sums (spec 1.7). Those of bidirectional attention
+ * (queries, keys, values, weights) are rounded too where the processor multiplies pairs of bf16, and stay float32 elsewhere. */
 typedef enum btc_compute { BTC_COMPUTE_F32, BTC_COMPUTE_BF16 } btc_compute;
 
 typedef struct btc_backend btc_backend;

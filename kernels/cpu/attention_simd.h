@@ -38,68 +38,109 @@ inl void scale_row(float *y, float by, int64_t n) {
 
 enum { SUB = MR == 14 ? 28 : 24, S_LD = ATTENTION_KEYS + NR_MAX }; /* queries whose scores are held at a time; their stride */
 
-/* v[keys][d] to dst[panels of NR][keys][NR], zeros right of d */
-fn void pack_v(float *dst, const float *v, int64_t stride, int64_t keys, int64_t d) {
-  for (int64_t c = 0; c < d; c += NR, dst += keys * NR) {
-    for (int64_t j = 0; j < keys; j++)
+/* v[keys][d] to dst[panels of NR][keys][NR], zeros right of d; in pairs, two keys to a word */
+inl void pack_v(float *dst, const float *v, int64_t stride, int64_t keys, int64_t d, bool pairs) {
+  for (int64_t c = 0; c < d; c += NR)
+    for (int64_t j = 0; j < keys; j += pairs ? 2 : 1, dst += NR)
       for (int v_at = 0; v_at < NR; v_at += VW) {
-        int64_t here = d - c - v_at;
-        V x = here >= VW ? vload(v + j * stride + c + v_at) : here > 0 ? vload_n(v + j * stride + c + v_at, here) : vzero();
-        vstore(dst + j * NR + v_at, x);
+        int64_t here = btc_min64(d - c - v_at, VW);
+        const float *from = v + j * stride + c + v_at;
+        V x = here == VW ? vload(from) : here > 0 ? vload_n(from, here) : vzero(), next = vzero();
+        if (pairs && j + 1 < keys) next = here == VW ? vload(from + stride) : here > 0 ? vload_n(from + stride, here) : vzero();
+        vstore(dst + v_at, pairs ? vpair(vround_bf16(x), vround_bf16(next)) : x);
       }
-  }
 }
 
 typedef struct attention_block {
-  float *q;     /* packed queries */
-  float *o;     /* [ATTENTION_QUERIES][width] */
-  float *k, *v; /* packed keys and values of a block */
-  float *s, *p; /* scores [SUB][S_LD], and weights as packed rows */
-  float *top, *sum; /* [ATTENTION_QUERIES] */
-  int64_t d, width, keys; /* width: d rounded up to NR */
+  float *q;                   /* packed queries */
+  float *o;                   /* [queries][width] */
+  float *k, *v;               /* packed keys and values of a block */
+  float *rounded;             /* keys in bf16 before they are packed */
+  float *s, *p;               /* scores [SUB][S_LD], and weights as packed rows */
+  float *top, *sum;           /* [queries] */
+  int64_t d, width, keys;     /* width: d rounded up to NR */
+  int64_t d_steps, key_steps; /* d and keys, or the pairs they make */
   float scale;
 } attention_block;
 
-/* Queries [i, i+rows) of the block, at most SUB, against its keys */
-fn void attend_sub(const attention_block *b, int64_t i, int64_t rows) {
-  int64_t panels = btc_ceil_div(rows, MR);
-  for (int64_t j = 0; j < b->keys; j += NR)
-    for (int64_t p = 0; p < panels; p++) tile(b->q + (i + p * MR) * b->d, b->k + j * b->d, b->d, b->s + p * MR * S_LD + j, S_LD, false);
-  for (int64_t r = 0; r < rows; r++) {
-    float by = softmax_block(b->s + r * S_LD, b->keys, b->scale, b->top + i + r, b->sum + i + r);
-    scale_row(b->o + (i + r) * b->width, by, b->width);
-  }
-  for (int64_t p = 0; p < panels; p++) pack_x(b->p + p * MR * b->keys, b->s + p * MR * S_LD, S_LD, btc_min64(rows - p * MR, MR), b->keys, false);
-  for (int64_t c = 0; c < b->width; c += NR)
-    for (int64_t p = 0; p < panels; p++) tile(b->p + p * MR * b->keys, b->v + c * b->keys, b->keys, b->o + (i + p * MR) * b->width + c, b->width, true);
+inl void multiply_tile(bool pairs, const float *a, const float *b, int64_t steps, float *c, int64_t ldc, bool add, int64_t rows) {
+  const btc_cpu_ahead none = {a, {(const char *)b, (const char *)b}}; /* all in cache */
+  if (pairs)
+    tile_pairs(a, b, steps, c, ldc, add, rows, none);
+  else
+    tile(a, b, steps, c, ldc, add, rows, none);
 }
 
-fn void attend(const btc_cpu_attention *a, int64_t seq, int64_t head, int64_t query, int64_t rows, float *scratch) {
+/* Queries [i, i+rows) of the block, at most SUB, against its keys */
+inl void attend_sub(const attention_block *b, int64_t i, int64_t rows, bool pairs) {
+  for (int64_t j = 0; j < b->keys; j += NR)
+    for (int64_t r = 0; r < rows; r += MR)
+      multiply_tile(pairs, b->q + (i + r) * b->d_steps, b->k + j * b->d_steps, b->d_steps, b->s + r * S_LD + j, S_LD, false,
+                    rows - r);
+  for (int64_t r = 0; r < rows; r++) {
+    float by = softmax_block(b->s + r * S_LD, b->keys, b->scale, b->top + i + r, b->sum + i + r);
+    if (by != 1) scale_row(b->o + (i + r) * b->width, by, b->width);
+  }
+  for (int64_t r = 0; r < rows; r += MR) {
+    if (pairs)
+      pack_x_pairs(b->p + r * b->key_steps, b->s + r * S_LD, S_LD, btc_min64(rows - r, MR), b->keys);
+    else
+      pack_x(b->p + r * b->key_steps, b->s + r * S_LD, S_LD, btc_min64(rows - r, MR), b->keys, false);
+  }
+  for (int64_t c = 0; c < b->width; c += NR)
+    for (int64_t r = 0; r < rows; r += MR)
+      multiply_tile(pairs, b->p + r * b->key_steps, b->v + c * b->key_steps, b->key_steps, b->o + (i + r) * b->width + c, b->width,
+                    true, rows - r);
+}
+
+inl void attend_block(const btc_cpu_attention *a, int64_t seq, int64_t head, int64_t query, int64_t rows, float *scratch,
+                      bool pairs) {
   int64_t row0 = seq * a->t, channel = head * a->d, width = btc_ceil_div(a->d, NR) * NR;
+  int64_t most = btc_ceil_div(btc_ceil_div(a->t, btc_ceil_div(a->t, ATTENTION_KEYS)), 32) * 32;
+  const int64_t room = (ATTENTION_KEYS + NR_MAX) * (ATTENTION_WIDTH + NR_MAX), queries = ATTENTION_QUERIES + MR_MAX;
   float *at = scratch;
-  attention_block b = {.d = a->d, .width = width, .scale = a->scale};
-  b.q = at, at += ATTENTION_QUERIES * ATTENTION_WIDTH;
-  b.o = at, at += ATTENTION_QUERIES * (ATTENTION_WIDTH + NR_MAX);
-  b.k = at, at += (ATTENTION_KEYS + NR_MAX) * ATTENTION_WIDTH;
-  b.v = at, at += ATTENTION_KEYS * (ATTENTION_WIDTH + NR_MAX);
+  attention_block b = {.d = a->d, .width = width, .scale = a->scale, .d_steps = pairs ? btc_ceil_div(a->d, 2) : a->d};
+  b.q = at, at += queries * ATTENTION_WIDTH;
+  b.o = at, at += queries * (ATTENTION_WIDTH + NR_MAX);
+  b.k = at, at += room;
+  b.v = at, at += room;
+  b.rounded = at, at += room;
   b.s = at, at += SUB * S_LD;
-  b.p = at, at += SUB * ATTENTION_KEYS;
-  b.top = at, at += ATTENTION_QUERIES;
+  b.p = at, at += SUB * S_LD;
+  b.top = at, at += queries;
   b.sum = at;
   const float *q = a->q + (row0 + query) * a->q_stride + channel;
-  for (int64_t i = 0; i < rows; i += MR) pack_x(b.q + i * a->d, q + i * a->q_stride, a->q_stride, btc_min64(rows - i, MR), a->d, false);
+  for (int64_t i = 0; i < rows; i += MR) {
+    if (pairs)
+      pack_x_pairs(b.q + i * b.d_steps, q + i * a->q_stride, a->q_stride, btc_min64(rows - i, MR), a->d);
+    else
+      pack_x(b.q + i * a->d, q + i * a->q_stride, a->q_stride, btc_min64(rows - i, MR), a->d, false);
+  }
   memset(b.o, 0, (size_t)(btc_ceil_div(rows, MR) * MR * width) * sizeof *b.o);
   for (int64_t i = 0; i < rows; i++) b.top[i] = -INFINITY, b.sum[i] = 0;
-  for (int64_t key = 0; key < a->t; key += ATTENTION_KEYS) {
-    b.keys = btc_min64(a->t - key, ATTENTION_KEYS);
-    pack_w(b.k, a->k + (row0 + key) * a->k_stride + channel, BTC_CPU_F32, false, a->k_stride, b.keys, a->d);
-    pack_v(b.v, a->v + (row0 + key) * a->v_stride + channel, a->v_stride, b.keys, a->d);
-    for (int64_t i = 0; i < rows; i += SUB) attend_sub(&b, i, btc_min64(rows - i, SUB));
+  for (int64_t key = 0; key < a->t; key += most) {
+    const float *k = a->k + (row0 + key) * a->k_stride + channel;
+    b.keys = btc_min64(a->t - key, most);
+    b.key_steps = pairs ? btc_ceil_div(b.keys, 2) : b.keys;
+    if (pairs)
+      pack_w_pairs(b.k, b.rounded, k, BTC_CPU_F32, a->k_stride, b.keys, a->d);
+    else
+      pack_w(b.k, k, BTC_CPU_F32, false, a->k_stride, b.keys, a->d);
+    pack_v(b.v, a->v + (row0 + key) * a->v_stride + channel, a->v_stride, b.keys, a->d, pairs);
+    for (int64_t i = 0; i < rows; i += SUB) attend_sub(&b, i, btc_min64(rows - i, SUB), pairs);
   }
   for (int64_t i = 0; i < rows; i++) {
     scale_row(b.o + i * width, 1.0f / b.sum[i], width);
     memcpy(a->o + (row0 + query + i) * a->o_stride + channel, b.o + i * width, (size_t)a->d * sizeof *a->o);
   }
+}
+
+fn void attend(const btc_cpu_attention *a, int64_t seq, int64_t head, int64_t query, int64_t rows, float *scratch) {
+  attend_block(a, seq, head, query, rows, scratch, false);
+}
+
+fn void attend_pairs(const btc_cpu_attention *a, int64_t seq, int64_t head, int64_t query, int64_t rows, float *scratch) {
+  attend_block(a, seq, head, query, rows, scratch, true);
 }
 
 /* ---- row-wise, straight from the cache, for few queries and any width ---- */
@@ -109,7 +150,8 @@ inl void weigh_columns(float *o, float by, const float *p, const char *v, int mo
   V acc[8];
   for (int c = 0; c < nv; c++) acc[c] = vzero();
   for (int64_t j = 0; j < count; j++)
-    for (int c = 0; c < nv; c++) acc[c] = vfma(vset(p[j]), vload_as(v + j * v_bytes + c * VW * (int64_t)load_size(mode), mode), acc[c]);
+    for (int c = 0; c < nv; c++)
+      acc[c] = vfma(vset(p[j]), vload_as(v + j * v_bytes + c * VW * (int64_t)load_size(mode), mode), acc[c]);
   for (int c = 0; c < nv; c++) vstore(o + c * VW, vfma(vload(o + c * VW), vset(by), acc[c]));
 }
 

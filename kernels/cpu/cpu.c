@@ -20,8 +20,8 @@ static bool has_avx2(void) {
 }
 
 static bool has_avx512(void) {
-  return has_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
-         __builtin_cpu_supports("avx512vl");
+  return has_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
 }
 
 static const btc_cpu_isa *best_isa(void) {
@@ -47,10 +47,10 @@ static size_t max_size(size_t a, size_t b) {
 
 /* Floats one thread needs for the greediest operator; a multiple of a cache line. */
 static size_t scratch_floats(void) {
-  size_t gemm = 2 * GEMM_NB * GEMM_KC + (GEMM_CHUNK_ROWS + MR_MAX) * GEMM_NB;
+  size_t gemm = 2 * GEMM_NB * GEMM_WORDS + (GEMM_CHUNK_ROWS + MR_MAX) * GEMM_NB;
   size_t matvec = MATVEC_ROWS * MATVEC_NB;
-  size_t keys = ATTENTION_KEYS + NR_MAX, width = ATTENTION_WIDTH + NR_MAX;
-  size_t attention = ATTENTION_QUERIES * (2 * width + 2) + 2 * keys * width + 2 * ATTENTION_SUB_MAX * keys;
+  size_t keys = ATTENTION_KEYS + NR_MAX, width = ATTENTION_WIDTH + NR_MAX, queries = ATTENTION_QUERIES + MR_MAX;
+  size_t attention = queries * (2 * width + 2) + 3 * keys * width + 2 * ATTENTION_SUB_MAX * keys;
   return (max_size(gemm, max_size(matvec, attention)) + 31) / 16 * 16;
 }
 

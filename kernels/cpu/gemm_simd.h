@@ -37,7 +37,75 @@ inl int64_t pack_x_4_rows(float *dst, const float *x, int64_t ld, int64_t kc, bo
 }
 #endif
 
+#if defined(SIMD_AVX512)
+/* 16 rows by n columns to columns, of which MR elements are kept: the last one must not spill into what follows it. */
+inl void store_columns(float *dst, const V *r, int64_t n) {
+  V t[16], u[16];
+  for (int i = 0; i < 16; i += 2) {
+    t[i] = _mm512_unpacklo_ps(r[i], r[i + 1]);
+    t[i + 1] = _mm512_unpackhi_ps(r[i], r[i + 1]);
+  }
+  for (int i = 0; i < 16; i += 4) { /* u[i+c]: column c of each quarter, rows i..i+3 */
+    u[i] = _mm512_shuffle_ps(t[i], t[i + 2], 0x44);
+    u[i + 1] = _mm512_shuffle_ps(t[i], t[i + 2], 0xee);
+    u[i + 2] = _mm512_shuffle_ps(t[i + 1], t[i + 3], 0x44);
+    u[i + 3] = _mm512_shuffle_ps(t[i + 1], t[i + 3], 0xee);
+  }
+  for (int i = 0; i < 4; i++) { /* quarters q of column 4q+i are gathered */
+    V low = _mm512_shuffle_f32x4(u[i], u[i + 4], 0x44), high = _mm512_shuffle_f32x4(u[i], u[i + 4], 0xee);
+    V low2 = _mm512_shuffle_f32x4(u[i + 8], u[i + 12], 0x44), high2 = _mm512_shuffle_f32x4(u[i + 8], u[i + 12], 0xee);
+    t[i] = _mm512_shuffle_f32x4(low, low2, 0x88);
+    t[i + 4] = _mm512_shuffle_f32x4(low, low2, 0xdd);
+    t[i + 8] = _mm512_shuffle_f32x4(high, high2, 0x88);
+    t[i + 12] = _mm512_shuffle_f32x4(high, high2, 0xdd);
+  }
+  if (n == 16)
+    for (int k = 0; k < 15; k++) vstore(dst + k * MR, t[k]);
+  else
+    for (int k = 0; k < n - 1; k++) vstore(dst + k * MR, t[k]);
+  vstore_n(dst + (n - 1) * MR, t[n - 1], MR);
+}
+
+inl V load_row(const float *x, int64_t n) {
+  return n >= VW ? vload(x) : n > 0 ? vload_n(x, n) : vzero();
+}
+
+inl void pack_x_columns(float *dst, const float *x, int64_t ld, int64_t rows, int64_t kc, bool bf16) {
+  for (int64_t k = 0; k < kc; k += VW) {
+    V r[16];
+    for (int i = 0; i < 16; i++) {
+      r[i] = i < MR && i < rows ? load_row(x + i * ld + k, kc - k) : vzero();
+      if (bf16) r[i] = vround_bf16(r[i]);
+    }
+    store_columns(dst + k * MR, r, btc_min64(kc - k, VW));
+  }
+}
+
+/* Two vectors of bf16 in upper halves to one of words, in order */
+inl V join_halves(V a, V b) {
+  __m256i low = _mm512_cvtepi32_epi16(_mm512_srli_epi32(_mm512_castps_si512(a), 16));
+  __m256i high = _mm512_cvtepi32_epi16(_mm512_srli_epi32(_mm512_castps_si512(b), 16));
+  return _mm512_castsi512_ps(_mm512_inserti64x4(_mm512_castsi256_si512(low), high, 1));
+}
+
+inl void pack_x_words(float *dst, const float *x, int64_t ld, int64_t rows, int64_t kc) {
+  for (int64_t k = 0; k < kc; k += 2 * VW) {
+    V r[16];
+    for (int i = 0; i < 16; i++) {
+      const float *from = x + i * ld + k;
+      r[i] = vzero();
+      if (i < MR && i < rows)
+        r[i] = join_halves(vround_bf16(load_row(from, kc - k)), vround_bf16(load_row(from + VW, kc - k - VW)));
+    }
+    store_columns(dst + k / 2 * MR, r, btc_min64(btc_ceil_div(kc - k, 2), VW));
+  }
+}
+#endif
+
 fn void pack_x(float *dst, const float *x, int64_t ld, int64_t rows, int64_t kc, bool bf16) {
+#if defined(SIMD_AVX512)
+  pack_x_columns(dst, x, ld, rows, kc, bf16);
+#else
   int64_t first = 0;
 #if defined(SIMD_AVX2)
   if (rows >= MR) first = pack_x_4_rows(dst, x, ld, kc, bf16);
@@ -50,6 +118,7 @@ fn void pack_x(float *dst, const float *x, int64_t ld, int64_t rows, int64_t kc,
       vstore(part, bf16 ? vround_bf16(v) : v);
       for (int64_t j = 0; j < here; j++) dst[(k + j) * MR + i] = part[j];
     }
+#endif
 }
 
 #if defined(SIMD_AVX2) || defined(SIMD_AVX512)
@@ -114,15 +183,22 @@ inl int64_t pack_4_rows(float *dst, const char *w, int mode, int64_t ld_bytes, i
 #define PACK_ROWS 4
 #endif
 
+/* The last kc < 8 columns of PACK_ROWS rows: as above, on copies that may be read and written beyond their ends. */
+inl void pack_rest(float *dst, const char *w, int mode, int64_t ld_bytes, int64_t kc) {
+  char rows[PACK_ROWS][8 * 4] = {{0}};
+  float columns[8 * NR];
+  for (int i = 0; i < PACK_ROWS; i++) memcpy(rows[i], w + i * ld_bytes, (size_t)kc * load_size(mode));
+  pack_8_rows(columns, rows[0], mode, sizeof rows[0], 8);
+  for (int64_t k = 0; k < kc; k++) memcpy(dst + k * NR, columns + k * NR, PACK_ROWS * sizeof *dst);
+}
+
 inl void pack_w_mode(float *dst, const char *w, int mode, int64_t ld_bytes, int64_t rows, int64_t kc) {
   for (int64_t n = 0; n < rows; n += NR, dst += kc * NR) {
     int64_t here = btc_min64(rows - n, NR), i = 0;
     for (; i + PACK_ROWS <= here; i += PACK_ROWS) {
       const char *from = w + (n + i) * ld_bytes;
       int64_t k = pack_8_rows(dst + i, from, mode, ld_bytes, kc);
-      for (; k < kc; k++)
-        for (int64_t j = 0; j < PACK_ROWS; j++)
-          vstore_n(dst + k * NR + i + j, vload_as_n(from + j * ld_bytes + k * (int64_t)load_size(mode), mode, 1), 1);
+      if (k < kc) pack_rest(dst + k * NR + i, from + k * (int64_t)load_size(mode), mode, ld_bytes, kc - k);
     }
     for (; i < here; i++)
       for (int64_t k = 0; k < kc; k++)
@@ -135,11 +211,21 @@ inl void pack_w_mode(float *dst, const char *w, int mode, int64_t ld_bytes, int6
 fn void pack_w(float *dst, const void *w, btc_cpu_type type, bool bf16, int64_t ld, int64_t rows, int64_t kc) {
   ld *= (int64_t)btc_cpu_type_size(type);
   switch (load_mode(type, bf16)) {
-    case LOAD_F32: pack_w_mode(dst, w, LOAD_F32, ld, rows, kc); break;
-    case LOAD_F16: pack_w_mode(dst, w, LOAD_F16, ld, rows, kc); break;
-    case LOAD_BF16: pack_w_mode(dst, w, LOAD_BF16, ld, rows, kc); break;
-    case LOAD_F32_ROUND: pack_w_mode(dst, w, LOAD_F32_ROUND, ld, rows, kc); break;
-    default: pack_w_mode(dst, w, LOAD_F16_ROUND, ld, rows, kc); break;
+    case LOAD_F32:
+      pack_w_mode(dst, w, LOAD_F32, ld, rows, kc);
+      break;
+    case LOAD_F16:
+      pack_w_mode(dst, w, LOAD_F16, ld, rows, kc);
+      break;
+    case LOAD_BF16:
+      pack_w_mode(dst, w, LOAD_BF16, ld, rows, kc);
+      break;
+    case LOAD_F32_ROUND:
+      pack_w_mode(dst, w, LOAD_F32_ROUND, ld, rows, kc);
+      break;
+    default:
+      pack_w_mode(dst, w, LOAD_F16_ROUND, ld, rows, kc);
+      break;
   }
 }
 
@@ -153,7 +239,10 @@ inl void round_row(uint16_t *dst, const char *x, int mode, int64_t n) {
 }
 
 fn void pack_x_pairs(float *dst, const float *x, int64_t ld, int64_t rows, int64_t kc) {
-  uint16_t row[2 * GEMM_KC + 1];
+#if defined(SIMD_AVX512)
+  pack_x_words(dst, x, ld, rows, kc);
+#else
+  uint16_t row[2 * GEMM_WORDS + 1];
   int64_t words = btc_ceil_div(kc, 2);
   for (int64_t i = 0; i < MR; i++) {
     if (i < rows)
@@ -162,15 +251,16 @@ fn void pack_x_pairs(float *dst, const float *x, int64_t ld, int64_t rows, int64
       memset(row, 0, sizeof row);
     for (int64_t k = 0; k < words; k++) memcpy(dst + k * MR + i, row + 2 * k, sizeof *dst);
   }
+#endif
 }
 
-/* Rows that are not bf16 already, or whose last pair is half empty, go through `rounded` [rows][GEMM_KC] first. */
+/* Rows that are not bf16 already, or whose last pair is half empty, go through `rounded` [rows][words] first. */
 fn void pack_w_pairs(float *dst, float *rounded, const void *w, btc_cpu_type type, int64_t ld, int64_t rows, int64_t kc) {
   int64_t words = btc_ceil_div(kc, 2), ld_bytes = ld * (int64_t)btc_cpu_type_size(type);
   const char *from = w;
   if (type != BTC_CPU_BF16 || kc % 2) {
     for (int64_t n = 0; n < rows; n++) {
-      uint16_t *to = (uint16_t *)(void *)(rounded + n * GEMM_KC);
+      uint16_t *to = (uint16_t *)(void *)(rounded + n * words);
       if (type == BTC_CPU_F32)
         round_row(to, from + n * ld_bytes, LOAD_F32_ROUND, kc);
       else if (type == BTC_CPU_F16)
@@ -179,41 +269,64 @@ fn void pack_w_pairs(float *dst, float *rounded, const void *w, btc_cpu_type typ
         round_row(to, from + n * ld_bytes, LOAD_BF16, kc);
     }
     from = (const char *)rounded;
-    ld_bytes = GEMM_KC * (int64_t)sizeof *rounded;
+    ld_bytes = words * (int64_t)sizeof *rounded;
   }
   pack_w_mode(dst, from, LOAD_F32, ld_bytes, rows, words);
 }
 
 /* ---- the register tile ---- */
 
-#define TILE_BODY(MULTIPLY)                                                       \
-  V acc[MR][NV];                                                                  \
-  for (int i = 0; i < MR; i++) {                                                  \
-    for (int j = 0; j < NV; j++) acc[i][j] = vzero();                             \
-    __builtin_prefetch(c + i * ldc, 1); /* wanted in some 500 ns */               \
-  }                                                                               \
-  for (int64_t k = 0; k < kc; k++) {                                              \
-    V w[NV];                                                                      \
-    for (int j = 0; j < NV; j++) w[j] = vload(b + k * NR + j * VW);               \
-    for (int i = 0; i < MR; i++) {                                                \
-      V x = vset(a[k * MR + i]);                                                  \
-      for (int j = 0; j < NV; j++) acc[i][j] = MULTIPLY(x, w[j], acc[i][j]);      \
-    }                                                                             \
-  }                                                                               \
-  for (int i = 0; i < MR; i++)                                                    \
-    for (int j = 0; j < NV; j++) {                                                \
-      float *to = c + i * ldc + j * VW;                                           \
-      vstore(to, add ? vadd(vload(to), acc[i][j]) : acc[i][j]);                   \
+/* The first `rows` of a tile, known when this is compiled: an output is the same chain whatever the tile's height. */
+#define TILE_BODY(MULTIPLY)                                                  \
+  V acc[MR][NV];                                                             \
+  for (int i = 0; i < rows; i++) {                                           \
+    for (int j = 0; j < NV; j++) acc[i][j] = vzero();                        \
+    __builtin_prefetch(c + i * ldc, 1); /* wanted in some 500 ns */          \
+  }                                                                          \
+  for (int64_t k = 0; k < kc; k++) {                                         \
+    V w[NV];                                                                 \
+    for (int j = 0; j < NV; j++) w[j] = vload(b + k * NR + j * VW);          \
+    __builtin_prefetch(ahead.x + k * MR);                                    \
+    __builtin_prefetch(ahead.w[0] + k * 4, 0, 2);                            \
+    __builtin_prefetch(ahead.w[1] + k * 4, 0, 2);                            \
+    for (int i = 0; i < rows; i++) {                                         \
+      V x = vset(a[k * MR + i]);                                             \
+      for (int j = 0; j < NV; j++) acc[i][j] = MULTIPLY(x, w[j], acc[i][j]); \
+    }                                                                        \
+  }                                                                          \
+  for (int i = 0; i < rows; i++)                                             \
+    for (int j = 0; j < NV; j++) {                                           \
+      float *to = c + i * ldc + j * VW;                                      \
+      vstore(to, add ? vadd(vload(to), acc[i][j]) : acc[i][j]);              \
     }
 
-fn void tile(const float *a, const float *b, int64_t kc, float *c, int64_t ldc, bool add) {
-  TILE_BODY(vfma)
+/* A last tile of few rows costs a quarter, a half or three quarters of a full one: 253 rows are 18 tiles of 14 and one row. */
+#define TILE_BY_ROWS(BODY)                          \
+  if (rows > MR * 3 / 4)                            \
+    BODY(a, b, kc, c, ldc, add, MR, ahead);         \
+  else if (rows > MR / 2)                           \
+    BODY(a, b, kc, c, ldc, add, MR * 3 / 4, ahead); \
+  else if (rows > (MR + 3) / 4)                     \
+    BODY(a, b, kc, c, ldc, add, MR / 2, ahead);     \
+  else                                              \
+    BODY(a, b, kc, c, ldc, add, (MR + 3) / 4, ahead);
+
+inl void tile_body(const float *a, const float *b, int64_t kc, float *c, int64_t ldc, bool add, int rows,
+                   btc_cpu_ahead ahead){TILE_BODY(vfma)}
+
+fn void tile(const float *a, const float *b, int64_t kc, float *c, int64_t ldc, bool add, int64_t rows, btc_cpu_ahead ahead) {
+  TILE_BY_ROWS(tile_body)
 }
 
 #define MULTIPLY_PAIRS(x, y, sum) vpairs(sum, x, y)
-static TARGET_PAIRS void tile_pairs(const float *a, const float *b, int64_t kc, float *c, int64_t ldc, bool add) {
+static inline TARGET_PAIRS __attribute__((always_inline)) void tile_pairs_body(const float *a, const float *b, int64_t kc, float *c,
+                                                                               int64_t ldc, bool add, int rows,
+                                                                               btc_cpu_ahead ahead) {
   TILE_BODY(MULTIPLY_PAIRS)
 }
+
+static TARGET_PAIRS void tile_pairs(const float *a, const float *b, int64_t kc, float *c, int64_t ldc, bool add, int64_t rows,
+                                    btc_cpu_ahead ahead){TILE_BY_ROWS(tile_pairs_body)}
 
 /* 0.5 x (1 + tanh(u)) = x / (1 + e^-2u), u = sqrt(2/pi) (x + 0.044715 x^3) */
 inl V gelu_tanh(V x) {
@@ -250,8 +363,10 @@ inl void finish_row(float *y, const float *c, int64_t n, const btc_cpu_epilogue 
                                 e->residual ? vload(e->residual + j) : none, e));
   if (j == n) return;
   int64_t rest = n - j;
-  vstore_n(y + j, finish_vector(vload_n(c + j, rest), e->scale ? vload_n(e->scale + j, rest) : none, e->bias ? vload_n(e->bias + j, rest) : none,
-                                e->residual ? vload_n(e->residual + j, rest) : none, e), rest);
+  vstore_n(y + j,
+           finish_vector(vload_n(c + j, rest), e->scale ? vload_n(e->scale + j, rest) : none,
+                         e->bias ? vload_n(e->bias + j, rest) : none, e->residual ? vload_n(e->residual + j, rest) : none, e),
+           rest);
 }
 
 inl void finish_rows(float *y, int64_t ldy, const float *c, int64_t ldc, int64_t rows, int64_t n, btc_cpu_epilogue e) {

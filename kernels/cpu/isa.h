@@ -10,17 +10,18 @@
 #include "pool.h"
 
 enum {
-  GEMM_KC = 256,        /* elements of the inner dimension a packed block holds */
-  GEMM_NB = 192,        /* most outputs of a task: a multiple of every nr */
-  GEMM_CHUNK_ROWS = 770, /* rows of x packed at a time, so 729 of an image are one chunk */
-  MATVEC_ROWS = 64,     /* rows of x one pass over a weight serves */
-  MATVEC_NB = 48,       /* weight rows of a task: a multiple of the 24 of a group */
-  ATTENTION_KEYS = 240, /* keys of a block: a multiple of most nr */
-  ATTENTION_WIDTH = 256, /* widest head of the blocked kernel */
-  ATTENTION_QUERIES = 168, /* queries of a task: a multiple of every mr */
-  CAUSAL_KEYS = 48,     /* keys of a block of the row-wise kernel: a multiple of 24 and of the widest vector */
-  CAUSAL_QUERIES = 16,  /* query rows of a task of the row-wise kernel */
-  ATTENTION_SUB_MAX = 28, /* queries whose scores are held at a time */
+  GEMM_KC = 256,           /* elements of the inner dimension a packed block holds */
+  GEMM_WORDS = 384,        /* and words of it, when they hold pairs of bf16 */
+  GEMM_NB = 96,            /* most outputs of a task: a multiple of every nr */
+  GEMM_CHUNK_ROWS = 770,   /* rows of x packed at a time, so 729 of an image are one chunk */
+  MATVEC_ROWS = 64,        /* rows of x one pass over a weight serves */
+  MATVEC_NB = 48,          /* weight rows of a task: a multiple of the 24 of a group */
+  ATTENTION_KEYS = 256,    /* most keys of a block */
+  ATTENTION_WIDTH = 256,   /* widest head of the blocked kernel */
+  ATTENTION_QUERIES = 252, /* queries of a task: three tasks for the 729 of an image */
+  CAUSAL_KEYS = 48,        /* keys of a block of the row-wise kernel: a multiple of 24 and of the widest vector */
+  CAUSAL_QUERIES = 16,     /* query rows of a task of the row-wise kernel */
+  ATTENTION_SUB_MAX = 28,  /* queries whose scores are held at a time */
   NR_MAX = 32,
   MR_MAX = 14
 };
@@ -37,6 +38,13 @@ typedef struct btc_cpu_rows {
   float scale;
 } btc_cpu_rows;
 
+/* What a tile asks of memory while it multiplies, a little at every step: packed rows as long as its own, and two runs of stored
+ * weights of kc floats. Asked for all at once, they made the tile's own loads wait (6 % on Zen 4). Any readable address is fine. */
+typedef struct btc_cpu_ahead {
+  const float *x;
+  const char *w[2];
+} btc_cpu_ahead;
+
 typedef struct btc_cpu_isa {
   const char *name;
   int mr, nr; /* the register tile of products */
@@ -45,13 +53,15 @@ typedef struct btc_cpu_isa {
   void (*pack_x)(float *dst, const float *x, int64_t ld, int64_t rows, int64_t kc, bool bf16);
   /* Widens rows x kc stored elements (rows ld elements apart) to dst[panels][kc][nr], missing rows of the last panel as zeros. */
   void (*pack_w)(float *dst, const void *w, btc_cpu_type type, bool bf16, int64_t ld, int64_t rows, int64_t kc);
-  /* c[mr][nr] = or += a[kc][mr] b[kc][nr], each output one chain of fused multiply-adds over k. */
-  void (*tile)(const float *a, const float *b, int64_t kc, float *c, int64_t ldc, bool add);
-  /* The three of above with both operands in bf16, two to a word: kc counts elements (up to 2 GEMM_KC) when packing, words in the
-   * tile. `rounded` has room for [rows][GEMM_KC] words. */
+  /* c[mr][nr] = or += a[kc][mr] b[kc][nr], each output one chain of fused multiply-adds over k. Only the first `rows` are wanted;
+   * some of the others may be written too. */
+  void (*tile)(const float *a, const float *b, int64_t kc, float *c, int64_t ldc, bool add, int64_t rows, btc_cpu_ahead ahead);
+  /* The three of above with both operands in bf16, two to a word: kc counts elements (up to 2 GEMM_WORDS) when packing, words in
+   * the tile. `rounded` has room for [rows][words of kc]. */
   void (*pack_x_pairs)(float *dst, const float *x, int64_t ld, int64_t rows, int64_t kc);
   void (*pack_w_pairs)(float *dst, float *rounded, const void *w, btc_cpu_type type, int64_t ld, int64_t rows, int64_t kc);
-  void (*tile_pairs)(const float *a, const float *b, int64_t words, float *c, int64_t ldc, bool add);
+  void (*tile_pairs)(const float *a, const float *b, int64_t words, float *c, int64_t ldc, bool add, int64_t rows,
+                     btc_cpu_ahead ahead);
   /* y[rows][n, stride ldy] = epilogue(c[rows][n, stride ldc]); the epilogue's members start at y's first element. */
   void (*finish)(float *y, int64_t ldy, const float *c, int64_t ldc, int64_t rows, int64_t n, const btc_cpu_epilogue *e);
   /* out[m][ld_out] = the dot products of m rows of x with `rows` stored rows of k elements. */
@@ -61,6 +71,8 @@ typedef struct btc_cpu_isa {
 
   /* One (sequence, head, block of queries); scratch of btc_cpu_attention_scratch() floats. */
   void (*attend)(const btc_cpu_attention *a, int64_t seq, int64_t head, int64_t query, int64_t rows, float *scratch);
+  /* The same with queries, keys, values and weights rounded to bf16 and multiplied in pairs. */
+  void (*attend_pairs)(const btc_cpu_attention *a, int64_t seq, int64_t head, int64_t query, int64_t rows, float *scratch);
   void (*attend_rows)(const btc_cpu_rows *r);
   void (*store_kv)(void *dst, btc_cpu_type type, const float *x, int64_t n);
 
@@ -84,10 +96,10 @@ struct btc_cpu {
   btc_pool *pool;
   int threads;
   bool bf16;
-  bool pairs;          /* products multiply pairs of bf16: one instruction where btc_cpu_multiplies_bf16() */
-  float *rows;         /* packed or rounded rows of x, shared by the threads */
+  bool pairs;  /* products multiply pairs of bf16: one instruction where btc_cpu_multiplies_bf16() */
+  float *rows; /* packed or rounded rows of x, shared by the threads */
   size_t rows_floats;
-  float *scratch;      /* scratch_floats for each thread */
+  float *scratch; /* scratch_floats for each thread */
   size_t scratch_floats;
 };
 

@@ -9,6 +9,7 @@ inl void dot_tile(float *out, int64_t ld_out, const float *x, int64_t x_stride, 
   for (; at + VW <= k; at += VW)
     for (int j = 0; j < nt; j++) {
       V wj = vload_as(w + j * w_bytes + at * size, mode);
+      __builtin_prefetch(w + (j + nt) * w_bytes + at * size, 0, 2); /* the next tile's: rows are too short for the hardware to foresee */
       for (int i = 0; i < mt; i++) acc[i][j] = vfma(vload(x + i * x_stride + at), wj, acc[i][j]);
     }
   if (at < k)

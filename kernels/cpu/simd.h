@@ -176,6 +176,13 @@ inl void vstore_top_n(void *p, V x, int64_t n) {
   memcpy(p, h, (size_t)n * sizeof h[0]);
 }
 
+typedef uint32_t VBits __attribute__((vector_size(4 * VW)));
+
+/* Two bf16 (in upper halves) to a word: `even` in the lower half. */
+inl V vpair(V even, V odd) {
+  return (V)(((VBits)even >> 16) | ((VBits)odd & 0xffff0000));
+}
+
 /* Lanes as pairs of bf16: acc + a.even b.even + a.odd b.odd. Elsewhere than on processors with the instruction this serves the
  * tests only, which run the kernels for it everywhere. */
 #if defined(SIMD_AVX512)
@@ -185,29 +192,37 @@ static inline TARGET_PAIRS __attribute__((always_inline)) V vpairs(V acc, V a, V
 }
 #else
 #define TARGET_PAIRS TARGET
-typedef uint32_t VBits __attribute__((vector_size(4 * VW)));
 inl V vpairs(V acc, V a, V b) {
   V even = vfma((V)((VBits)a << 16), (V)((VBits)b << 16), acc);
   return vfma((V)((VBits)a & 0xffff0000), (V)((VBits)b & 0xffff0000), even);
 }
 #endif
 
-/* The sum of the lanes in one fixed order: halves folded onto each other. */
-inl float vsum(V x) {
-  float lane[VW];
-  vstore(lane, x);
-  for (int width = VW / 2; width; width /= 2)
-    for (int i = 0; i < width; i++) lane[i] += lane[i + width];
-  return lane[0];
-}
-
+/* The sum of the lanes in one fixed order, halves folded onto each other; and the largest, not a NaN. */
+#if defined(SIMD_AVX512) || defined(SIMD_AVX2)
+#define FOLD_256(NAME, OP, OP1)                                                   \
+  inl float NAME(__m256 x) {                                                      \
+    __m128 y = OP(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1));        \
+    y = OP(y, _mm_movehl_ps(y, y));                                               \
+    return _mm_cvtss_f32(OP1(y, _mm_shuffle_ps(y, y, 1)));                        \
+  }
+FOLD_256(sum_256, _mm_add_ps, _mm_add_ss)
+FOLD_256(top_256, _mm_max_ps, _mm_max_ss)
+#endif
+#if defined(SIMD_AVX512)
+inl float vsum(V x) { return sum_256(_mm256_add_ps(_mm512_castps512_ps256(x), _mm512_extractf32x8_ps(x, 1))); }
+inl float vtop(V x) { return top_256(_mm256_max_ps(_mm512_castps512_ps256(x), _mm512_extractf32x8_ps(x, 1))); }
+#elif defined(SIMD_AVX2)
+inl float vsum(V x) { return sum_256(x); }
+inl float vtop(V x) { return top_256(x); }
+#else
+inl float vsum(V x) { return x[0] + x[2] + (x[1] + x[3]); }
 inl float vtop(V x) {
-  float lane[VW], top;
-  vstore(lane, x);
-  top = lane[0];
-  for (int i = 1; i < VW; i++) top = lane[i] > top ? lane[i] : top;
+  float top = x[0];
+  for (int i = 1; i < VW; i++) top = x[i] > top ? x[i] : top;
   return top;
 }
+#endif
 
 /*
  * e^x. x = n ln 2 + r with |r| <= ln 2 / 2 (ln 2 in two parts, the first of 9 bits, so n*first is exact), then the Taylor

@@ -103,9 +103,77 @@ static void test_kernels_rows_of_every_isa(void **state) {
   buffer_free(y, T * D);
 }
 
+static void round_all(float *y, const float *x, int64_t n) {
+  for (int64_t i = 0; i < n; i++) y[i] = btc_bf16_to_f32(btc_f32_to_bf16(x[i]));
+}
+
+/* Attention in pairs against the plain loops on rounded queries, keys and values: what is left is the weights' rounding, half a unit
+ * of 8 bits each, so 2^-8 of values below 1 at most, and what test_ops_attention.c derives for one result. The sums are of weights
+ * before rounding. Rows of a sequence are the same beside another sequence and with other threads. */
+static void check_attention(const btc_cpu_isa *isa, btc_backend *plain, int64_t t, int64_t heads, int64_t d) {
+  int64_t stride = heads * d + 1, size = 2 * t * stride;
+  float *x = buffer_random(3 * size), *rounded = buffer_new(3 * size), *want = buffer_new(size), *got = buffer_new(size), *one = buffer_new(size);
+  float scale = 1.0f / sqrtf((float)d);
+  round_all(rounded, x, 3 * size);
+  btc_op_attention(plain, &(btc_attention){rounded, rounded + size, rounded + 2 * size, want, stride, stride, stride, stride, 2, t, heads, d, scale});
+  btc_cpu *c = kernels(isa, 2, true, true), *alone = kernels(isa, 1, true, true);
+  btc_cpu_attend(c, &(btc_cpu_attention){x, x + size, x + 2 * size, got, stride, stride, stride, stride, 2, t, heads, d, scale});
+  double bound = 0x1p-8 + UNIT * (2.1 * (double)((d + 2) * d) * scale / 3 + 2 * (double)t + 32);
+  for (int64_t i = 0; i < 2 * t; i++)
+    for (int64_t j = 0; j < heads * d; j++) assert_close(got[i * stride + j], want[i * stride + j], bound, isa->name, i * stride + j);
+  for (int64_t s = 0; s < 2; s++) {
+    const float *from = x + s * t * stride;
+    btc_cpu_attend(alone, &(btc_cpu_attention){from, from + size, from + 2 * size, one, stride, stride, stride, stride, 1, t, heads, d, scale});
+    for (int64_t i = 0; i < t; i++) assert_same_bits(one + i * stride, got + (s * t + i) * stride, heads * d, isa->name);
+  }
+  btc_cpu_destroy(c);
+  btc_cpu_destroy(alone);
+  buffer_free(x, 3 * size);
+  buffer_free(rounded, 3 * size);
+  buffer_free(want, size);
+  buffer_free(got, size);
+  buffer_free(one, size);
+}
+
+static void test_kernels_attention_of_every_isa(void **state) {
+  (void)state;
+  static const int64_t shapes[][3] = {{1, 1, 1}, {9, 2, 9}, {49, 2, 72}, {300, 1, 33}, {570, 1, 72}, {31, 1, 256}};
+  btc_backend *plain = backend_new("plain", 1, BTC_COMPUTE_F32, 64);
+  for (int i = 0; i < isa_count; i++)
+    for (size_t s = 0; s < sizeof shapes / sizeof shapes[0]; s++)
+      if (runs_pairs(isas[i])) check_attention(isas[i], plain, shapes[s][0], shapes[s][1], shapes[s][2]);
+  btc_backend_destroy(&plain);
+}
+
+/* What packing leaves to the tile: the instruction gives what the two multiply-adds of the emulation give, to the last bit where the
+ * products and sums are exact. */
+static void test_kernels_pairs_follow_emulation(void **state) {
+  (void)state;
+  enum { M = 29, N = 70, K = 1030 };
+  float *x = buffer_new(M * K), *first = buffer_new(M * N), *y = buffer_new(M * N);
+  uint16_t *w = calloc(N * K, sizeof *w);
+  assert_non_null(w);
+  for (int i = 0; i < M * K; i++) x[i] = (float)(int)(random_u32() % 17) - 8; /* sums stay below 2^24 */
+  for (int i = 0; i < N * K; i++) w[i] = btc_f32_to_bf16((float)(int)(random_u32() % 129) - 64);
+  btc_cpu_matrix matrix = {w, BTC_CPU_BF16, N, K};
+  for (int i = 0; i < isa_count; i++) {
+    if (!runs_pairs(isas[i])) continue;
+    btc_cpu *c = kernels(isas[i], 2, true, true);
+    btc_cpu_matmul(c, i ? y : first, x, M, &matrix, NULL);
+    if (i) assert_same_bits(y, first, M * N, isas[i]->name);
+    btc_cpu_destroy(c);
+  }
+  free(w);
+  buffer_free(x, M * K);
+  buffer_free(first, M * N);
+  buffer_free(y, M * N);
+}
+
 static const struct CMUnitTest tests[] = {
     cmocka_unit_test(test_kernels_products_of_every_isa),
     cmocka_unit_test(test_kernels_rows_of_every_isa),
+    cmocka_unit_test(test_kernels_attention_of_every_isa),
+    cmocka_unit_test(test_kernels_pairs_follow_emulation),
 };
 
 int main(int argc, char **argv) {
