@@ -135,7 +135,7 @@ static void print_address(int fd, char *out, size_t size) {
 }
 
 btc_status btc_http_start(const char *address, btc_metrics *metrics, btc_http **out, btc_error *err) {
-  struct sockaddr_storage a;
+  struct sockaddr_storage a = {0};
   socklen_t len = 0;
   *out = NULL;
   btc_status st = parse_address(address, &a, &len, err);

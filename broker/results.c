@@ -31,12 +31,8 @@ static btc_status check_jid(const char *jid, btc_error *err) {
 
 /* The number of a part file, 0 for any other name. */
 static uint32_t part_number(const char *name) {
-  uint32_t number;
-  char tail;
-  if (strncmp(name, "part-", 5) != 0 || sscanf(name + 5, "%9" SCNu32 ".jsonl%c", &number, &tail) != 1) return 0;
-  char exact[32];
-  snprintf(exact, sizeof exact, "part-%06" PRIu32 ".jsonl", number);
-  return strcmp(exact, name) == 0 ? number : 0;
+  if (strncmp(name, "part-", 5) != 0 || strspn(name + 5, "0123456789") != 6 || strcmp(name + 11, ".jsonl") != 0) return 0;
+  return (uint32_t)strtoul(name + 5, NULL, 10);
 }
 
 static int by_number(const void *a, const void *b) {
@@ -96,10 +92,23 @@ typedef struct cursor {
 static bool parse_cursor(const char *text, cursor *c) {
   *c = (cursor){.part = 1, .epoch = -1};
   if (!*text) return true;
-  int end = 0, end_errors = 0;
-  int n = sscanf(text, "%9" SCNu32 ":%18" SCNu64 "%n:%9" SCNd64 ":%18" SCNu64 "%n", &c->part, &c->offset, &end, &c->epoch, &c->errors_offset, &end_errors);
-  if (strspn(text, "0123456789:") != strlen(text) || c->part < 1) return false;
-  return n == 2 ? !text[end] : n == 4 && !text[end_errors];
+  uint64_t number[4];
+  int n = 0;
+  for (bool more = true; more; n++) { /* two or four numbers with colons between */
+    size_t digits = strspn(text, "0123456789");
+    if (n == 4 || !digits || digits > (n % 2 ? 18 : 9)) return false;
+    number[n] = strtoull(text, NULL, 10);
+    more = text[digits] == ':';
+    if (!more && text[digits]) return false;
+    text += digits + more;
+  }
+  if ((n != 2 && n != 4) || number[0] < 1) return false;
+  c->part = (uint32_t)number[0];
+  c->offset = number[1];
+  if (n == 2) return true;
+  c->epoch = (int64_t)number[2];
+  c->errors_offset = number[3];
+  return true;
 }
 
 static void print_cursor(const cursor *c, char out[BTC_RESULTS_CURSOR]) {

@@ -43,8 +43,14 @@ btc_status btc_roots_parse(const char *text, btc_roots **out, btc_error *err) {
   if (!text) return BTC_OK;
   btc_roots *r = btc_alloc_zero(1, sizeof *r);
   char *copy = btc_strdup(text), *save = NULL;
-  btc_status st = r && copy ? BTC_OK : btc_fail(err, BTC_ERR_NOMEM, "out of memory");
-  for (char *p = copy ? strtok_r(copy, ":", &save) : NULL; p && st == BTC_OK; p = strtok_r(NULL, ":", &save)) st = add_root(r, p, err);
+  if (!r || !copy) {
+    free(r);
+    free(copy);
+    btc_fail(err, BTC_ERR_NOMEM, "out of memory");
+    return BTC_ERR_NOMEM;
+  }
+  btc_status st = BTC_OK;
+  for (char *p = strtok_r(copy, ":", &save); p && st == BTC_OK; p = strtok_r(NULL, ":", &save)) st = add_root(r, p, err);
   if (st == BTC_OK && !r->n) st = btc_fail(err, BTC_ERR_ARG, "no root in '%s'", text);
   free(copy);
   if (st != BTC_OK) btc_roots_free(&r);

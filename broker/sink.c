@@ -105,7 +105,7 @@ static void retry_refused(btc_sink *s) {
 static int64_t created_ms(btc_sink *s, const char *jid) {
   char key[80];
   snprintf(key, sizeof key, "@job:%s", jid);
-  redisReply *r = btc_sink_redis_say(s->redis, "HGET", key, "created", NULL);
+  redisReply *r = btc_sink_redis_say(s->redis, "HGET", key, "created", (const char *)NULL);
   int64_t ms = r && r->type == REDIS_REPLY_STRING ? strtoll(r->str, NULL, 10) : 0;
   if (r) freeReplyObject(r);
   return ms;
@@ -346,8 +346,9 @@ btc_status btc_sink_start(const btc_sink_options *o, btc_sink **out, btc_error *
   s->broker = btc_strdup(o->broker);
   s->results = btc_strdup(o->results);
   s->job = btc_alloc_zero((size_t)s->o.open_jobs, sizeof *s->job);
-  btc_status st = s->queue && s->broker && s->results && s->job ? BTC_OK : btc_fail(err, BTC_ERR_NOMEM, "out of memory");
-  if (st == BTC_OK && mkdir(s->results, 0755) != 0 && errno != EEXIST)
+  bool copied = s->queue && s->broker && s->results && s->job;
+  btc_status st = copied ? BTC_OK : btc_fail(err, BTC_ERR_NOMEM, "out of memory");
+  if (copied && mkdir(s->results, 0755) != 0 && errno != EEXIST)
     st = btc_fail(err, BTC_ERR_IO, "cannot make the results folder '%s': %s", s->results, strerror(errno));
   if (st == BTC_OK) st = btc_sink_redis_create(o->redis, o->redis_user, o->redis_password_file, o->queue, &s->redis, err);
   if (st == BTC_OK) {

@@ -94,7 +94,7 @@ static btc_status list_dead(errors *e, uint64_t **dead, size_t *n, btc_error *er
   *dead = NULL;
   *n = 0;
   snprintf(key, sizeof key, "@dd:%s", e->source->jid);
-  redisReply *r = btc_sink_redis_say(e->redis, "HKEYS", key, NULL);
+  redisReply *r = btc_sink_redis_say(e->redis, "HKEYS", key, (const char *)NULL);
   btc_status st = btc_reply_failed(r, err) ? BTC_ERR_IO : BTC_OK;
   if (st == BTC_OK && r->type == REDIS_REPLY_ARRAY && r->elements) {
     *dead = btc_alloc(r->elements, sizeof **dead);

@@ -34,7 +34,7 @@ static int64_t noted_epoch(const btc_sink *s, const char *jid) {
 static redisReply *ask_job(btc_sink *s, const char *jid) {
   char key[80];
   snprintf(key, sizeof key, "@job:%s", jid);
-  redisReply *r = btc_sink_redis_say(s->redis, "HMGET", key, "st", "epoch", "route", "done", "dead", "canc", "manifest", "base", NULL);
+  redisReply *r = btc_sink_redis_say(s->redis, "HMGET", key, "st", "epoch", "route", "done", "dead", "canc", "manifest", "base", (const char *)NULL);
   if (r && r->type == REDIS_REPLY_ARRAY && r->elements == FIELDS) return r;
   if (r) freeReplyObject(r);
   return NULL;
@@ -149,7 +149,7 @@ static bool scan_page(btc_sink *s) {
   char from[24], to[24];
   snprintf(from, sizeof from, "%" PRId64, s->scan);
   snprintf(to, sizeof to, "%" PRId64, s->scan + SCAN_PAGE - 1);
-  redisReply *r = btc_sink_redis_say(s->redis, "ZRANGE", "@jobs", from, to, NULL);
+  redisReply *r = btc_sink_redis_say(s->redis, "ZRANGE", "@jobs", from, to, (const char *)NULL);
   if (!r || r->type != REDIS_REPLY_ARRAY) {
     if (r) freeReplyObject(r);
     return false;
@@ -167,7 +167,7 @@ static bool scan_page(btc_sink *s) {
 
 /* The place in the stream of events from which on they count: before the scan, so that no finish falls between the two. */
 static bool begin_events(btc_sink *s) {
-  redisReply *r = btc_sink_redis_say(s->redis, "XREVRANGE", "@ev", "+", "-", "COUNT", "1", NULL);
+  redisReply *r = btc_sink_redis_say(s->redis, "XREVRANGE", "@ev", "+", "-", "COUNT", "1", (const char *)NULL);
   if (!r || r->type != REDIS_REPLY_ARRAY) {
     if (r) freeReplyObject(r);
     return false;
@@ -180,7 +180,7 @@ static bool begin_events(btc_sink *s) {
 static bool read_events(btc_sink *s) {
   if (btc_now_ns() < s->events_ns) return true;
   s->events_ns = btc_now_ns() + EVENTS_EVERY_NS;
-  redisReply *r = btc_sink_redis_say(s->redis, "XREAD", "COUNT", "256", "STREAMS", "@ev", s->events, NULL);
+  redisReply *r = btc_sink_redis_say(s->redis, "XREAD", "COUNT", "256", "STREAMS", "@ev", s->events, (const char *)NULL);
   if (!r) return false;
   const redisReply *list = r->type == REDIS_REPLY_ARRAY && r->elements && r->element[0]->elements == 2 ? r->element[0]->element[1] : NULL;
   for (size_t i = 0; list && list->type == REDIS_REPLY_ARRAY && i < list->elements; i++) {

@@ -140,7 +140,10 @@ static char *read_small(int dir, const char *name, size_t *len) {
 btc_status btc_items_read(btc_items *s, int dir, const char *path, const char *name, btc_error *err) {
   size_t len;
   char *text = read_small(dir, name, &len);
-  if (!text) return btc_fail(err, BTC_ERR_IO, "cannot read '%s/%s': %s", path, name, strerror(errno));
+  if (!text) {
+    btc_fail(err, BTC_ERR_IO, "cannot read '%s/%s': %s", path, name, strerror(errno));
+    return BTC_ERR_IO;
+  }
   static const btc_json_limits limits = {.max_bytes = MAX_SIDECAR, .max_values = MAX_SIDECAR};
   json_t *doc = NULL;
   btc_status st = btc_json_parse(text, len, name, &limits, &doc, err);

@@ -127,8 +127,9 @@ btc_status btc_part_open(const char *results, const char *jid, btc_part_job **ou
   if (getrandom(&j->token, sizeof j->token, 0) != (ssize_t)sizeof j->token) j->token = (uint64_t)btc_now_ns() * (uint64_t)getpid();
   j->jid = btc_strdup(jid);
   j->path = btc_path_join(results, jid);
-  btc_status st = j->jid && j->path ? BTC_OK : no_memory(err);
-  if (st == BTC_OK) {
+  bool copied = j->jid && j->path;
+  btc_status st = copied ? BTC_OK : no_memory(err);
+  if (copied) {
     j->dir = open_folder(results, j->path);
     if (j->dir < 0) st = btc_fail(err, BTC_ERR_IO, "cannot make the folder '%s': %s", j->path, strerror(errno));
   }

@@ -60,8 +60,13 @@ static bool add_ack(btc_sink *s, const char *jid, const char *id) {
 /* ---- entries ---- */
 
 static bool parse_id(const char *text, btc_stream_id *id) {
-  int end = 0;
-  return sscanf(text, "%20" SCNu64 "-%20" SCNu64 "%n", &id->ms, &id->seq, &end) == 2 && !text[end];
+  size_t ms = strspn(text, "0123456789");
+  if (!ms || text[ms] != '-') return false;
+  const char *seq = text + ms + 1;
+  if (!*seq || seq[strspn(seq, "0123456789")]) return false;
+  id->ms = strtoull(text, NULL, 10);
+  id->seq = strtoull(seq, NULL, 10);
+  return true;
 }
 
 static bool parse_idx(const char *text, uint64_t *idx) {
@@ -124,7 +129,7 @@ bool btc_sink_claim(btc_sink *s) {
   snprintf(count, sizeof count, "%d", BTC_SINK_PAGE);
   for (bool end = false; !end;) {
     if (btc_sink_should_stop(s) || !btc_sink_lead(s)) return false;
-    redisReply *r = btc_sink_redis_say(s->redis, "XAUTOCLAIM", "@res", "sink", s->broker, "0", cursor, "COUNT", count, NULL);
+    redisReply *r = btc_sink_redis_say(s->redis, "XAUTOCLAIM", "@res", "sink", s->broker, "0", cursor, "COUNT", count, (const char *)NULL);
     btc_error err;
     if (btc_reply_failed(r, &err) || r->type != REDIS_REPLY_ARRAY || r->elements < 2) {
       char text[BTC_ERROR_TEXT];
@@ -147,7 +152,7 @@ bool btc_sink_claim(btc_sink *s) {
 bool btc_sink_read(btc_sink *s) {
   char count[16];
   snprintf(count, sizeof count, "%d", BTC_SINK_PAGE);
-  redisReply *r = btc_sink_redis_say(s->redis, "XREADGROUP", "GROUP", "sink", s->broker, "COUNT", count, "BLOCK", BLOCK_MS, "STREAMS", "@res", ">", NULL);
+  redisReply *r = btc_sink_redis_say(s->redis, "XREADGROUP", "GROUP", "sink", s->broker, "COUNT", count, "BLOCK", BLOCK_MS, "STREAMS", "@res", ">", (const char *)NULL);
   if (!r) return false;
   bool taken = r->type != REDIS_REPLY_ERROR;
   if (!taken) { /* the stream or its group is gone: the broker makes them again */

@@ -130,7 +130,10 @@ static btc_status reader_for_texts(btc_manifest **out, const char *dir, btc_erro
   btc_manifest *m = *out;
   if (!m) {
     *out = m = btc_alloc_zero(1, sizeof *m);
-    if (!m) return btc_fail(err, BTC_ERR_NOMEM, "out of memory");
+    if (!m) {
+      btc_fail(err, BTC_ERR_NOMEM, "out of memory");
+      return BTC_ERR_NOMEM;
+    }
     m->fd = -1;
     m->duplicates_too = true;
     m->path = btc_strdup("item");
@@ -143,7 +146,8 @@ static btc_status reader_for_texts(btc_manifest **out, const char *dir, btc_erro
   }
   if (m->path && m->before_path && m->after_path && m->dir) return BTC_OK;
   btc_manifest_close(out);
-  return btc_fail(err, BTC_ERR_NOMEM, "out of memory");
+  btc_fail(err, BTC_ERR_NOMEM, "out of memory");
+  return BTC_ERR_NOMEM;
 }
 
 btc_status btc_manifest_parse_line(btc_manifest **reader, const char *text, size_t len, uint64_t line, const char *dir, btc_manifest_item *item,
