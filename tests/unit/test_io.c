@@ -314,7 +314,7 @@ static void test_io_hostile_manifests(void **state) {
   assert_int_equal(texts(&few, "1:2:5", 1, 1, 1, 0), BTC_ERR_ARG);
   assert_int_equal(texts(&few, "x", 0, 1, 1, 0), BTC_ERR_ARG);
   FILE *f = fopen(at("odd.jsonl"), "wb");
-  static const char lines[] = "\xff\xfe{\"id\":\"\xc3\x28\"}\n\0\n{\"before\":NaN}\n{\"before\":\"a\",\"after\":\"b\",\"meta\":{\"x\":\"";
+  static const char lines[] = "{\xff\xfe\"id\":\"\xc3\x28\"}\n\0\n{\"before\":NaN}\n{\"before\":\"a\",\"after\":\"b\",\"meta\":{\"x\":\"";
   fwrite(lines, 1, sizeof lines - 1, f);
   for (int i = 0; i < 210000; i++) fputc('y', f);
   fputs("\"}}\n", f);
