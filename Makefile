@@ -43,6 +43,7 @@ test: build
 	tools/test-sanitized.sh $(SHARED) $(JOBS) $(SANITIZED)
 
 test-long: test
+	tools/setup.sh --if-missing slurm-wlm munge && ctest --test-dir $(BUILD) -R '^slurm$$' --output-on-failure
 	tools/fuzz.sh 600
 
 bench: build

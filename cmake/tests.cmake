@@ -9,7 +9,10 @@ target_include_directories(btc_test_support PUBLIC ${CMAKE_SOURCE_DIR} ${CMAKE_S
 
 set(BTC_TEST_ENVIRONMENT
   "BTCCHAT_SHARED=${BTC_SHARED}" "BTCCHAT_BINARY=$<TARGET_FILE:btcchat>" "BTCCHAT_SOURCE=${CMAKE_SOURCE_DIR}"
-  "ASAN_OPTIONS=abort_on_error=0:allocator_may_return_null=1:detect_leaks=1" "UBSAN_OPTIONS=print_stacktrace=1")
+  "ASAN_OPTIONS=abort_on_error=0:allocator_may_return_null=1:detect_leaks=1" "UBSAN_OPTIONS=print_stacktrace=1"
+  "TSAN_OPTIONS=suppressions=${CMAKE_SOURCE_DIR}/tests/tsan.supp")
+# Whole queues that are hurt all the time: each alone, for its own deadlines and the others'. With BTCCHAT_LONG=1 some go on for an hour.
+set(BTC_HEAVY_TESTS test_captions test_chaos test_chaos_long test_partition test_run test_step_crash)
 
 foreach(label unit golden integration fault)
   file(GLOB files CONFIGURE_DEPENDS ${CMAKE_SOURCE_DIR}/tests/${label}/test_*.c)
@@ -21,11 +24,20 @@ foreach(label unit golden integration fault)
     set_target_properties(${program} PROPERTIES RUNTIME_OUTPUT_DIRECTORY ${CMAKE_BINARY_DIR}/tests)
     set_property(DIRECTORY APPEND PROPERTY CMAKE_CONFIGURE_DEPENDS ${file})
     file(READ ${file} text)
+    set(timeout 300)
+    set(serial OFF)
+    if(program IN_LIST BTC_HEAVY_TESTS)
+      set(timeout 600)
+      set(serial ON)
+    endif()
+    if(program MATCHES "^test_(chaos_long|captions)$")
+      set(timeout 7200)
+    endif()
     string(REGEX MATCHALL "cmocka_unit_test[a-z_]*\\([a-z0-9_]+" entries "${text}")
     foreach(entry ${entries})
       string(REGEX REPLACE ".*\\(" "" test "${entry}")
       add_test(NAME ${program}.${test} COMMAND ${program} ${test})
-      set_tests_properties(${program}.${test} PROPERTIES LABELS ${label} TIMEOUT 300
+      set_tests_properties(${program}.${test} PROPERTIES LABELS ${label} TIMEOUT ${timeout} RUN_SERIAL ${serial}
         ENVIRONMENT "${BTC_TEST_ENVIRONMENT}" SKIP_REGULAR_EXPRESSION "\\[  SKIPPED \\]")
     endforeach()
   endforeach()
@@ -44,3 +56,8 @@ else()
   add_test(NAME model_queue COMMAND ${CMAKE_COMMAND} -E echo "[  SKIPPED ] luajit is not installed")
 endif()
 set_tests_properties(model_queue PROPERTIES LABELS model TIMEOUT 600 SKIP_REGULAR_EXPRESSION "\\[  SKIPPED \\]")
+
+# deploy/slurm on a real controller and node of its own; skips where Slurm is not installed or cannot start. `make test-long` installs it.
+add_test(NAME slurm COMMAND ${CMAKE_SOURCE_DIR}/tests/integration/slurm.sh $<TARGET_FILE:btcchat> $<TARGET_FILE:btcchat-check> ${CMAKE_SOURCE_DIR})
+set_tests_properties(slurm PROPERTIES LABELS integration TIMEOUT 600 COST 1000 ENVIRONMENT "${BTC_TEST_ENVIRONMENT}"
+  SKIP_REGULAR_EXPRESSION "\\[  SKIPPED \\]")
