@@ -3,73 +3,10 @@
  * appendfsync always; the checker reads Redis and the sealed files afterwards. The seed is printed; BTCCHAT_SEED repeats one.
  */
 #define _GNU_SOURCE
-#include <signal.h>
 #include <stdio.h>
-#include <time.h>
 
-#include "cluster.h"
+#include "chaos.h"
 #include "test.h"
-
-typedef struct chaos {
-  cluster c;
-  uint64_t state;
-  int killed, stopped, drained, brokers, redis;
-  int64_t wake_ms[CLUSTER_MAX_WORKERS]; /* when a stopped worker goes on, 0: it is not stopped */
-} chaos;
-
-/* xorshift64*: reproducible, and nothing else is asked of it. */
-static unsigned pick(chaos *x, unsigned n) {
-  x->state ^= x->state >> 12;
-  x->state ^= x->state << 25;
-  x->state ^= x->state >> 27;
-  return (unsigned)((x->state * 2685821657736338717u) >> 33) % n;
-}
-
-static uint64_t seed(void) {
-  const char *text = getenv("BTCCHAT_SEED");
-  uint64_t s = text ? strtoull(text, NULL, 10) : (uint64_t)time(NULL);
-  print_message("BTCCHAT_SEED=%llu\n", (unsigned long long)s);
-  return s ? s : 1;
-}
-
-static void revive(chaos *x) {
-  for (int i = 0; i < x->c.o.workers; i++) {
-    if (x->wake_ms[i] && test_now_ms() >= x->wake_ms[i]) {
-      daemon_signal(&x->c.worker[i], SIGCONT);
-      x->wake_ms[i] = 0;
-    }
-    if (!daemon_alive(&x->c.worker[i])) {
-      x->wake_ms[i] = 0;
-      cluster_start_worker(&x->c, i);
-    }
-  }
-  for (int i = 0; i < x->c.o.brokers; i++)
-    if (!daemon_alive(&x->c.broker[i])) cluster_start_broker(&x->c, i);
-}
-
-/* One fault: most hit workers, every tenth a broker, every tenth Redis. */
-static void hurt(chaos *x) {
-  unsigned what = pick(x, 20), w = pick(x, (unsigned)x->c.o.workers);
-  if (what < 9) {
-    daemon_kill(&x->c.worker[w]);
-    x->killed++;
-  } else if (what < 14 && !x->wake_ms[w]) {
-    daemon_signal(&x->c.worker[w], SIGSTOP);
-    x->wake_ms[w] = test_now_ms() + 900 + pick(x, 2500); /* shorter and longer than what counts as dead */
-    x->stopped++;
-  } else if (what < 16) {
-    daemon_signal(&x->c.worker[w], SIGTERM);
-    x->drained++;
-  } else if (what < 18) {
-    daemon_kill(&x->c.broker[pick(x, (unsigned)x->c.o.brokers)]);
-    x->brokers++;
-  } else {
-    redis_server_kill(x->c.redis);
-    test_sleep_ms((int)pick(x, 300));
-    redis_server_restart(x->c.redis);
-    x->redis++;
-  }
-}
 
 static bool finished(cluster *c, const char *jid) {
   return strcmp(cluster_job(c, jid, "st"), "FIN") == 0;
@@ -79,7 +16,7 @@ static void test_chaos_loses_and_doubles_nothing(void **state) {
   (void)state;
   static chaos x;
   const char *jid[3];
-  x.state = seed();
+  x.state = chaos_seed();
   cluster_start(&x.c, &(cluster_options){.brokers = 2, .workers = 6, .stub_us = 1500, .credits = 64});
   for (int i = 0; i < 3; i++) {
     char tenant[2] = {(char)('a' + i), 0};
@@ -87,17 +24,16 @@ static void test_chaos_loses_and_doubles_nothing(void **state) {
   }
   int64_t begin = test_now_ms(), quiet = begin + 45000; /* then everybody stays up, and the rest must come to its end */
   while (test_now_ms() < quiet && !(finished(&x.c, jid[0]) && finished(&x.c, jid[1]) && finished(&x.c, jid[2]))) {
-    hurt(&x);
+    chaos_hurt(&x);
     for (int k = 0; k < 4; k++) {
-      revive(&x);
+      chaos_revive(&x);
       test_sleep_ms(50);
     }
   }
-  for (int i = 0; i < x.c.o.workers; i++) x.wake_ms[i] = x.wake_ms[i] ? 1 : 0;
-  revive(&x);
+  chaos_calm(&x);
   for (int i = 0; i < 3; i++) cluster_wait(&x.c, jid[i], 60000);
-  print_message("%d workers killed, %d stopped, %d drained, %d brokers killed, Redis killed %d times, in %.1f s\n", x.killed,
-                x.stopped, x.drained, x.brokers, x.redis, (double)(test_now_ms() - begin) / 1000);
+  chaos_show(&x);
+  print_message("in %.1f s\n", (double)(test_now_ms() - begin) / 1000);
   for (int i = 0; i < 3; i++) assert_string_equal(cluster_job(&x.c, jid[i], "done"), "20000");
   cluster_check(&x.c);
   cluster_stop(&x.c);

@@ -250,8 +250,8 @@ static void read_drained(checker *c) {
   if (!f) checker_violation(c, "'%s' cannot be read", c->o->drained);
   for (ssize_t len; f && (len = getline(&line, &room, f)) > 0;) {
     checked_job *j = sscanf(line, "%71s %" SCNu64 " %" SCNu64 " %n", jid, &idx, &epoch, &at) >= 3 ? checker_job(c, jid) : NULL;
-    if (j)
-      check_entry(c, j, "what was taken from out", idx, line + at, (size_t)(len - at - 1));
+    if (j) /* without a record the blank before it went with the line's end */
+      check_entry(c, j, "what was taken from out", idx, line + at, len > at ? (size_t)(len - at - 1) : 0);
     else
       checker_violation(c, "'%s': line '%.50s'", c->o->drained, line);
   }

@@ -106,7 +106,7 @@ void cluster_prepare(cluster *c, const cluster_options *o) {
   if (!c->o.stall_ms) c->o.stall_ms = 4000;
   snprintf(c->results, sizeof c->results, "%s/results", test_tmp_dir());
   mkdir(c->results, 0700);
-  c->redis = redis_server_start(c->o.everysec ? "everysec" : "always", NULL);
+  c->redis = redis_server_start(c->o.everysec ? "everysec" : "always", c->o.redis_config);
   for (int i = 0; i < c->o.brokers; i++) init_broker(c, i);
   for (int i = 0; i < c->o.workers; i++) init_worker(c, i);
 }
@@ -229,15 +229,20 @@ static void say(void *ctx, const char *line) {
   print_message("violation: %s\n", line);
 }
 
-void cluster_check(cluster *c) {
+uint64_t cluster_check(cluster *c) {
   checker_report r;
   btc_error err;
-  const checker_options o = {
-      .redis = redis_server_url(c->redis), .queue = "t", .results = c->results, .at_end = true, .stub = !c->o.model};
+  const checker_options o = {.redis = redis_server_url(c->redis),
+                             .queue = "t",
+                             .results = c->results,
+                             .drained = c->drained,
+                             .at_end = true,
+                             .stub = !c->o.model};
   if (checker_run(&o, say, NULL, &r, &err) != BTC_OK) fail_msg("%s", err.message);
   if (r.violations) cluster_show(c);
   print_message("checked: %llu jobs, %llu items: %llu done, %llu dead, %llu cancelled, %llu records, %llu violations\n",
                 (unsigned long long)r.jobs, (unsigned long long)r.items, (unsigned long long)r.done, (unsigned long long)r.dead,
                 (unsigned long long)r.cancelled, (unsigned long long)r.records, (unsigned long long)r.violations);
   assert_int_equal(r.violations, 0);
+  return r.items;
 }

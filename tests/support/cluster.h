@@ -20,6 +20,7 @@ typedef struct cluster_options {
   int credits;                     /* items in hand of a worker; 0: its default */
   int lease_ms, dead_ms, stall_ms; /* 0: 3000, 2000, 4000 */
   bool everysec;                   /* appendfsync everysec instead of always */
+  const char *redis_config;        /* more lines of redis.conf, or NULL */
   bool links; /* one broker; clients, worker 0 (named "linked") and the broker's Redis each behind a link that can be cut */
 } cluster_options;
 
@@ -31,6 +32,7 @@ typedef struct cluster {
   char clients[512];                                 /* endpoints of all brokers, as --broker takes them */
   char workers[CLUSTER_MAX_BROKERS][128];            /* where workers reach each broker */
   char results[128];
+  const char *drained; /* what was taken from `out` (checker.h), or NULL */
 } cluster;
 
 /* Redis runs; brokers and workers are ready to be started. */
@@ -56,8 +58,8 @@ const char *cluster_job(cluster *c, const char *jid, const char *field);
 bool cluster_finished(cluster *c, const char *jid);
 /* Waits until the job is FIN (or CXD) and all its records are in files; fails the test after ms, showing everything. */
 void cluster_wait(cluster *c, const char *jid, int ms);
-/* The invariants of the whole queue, from Redis and the files; fails the test with each violation. */
-void cluster_check(cluster *c);
+/* The invariants of the whole queue, from Redis and the files; fails the test with each violation. Returns the number of items. */
+uint64_t cluster_check(cluster *c);
 /* Exactly the items of a PREFIX manifest whose fault (worker/engine.h) is crash, bad or hang are dead letters, with the reasons
  * that go with them. */
 void cluster_check_dead(cluster *c, const char *jid, const char *prefix, int64_t n, const char *faults);

@@ -63,6 +63,7 @@ void daemon_start(daemon_process *d) {
   char *argv[DAEMON_MAX_ARGS] = {(char *)program};
   assert_non_null(program);
   assert_int_equal(d->pid, 0);
+  d->code = 0;
   for (int i = 0; i < d->n_args; i++) argv[i + 1] = d->args[i];
   int out = open(d->log, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0600);
   assert_true(out >= 0);
@@ -149,7 +150,10 @@ static int code_of(int status) {
 
 bool daemon_alive(daemon_process *d) {
   int status;
-  if (d->pid && waitpid(d->pid, &status, WNOHANG) == d->pid) d->pid = 0;
+  if (d->pid && waitpid(d->pid, &status, WNOHANG) == d->pid) {
+    d->pid = 0;
+    d->code = code_of(status);
+  }
   return d->pid != 0;
 }
 
@@ -162,6 +166,7 @@ void daemon_kill(daemon_process *d) {
   kill(d->pid, SIGKILL);
   waitpid(d->pid, NULL, 0);
   d->pid = 0;
+  d->code = 0;
 }
 
 int daemon_wait(daemon_process *d, int ms) {

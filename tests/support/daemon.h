@@ -12,6 +12,7 @@ enum { DAEMON_MAX_ARGS = 48, DAEMON_ARG = 256 };
 
 typedef struct daemon_process {
   pid_t pid; /* 0: not running */
+  int code;  /* exit code, or -signal, of the last end that daemon_alive saw */
   char args[DAEMON_MAX_ARGS][DAEMON_ARG];
   int n_args;
   char env[4][DAEMON_ARG]; /* NAME=VALUE, "" ends */

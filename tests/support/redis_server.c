@@ -60,7 +60,7 @@ static void spawn(redis_server *r) {
 
 /* False when the process ended by itself. Loading an append-only file is waited for too. */
 static bool wait_until_ready(redis_server *r) {
-  for (int i = 0; i < 1000; i++, test_sleep_ms(10)) {
+  for (int i = 0; i < 6000; i++, test_sleep_ms(10)) {
     int status;
     if (waitpid(r->pid, &status, WNOHANG) == r->pid) {
       r->pid = 0;

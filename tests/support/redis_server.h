@@ -12,7 +12,7 @@
 typedef struct redis_server redis_server;
 
 /* fsync: "always", "everysec", or NULL for no append-only file (kill then loses everything). config: further lines of redis.conf,
- * or NULL. The server dies with the test. Fails the test when it cannot be started in 10 s. */
+ * or NULL. The server dies with the test. Fails the test when it cannot be started in a minute. */
 redis_server *redis_server_start(const char *fsync, const char *config);
 void redis_server_stop(redis_server **r);
 /* kill -9, and wait until it is gone. */
