@@ -17,7 +17,7 @@ help:
 	@echo 'make build      build/btcchat'
 	@echo 'make demo       caption image pairs with the shipped model'
 	@echo 'make test       all tests, also under ASan+UBSan and TSan (under 15 minutes)'
-	@echo 'make test-long  ten minutes of fuzzing a parser, besides make test'
+	@echo 'make test-long  an hour of chaos and cuts, ten minutes of fuzzing a parser, besides make test'
 	@echo 'make bench      speed against PyTorch and the roofs -> docs/performance.md'
 	@echo 'make lint       clang-format, cppcheck and clang-tidy;  make format: mends the first'
 	@echo 'make install    PREFIX=/usr/local by default'
@@ -43,6 +43,7 @@ test: build
 	tools/test-sanitized.sh $(SHARED) $(JOBS) $(SANITIZED)
 
 test-long: test
+	BTCCHAT_LONG=1 ctest --test-dir $(BUILD) -R '^test_(chaos_long|captions|partition)[.]' --verbose --no-tests=error
 	tools/setup.sh --if-missing slurm-wlm munge && ctest --test-dir $(BUILD) -R '^slurm$$' --output-on-failure
 	tools/fuzz.sh 600
 

@@ -33,7 +33,7 @@ typedef struct fake {
   char endpoint[160];
   const play *script;
   pthread_t thread;
-  volatile int stop;
+  int stop;
   int requests;
   uint64_t first_id;
   bool same_id; /* every request had the number of the first */
@@ -132,7 +132,7 @@ static void note(fake *f, const btc_message *m) {
 
 static void *broker_thread(void *ctx) {
   fake *f = ctx;
-  while (!f->stop) {
+  while (!__atomic_load_n(&f->stop, __ATOMIC_RELAXED)) {
     btc_message m;
     zmq_pollitem_t item = {.socket = f->router, .events = ZMQ_POLLIN};
     zmq_poll(&item, 1, 10);
