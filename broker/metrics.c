@@ -34,7 +34,7 @@ static const struct {
     [BTC_METRIC_LEASED] = {"btc_leased", "gauge", "", "Chunks in the hands of workers"},
     [BTC_METRIC_DELAYED] = {"btc_delayed", "gauge", "", "Chunks that wait for their next attempt"},
     [BTC_METRIC_SUSPECTS] = {"btc_suspects", "gauge", "", "Items that wait to run alone"},
-    [BTC_METRIC_JOBS] = {"btc_jobs", "gauge", "", "Jobs that Redis knows"},
+    [BTC_METRIC_JOBS] = {"btc_jobs", "gauge", "", "Open jobs"},
     [BTC_METRIC_PAUSED] = {"btc_paused", "gauge", "", "1: the queue is paused"},
     [BTC_METRIC_OUT_ENTRIES] = {"btc_out_entries", "gauge", "", "Records in the stream out"},
     [BTC_METRIC_RES_ENTRIES] = {"btc_res_entries", "gauge", "", "Records that wait for the sink"},

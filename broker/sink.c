@@ -1,4 +1,5 @@
-/* The sink's thread: duty, open jobs, sealing by size and time. See sink.h; reading is sink_read.c, the ends of jobs sink_finish.c. */
+/* The sink's thread: duty, open jobs, sealing by size and time. See sink.h; reading is sink_read.c, the ends of jobs sink_finish.c.
+ */
 #define _GNU_SOURCE
 #include "broker/sink_core.h"
 
@@ -180,7 +181,8 @@ bool btc_sink_seal(btc_sink *s, sink_job *j) {
 
 static bool is_due(const btc_sink *s, const sink_job *j, int64_t now) {
   if (!j->part || !j->seal_ns) return false;
-  return now >= j->seal_ns || (int64_t)btc_part_waiting(j->part) >= s->o.seal_records || (int64_t)btc_part_waiting_bytes(j->part) >= s->o.seal_bytes;
+  return now >= j->seal_ns || (int64_t)btc_part_waiting(j->part) >= s->o.seal_records ||
+         (int64_t)btc_part_waiting_bytes(j->part) >= s->o.seal_bytes;
 }
 
 /* A young job is sealed often, so that its owner sees results soon; an old one seldom, so that it has few files. */
@@ -215,7 +217,8 @@ static int say_lead(btc_sink *s, int64_t ttl_ms) {
   int lead = r && r->type == REDIS_REPLY_INTEGER ? (int)r->integer : -1;
   btc_error err;
   char text[BTC_ERROR_TEXT];
-  if (btc_reply_failed(r, &err)) BTC_LOG_LIMITED(BTC_LOG_WARN, "sink-no-duty", "why=%s", btc_log_quote(text, sizeof text, err.message));
+  if (btc_reply_failed(r, &err))
+    BTC_LOG_LIMITED(BTC_LOG_WARN, "sink-no-duty", "why=%s", btc_log_quote(text, sizeof text, err.message));
   if (r) freeReplyObject(r);
   return lead;
 }
@@ -236,7 +239,8 @@ bool btc_sink_lead(btc_sink *s) {
   s->active = lead == 1;
   s->lead_ns = now + s->o.duty_ms / 3 * 1000000;
   btc_metrics_set(s->o.metrics, BTC_METRIC_SINK_ACTIVE, s->active);
-  if (!s->active && !s->blocked) btc_metrics_health(s->o.metrics, BTC_HEALTH_SINK, true, NULL); /* another broker's business */
+  if (!s->blocked)
+    btc_metrics_health(s->o.metrics, BTC_HEALTH_SINK, true, NULL); /* the duty is ours, or another broker's business */
   return s->active;
 }
 
