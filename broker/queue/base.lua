@@ -170,7 +170,10 @@ local function push_ready(c, front)
   local list, ring = P .. 'rdy:' .. level .. ':' .. c.t, P .. 'ring:' .. level
   if call('LLEN', list) == 0 then
     -- srv tells ageing how long the level has waited: from now on, when nothing waited before.
-    if call('RPUSH', ring, c.t) == 1 then call('HSET', P .. 'srv', level, now()) end
+    if call('RPUSH', ring, c.t) == 1 then
+      call('HSET', P .. 'srv', level, now())
+      call('SADD', P .. 'classes', 'c:' .. c.c)
+    end
   end
   call(front and 'LPUSH' or 'RPUSH', list, c.cid)
 end
@@ -186,6 +189,7 @@ local function place(c, job, front, due)
   elseif c.solo then
     c.st = 'S'
     call('RPUSH', P .. 'sus:' .. c.c, c.cid)
+    call('SADD', P .. 'classes', 'c:' .. c.c)
   else
     c.st = 'R'
     push_ready(c, front)
@@ -199,7 +203,6 @@ local function new_chunk(job, from, m, solo, due)
              p = job.pri, t = job.tenant, c = job.class, id = from.id or ''}
   call('HSET', P .. 'ck:' .. c.cid, 'tok', 0, 'j', c.j, 'lo', c.lo, 'n', c.n, 'solo', solo and 1 or 0, 'pos', c.pos, 'p', c.p, 't', c.t, 'c', c.c, 'id', c.id)
   call('SADD', P .. 'jc:' .. job.jid, c.cid)
-  call('SADD', P .. 'classes', 'c:' .. c.c)
   job_add(job, 'live', 1)
   place(c, job, false, due)
   return c

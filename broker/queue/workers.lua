@@ -100,6 +100,20 @@ register('btc_forget', {'allow-oom'}, function(a)
   return 1
 end)
 
+-- A class in which nothing waits: classes come from submissions, so that there may be any number of them. What waits elsewhere (delayed, held,
+-- with a worker) names its class again when it gets ready.
+local function forget_class(class)
+  if call('EXISTS', P .. 'sus:' .. class, P .. 'sw:' .. class) > 0 then return end
+  for pri = 0, 2 do
+    if call('EXISTS', P .. 'ring:' .. class .. ':' .. pri) > 0 then return end
+  end
+  for pri = 0, 2 do
+    call('HDEL', P .. 'srv', class .. ':' .. pri)
+    call('UNLINK', P .. 'def:' .. class .. ':' .. pri)
+  end
+  call('SREM', P .. 'classes', 'c:' .. class)
+end
+
 register('btc_tidy', {'allow-oom'}, function(a)
   local max = step(a[1])
   local n = trim_out(4 * max)
@@ -111,6 +125,7 @@ register('btc_tidy', {'allow-oom'}, function(a)
       call('ZADD', P .. 'exp', now() + 60000, jid)
     end
   end
+  for _, entry in ipairs(call('SRANDMEMBER', P .. 'classes', max)) do forget_class(string.sub(entry, 3)) end
   for _, name in ipairs(call('SRANDMEMBER', P .. 'workers', max)) do
     local inc = call('HGET', P .. 'inc', name)
     if call('EXISTS', P .. 'wk:' .. name) == 0 and (not inc or call('SCARD', P .. 'own:' .. name .. '#' .. inc) == 0) then

@@ -59,6 +59,23 @@ static void test_tidy_forgets_workers_that_left_nothing(void **state) {
   EXPECT("0", "EXISTS $workers $inc");
 }
 
+/* Classes come from submissions: any number of them. */
+static void test_tidy_forgets_classes_in_which_nothing_waits(void **state) {
+  (void)state;
+  submit_as("a", 40, "t", 1, "one", "stream");
+  submit_as("b", 1, "t", 1, "two", "stream");
+  EXPECT("2", "SCARD $classes");
+  EXPECT("0", "btc_tidy 100");
+  SAY("btc_claim w#1 30000 1 two");
+  EXPECT("0", "btc_tidy 100"); /* not counted: it is no reason to come again at once */
+  EXPECT("[c:one]", "SMEMBERS $classes");
+  EXPECT("0", "EXISTS $def:two:1");
+  EXPECT("[one:1]", "HKEYS $srv");
+  SAY("btc_reap_owner w#1"); /* what comes back names it again */
+  EXPECT("2", "SCARD $classes");
+  EXPECT_BEGIN("[[3 2 b", "btc_claim w#2 30000 1 two");
+}
+
 static void test_lead_is_one_brokers(void **state) {
   (void)state;
   EXPECT("1", "btc_lead sink a 50");
@@ -216,6 +233,7 @@ int main(int argc, char **argv) {
       cmocka_unit_test_setup_teardown(test_hello_reaps_what_the_dead_incarnation_held, queue_setup, queue_teardown),
       cmocka_unit_test_setup_teardown(test_bye_hands_everything_back, queue_setup, queue_teardown),
       cmocka_unit_test_setup_teardown(test_tidy_forgets_workers_that_left_nothing, queue_setup, queue_teardown),
+      cmocka_unit_test_setup_teardown(test_tidy_forgets_classes_in_which_nothing_waits, queue_setup, queue_teardown),
       cmocka_unit_test_setup_teardown(test_lead_is_one_brokers, queue_setup, queue_teardown),
       cmocka_unit_test_setup_teardown(test_sealed_counts_once, queue_setup, queue_teardown),
       cmocka_unit_test_setup_teardown(test_tidy_trims_out_to_what_groups_need, queue_setup, queue_teardown),
