@@ -255,6 +255,7 @@ static btc_status open_sockets(btc_broker *b, btc_error *err) {
   if (!o->keys != !o->allow)
     return btc_fail(err, BTC_ERR_ARG, "--keys and --allow belong together: who may come in under CURVE is a list");
   if (o->keys) st = btc_keys_load(o->keys, NULL, o->allow, &b->keys, err);
+  if (st == BTC_ERR_NOT_FOUND) st = err->code = BTC_ERR_IO; /* "not found" is said of Redis */
   b->zmq = zmq_ctx_new();
   if (st == BTC_OK && !b->zmq) st = btc_fail(err, BTC_ERR_NOMEM, "ZeroMQ: out of memory");
   if (st == BTC_OK && b->keys) st = btc_zap_start(b->zmq, b->keys, &b->zap, err);
@@ -275,6 +276,8 @@ static btc_status connect_redis(btc_broker *b, btc_error *err) {
     b->limits[2 * i] = names[i];
     b->limits[2 * i + 1] = strcpy(b->limit_text[i], number[i]);
   }
+  if (o->redis_user && !o->redis_password_file)
+    return btc_fail(err, BTC_ERR_ARG, "--redis-user needs --redis-password-file: without it nobody would log in");
   btc_status st = o->redis_password_file ? btc_redis_password_read(o->redis_password_file, password, err) : BTC_OK;
   if (st != BTC_OK) return st;
   btc_redis_options r = {.label = "main",

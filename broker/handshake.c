@@ -113,7 +113,7 @@ static void check_auth(btc_handshake *h, const redisReply *r) {
   else if (strncmp(r->str, "LOADING", 7) == 0)
     later(h, r->str);
   else
-    fatal(h, "Redis refuses the password: ", r->str, "");
+    fatal(h, "Redis refuses the password: ", r->str, " (see --redis-password-file and --redis-user)");
 }
 
 static void check_setup(btc_handshake *h, const redisReply *r) {
@@ -134,7 +134,7 @@ static void on_answer(void *ctx, const redisReply *r) {
   btc_handshake *h = ctx;
   if (!r) return; /* the connection went; its owner knows */
   if (no_permission(r) && h->step != STEP_AUTH && h->step != STEP_POLICY) {
-    fatal(h, "Redis: ", r->str, "");
+    fatal(h, "Redis: ", r->str, strncmp(r->str, "NOAUTH", 6) == 0 ? " Give --redis-password-file." : " See deploy/users.acl.");
     return;
   }
   switch (h->step) {

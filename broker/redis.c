@@ -55,8 +55,7 @@ static btc_status parse_host(const char *rest, const char *url, btc_redis_addres
   char *stop = (char *)after;
   if (*after == ':') port = strtol(after + 1, &stop, 10);
   if (*stop == '/' && !stop[1]) stop++;
-  if (!len || len >= sizeof out->host || *stop || port < 1 || port > 65535 || (*after == ':' && stop == after + 1) ||
-      memchr(host, '@', len))
+  if (!len || len >= sizeof out->host || *stop || port < 1 || port > 65535 || (*after == ':' && stop == after + 1))
     return btc_fail(err, BTC_ERR_ARG, "'%s': a Redis address is redis://HOST:PORT or unix:///PATH (passwords come from a file)",
                     url);
   memcpy(out->host, host, len);
@@ -66,6 +65,10 @@ static btc_status parse_host(const char *rest, const char *url, btc_redis_addres
 
 btc_status btc_redis_address_parse(const char *url, btc_redis_address *out, btc_error *err) {
   *out = (btc_redis_address){.port = 0};
+  if (strchr(url, '@') && strncmp(url, "unix://", 7) != 0) /* not quoted: messages end in logs */
+    return btc_fail(err, BTC_ERR_ARG,
+                    "a Redis address is redis://HOST:PORT or unix:///PATH; the user and the password come by --redis-user and "
+                    "--redis-password-file");
   if (strncmp(url, "redis://", 8) == 0) return parse_host(url + 8, url, out, err);
   if (strncmp(url, "unix://", 7) != 0 || url[7] != '/')
     return btc_fail(err, BTC_ERR_ARG, "'%s': a Redis address is redis://HOST:PORT or unix:///PATH", url);

@@ -170,7 +170,8 @@ static void take_command(btc_broker *b, const btc_message *m) {
     return;
   }
   if (all && !may_rule(m->role)) {
-    btc_broker_nack(b, b->clients, &m->from, m->req_id, BTC__NACK_CODE__NACK_DENIED, "only an admin's key may pause the queue", 0);
+    btc_broker_nack(b, b->clients, &m->from, m->req_id, BTC__NACK_CODE__NACK_DENIED,
+                    "only an admin's key may pause or resume the queue", 0);
     free(q);
     return;
   }
@@ -271,7 +272,8 @@ void btc_request_message(btc_broker *b, btc_message *m) {
       btc_broker_nack(b, b->clients, &m->from, m->req_id, version ? BTC__NACK_CODE__NACK_VERSION : BTC__NACK_CODE__NACK_BAD,
                       m->error.message, 0);
   } else if (m->role != BTC_ROLE_CLIENT && m->role != BTC_ROLE_ADMIN && m->role != BTC_ROLE_ANY) {
-    btc_broker_nack(b, b->clients, &m->from, m->req_id, BTC__NACK_CODE__NACK_DENIED, "this key may not ask here", 0);
+    btc_broker_nack(b, b->clients, &m->from, m->req_id, BTC__NACK_CODE__NACK_DENIED,
+                    "this key may not ask here: its role in the allow-list is not client or admin", 0);
   } else if (!m->req_id) {
     b->bad_messages++; /* it could not be answered */
   } else if (!btc_redis_is_up(b->redis)) {

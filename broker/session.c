@@ -46,7 +46,10 @@ void btc_session_close(btc_broker *b, btc_session *s, const char *why) {
   if (!*at) return;
   *at = s->next;
   b->n_sessions--;
-  btc_log(BTC_LOG_INFO, "session-end", "worker=%s session=%" PRIx64 " owed=%u why=\"%s\"", s->name, s->id, s->owed, why);
+  if (s->state == BTC_SESSION_HELLO) /* never welcome: a second worker of a name tries each second, for ever */
+    BTC_LOG_LIMITED(BTC_LOG_INFO, "session-refused", "worker=%s why=\"%s\"", s->name, why);
+  else
+    btc_log(BTC_LOG_INFO, "session-end", "worker=%s session=%" PRIx64 " owed=%u why=\"%s\"", s->name, s->id, s->owed, why);
   if (!btc_session_named(b, s->name)) btc_metrics_forget_worker(b->metrics, s->name);
   destroy(s);
 }
@@ -220,7 +223,8 @@ void btc_session_message(btc_broker *b, btc_message *m) {
     return;
   }
   if (!may_work(m->role)) {
-    btc_broker_nack(b, b->workers, &m->from, e->req_id, BTC__NACK_CODE__NACK_DENIED, "this key may not work here", 0);
+    btc_broker_nack(b, b->workers, &m->from, e->req_id, BTC__NACK_CODE__NACK_DENIED,
+                    "this key may not work here: its role in the allow-list is not worker", 0);
     return;
   }
   if (e->body_case == BTC__ENVELOPE__BODY_HELLO) {

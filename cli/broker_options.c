@@ -13,7 +13,7 @@ int open_client(const broker_options *o, btc_client **out) {
   co.cancel = &cli_interrupted;
   if (btc_client_open(&co, out, &err) == BTC_OK) return CLI_OK;
   cli_error("%s", err.message);
-  return CLI_FAILED;
+  return err.code == BTC_ERR_ARG ? CLI_USAGE : CLI_FAILED;
 }
 
 int client_failed(const btc_client *c, const char *what, btc_status st, const btc_error *err) {

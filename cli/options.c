@@ -33,19 +33,20 @@ int cli_usage_error(const cli_command *cmd, const char *fmt, ...) {
 }
 
 static void print_help(const cli_command *cmd, const cli_option *o, size_t n) {
-  printf("usage: btcchat %s [options] %s\n\n%s\n", cmd->name, cmd->arguments, cmd->summary);
+  printf("usage: btcchat %s [options]%s%s\n\n%s\n", cmd->name, *cmd->arguments ? " " : "", cmd->arguments, cmd->summary);
   if (cmd->details) printf("\n%s\n", cmd->details);
   printf("\noptions:\n");
   for (size_t i = 0; i < n; i++) {
     char left[96];
     if (!o[i].help) continue;
-    snprintf(left, sizeof left, "  %c%c%c --%s%s%s", o[i].letter ? '-' : ' ', o[i].letter ? o[i].letter : ' ', o[i].letter ? ',' : ' ', o[i].name,
-             o[i].value ? " " : "", o[i].value ? o[i].value : "");
+    snprintf(left, sizeof left, "  %c%c%c --%s%s%s", o[i].letter ? '-' : ' ', o[i].letter ? o[i].letter : ' ',
+             o[i].letter ? ',' : ' ', o[i].name, o[i].value ? " " : "", o[i].value ? o[i].value : "");
     printf("%-32s %s\n", left, o[i].help);
   }
   printf("%-32s %s\n%-32s %s\n", "      --config FILE", "JSON object with option names as keys", "  -h, --help", "this text");
-  printf("\nEach option can also be given as an environment variable: BTCCHAT_ and its name in capitals, as in BTCCHAT_MODEL.\n"
-         "Precedence: option, environment, --config, default.\n");
+  printf(
+      "\nEach option can also be given as an environment variable: BTCCHAT_ and its name in capitals, as in BTCCHAT_MODEL.\n"
+      "Precedence: option, environment, --config, default.\n");
 }
 
 static bool in_choices(const char *choices, const char *value) {
@@ -87,7 +88,8 @@ static bool set_text(const cli_command *cmd, const cli_option *o, const char *va
   else
     real = strtod(value, &end);
   if (end == value || *end || errno || !(real >= o->low && real <= o->high)) {
-    cli_usage_error(cmd, "%s: '%s' is not a%s number between %.12g and %.12g", source, value, o->type == CLI_INT ? " whole" : "", o->low, o->high);
+    cli_usage_error(cmd, "%s: '%s' is not a%s number between %.12g and %.12g", source, value, o->type == CLI_INT ? " whole" : "",
+                    o->low, o->high);
     return false;
   }
   if (o->type == CLI_INT)
@@ -173,7 +175,8 @@ static const cli_option *option_of(const cli_option *o, size_t n, int code) {
 }
 
 /* Walks the command line once: apply == false only looks for --help and --config, which must be known first. */
-static bool walk(const cli_command *cmd, const cli_option *o, size_t n, int argc, char **argv, bool apply, const char **config_path, int *code) {
+static bool walk(const cli_command *cmd, const cli_option *o, size_t n, int argc, char **argv, bool apply, const char **config_path,
+                 int *code) {
   struct option longs[MAX_OPTIONS + 3];
   char shorts[2 * MAX_OPTIONS + 4], source[96];
   build_tables(o, n, longs, shorts);
