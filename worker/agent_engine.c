@@ -5,6 +5,7 @@
 #define _GNU_SOURCE
 #include <stdio.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "agent_parts.h"
 #include "base/failpoint.h"
@@ -246,4 +247,27 @@ btc_status engine_open(agent *a, btc_error *err) {
 
 void engine_close(agent *a) {
   child_destroy(&a->child);
+}
+
+/* ---- what heartbeats tell of it ---- */
+
+uint64_t engine_resident_bytes(const agent *a) {
+  char path[64];
+  unsigned long long size, resident = 0;
+  int pid = a->child ? child_pid(a->child) : 0;
+  snprintf(path, sizeof path, "/proc/%d/statm", pid);
+  FILE *f = pid ? fopen(path, "re") : NULL;
+  if (f && fscanf(f, "%llu %llu", &size, &resident) != 2) resident = 0; /* NOLINT(cert-err34-c): the kernel writes it */
+  if (f) fclose(f);
+  return resident * (uint64_t)sysconf(_SC_PAGESIZE);
+}
+
+void engine_update_rate(agent *a) {
+  int64_t now = btc_loop_now_ns(a->loop);
+  double seconds = (double)(now - a->rate_ns) * 1e-9;
+  if (seconds < 0.9) return;
+  double rate = (double)(a->items_done - a->items_done_at_beat) / seconds;
+  a->items_per_s += (rate - a->items_per_s) * (a->rate_ns ? 0.3 : 1);
+  a->items_done_at_beat = a->items_done;
+  a->rate_ns = now;
 }

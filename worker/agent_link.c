@@ -19,6 +19,7 @@ enum {
   CONNECT_MS = 20,
   PATIENT_MS = 2000 /* for a Welcome, however short the heartbeats */,
   BEAT_GAP_MS = 50,
+  WAITS_MS = 60000,
   RESULT_AGE_MS = 20,
   HWM = 4096,
   HELD_MANY = 256
@@ -100,6 +101,24 @@ static bool silent(const agent *a) {
   return btc_loop_now_ns(a->loop) - a->answered_ns > most_ms * AGENT_MS;
 }
 
+/* Said at once, and then once a minute: it may last for days. */
+static void say_waiting(agent *a, const char *event, const char *why) {
+  int64_t now = btc_loop_now_ns(a->loop);
+  if (a->waits_ns && now - a->waits_ns < WAITS_MS * AGENT_MS) return;
+  a->waits_ns = now;
+  agent_log(a, event, "broker=%s why=\"%s\"", a->brokers[a->broker], why);
+}
+
+static void say_silent(agent *a) {
+  if (a->welcomed)
+    say_waiting(a, "broker-silent", "no answer");
+  else if (a->keys)
+    say_waiting(a, "broker-silent",
+                "no answer: is a broker running there, does its allow-list hold our key, and is --server-key its key?");
+  else
+    say_waiting(a, "broker-silent", "no answer: is a broker running there, and without keys?");
+}
+
 static void try_next_broker(agent *a) {
   a->broker = (a->broker + 1) % a->n_brokers;
   link_connect(a);
@@ -111,7 +130,7 @@ static void on_hello_timer(void *ctx) {
   if (!a->socket) {
     link_connect(a);
   } else if (silent(a)) {
-    agent_log(a, "broker-silent", "broker=%s", a->brokers[a->broker]);
+    say_silent(a);
     try_next_broker(a);
   } else {
     say_hello(a);
@@ -122,6 +141,7 @@ static void on_welcome(agent *a, const Btc__Welcome *w) {
   bool fresh = a->session != w->session;
   a->answered_ns = btc_loop_now_ns(a->loop);
   a->session = w->session;
+  a->waits_ns = 0;
   a->heartbeat_ms = w->heartbeat_ms >= 10 && w->heartbeat_ms <= 60000 ? w->heartbeat_ms : AGENT_HEARTBEAT_MS;
   btc_timer_stop(a->hello_timer);
   if (fresh) btc_outbox_hurry(a->outbox);
@@ -136,27 +156,6 @@ static void on_welcome(agent *a, const Btc__Welcome *w) {
 }
 
 /* ---- heartbeats ---- */
-
-static uint64_t resident_bytes(const agent *a) {
-  char path[64];
-  unsigned long long size, resident = 0;
-  int pid = a->child ? child_pid(a->child) : 0;
-  snprintf(path, sizeof path, "/proc/%d/statm", pid);
-  FILE *f = pid ? fopen(path, "re") : NULL;
-  if (f && fscanf(f, "%llu %llu", &size, &resident) != 2) resident = 0; /* NOLINT(cert-err34-c): the kernel writes it */
-  if (f) fclose(f);
-  return resident * (uint64_t)sysconf(_SC_PAGESIZE);
-}
-
-static void update_rate(agent *a) {
-  int64_t now = btc_loop_now_ns(a->loop);
-  double seconds = (double)(now - a->rate_ns) * 1e-9;
-  if (seconds < 0.9) return;
-  double rate = (double)(a->items_done - a->items_done_at_beat) / seconds;
-  a->items_per_s += (rate - a->items_per_s) * (a->rate_ns ? 0.3 : 1);
-  a->items_done_at_beat = a->items_done;
-  a->rate_ns = now;
-}
 
 static size_t list_progress(const agent *a, Btc__ChunkProgress *chunks, Btc__ChunkProgress **list, size_t most) {
   size_t n = 0;
@@ -178,13 +177,13 @@ static void say_heartbeat(agent *a) {
   Btc__Envelope e = btc_wire_envelope(BTC__ENVELOPE__BODY_HEARTBEAT);
   size_t most = ledger_chunks(a->ledger) + 1;
   Btc__ChunkProgress *chunks = btc_alloc(most, sizeof *chunks), **list = btc_alloc(most, sizeof *list);
-  update_rate(a);
+  engine_update_rate(a);
   if (chunks && list) {
     beat.seq = ++a->beats;
     beat.free_items = (uint32_t)engine_free_items(a);
     beat.chunks = list;
     beat.n_chunks = list_progress(a, chunks, list, most);
-    beat.rss_bytes = resident_bytes(a);
+    beat.rss_bytes = engine_resident_bytes(a);
     beat.items_done = a->items_done;
     beat.items_per_s = a->items_per_s;
     beat.draining = a->phase > AGENT_WORKING || engine_hopeless(a); /* no grants, please */
@@ -211,7 +210,7 @@ static void on_beat(void *ctx) {
   a->beat_wanted = false;
   a->beat_ns = btc_loop_now_ns(a->loop);
   if (a->session && silent(a)) {
-    agent_log(a, "broker-silent", "broker=%s", a->brokers[a->broker]);
+    say_silent(a);
     try_next_broker(a);
   } else if (a->session) {
     say_heartbeat(a);
@@ -370,8 +369,10 @@ static void on_nack(agent *a, const Btc__Nack *n) {
     case BTC__NACK_CODE__NACK_BUSY:
       if (!(n->req_id & UNKEPT))
         btc_outbox_delay(a->outbox, n->req_id, a->answered_ns, retry_ms);
-      else if (!a->session)
+      else if (!a->session) {
+        say_waiting(a, "not-yet", n->message); /* a worker of our name is alive, or Redis is away */
         hello_again(a, retry_ms);
+      }
       break;
     case BTC__NACK_CODE__NACK_VERSION:
     case BTC__NACK_CODE__NACK_DENIED:

@@ -44,6 +44,7 @@ typedef struct agent {
   int64_t heartbeat_ms, answered_ns, beat_ns;
   uint64_t beats;
   bool welcomed, beat_wanted; /* ever; sooner than the interval */
+  int64_t waits_ns;           /* when it was last said that no broker takes us; 0: since the last welcome not at all */
   btc_timer *beat_timer, *hello_timer, *outbox_timer, *results_timer;
   /* engine */
   child *child;
@@ -81,6 +82,8 @@ void engine_close(agent *a);
 void engine_start(agent *a);
 void engine_feed(agent *a); /* gives the child items */
 size_t engine_free_items(const agent *a);
+uint64_t engine_resident_bytes(const agent *a); /* of the child */
+void engine_update_rate(agent *a);
 bool engine_hopeless(const agent *a); /* it does not start any more: nothing is taken on until it does */
 
 #endif
