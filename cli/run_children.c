@@ -10,6 +10,7 @@
 #include <string.h>
 #include <sys/prctl.h>
 #include <sys/stat.h>
+#include <sys/statvfs.h>
 #include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
@@ -17,7 +18,15 @@
 #include "jobs.h"
 
 #define MS INT64_C(1000000)
-enum { MAX_FAILURES = 5, FIRST_WAIT_MS = 200, LONGEST_WAIT_MS = 5000, LOG_TAIL = 1500, LOG_KEEP = 4 << 20, USAGE_CODE = 2 };
+enum {
+  MAX_FAILURES = 5,
+  FIRST_WAIT_MS = 200,
+  LONGEST_WAIT_MS = 5000,
+  LOG_TAIL = 1500,
+  LOG_KEEP = 4 << 20,
+  USAGE_CODE = 2,
+  NOT_FOUND_CODE = 127
+};
 
 extern char **environ;
 
@@ -61,7 +70,7 @@ static void become(const children *c, const child *ch, int log, pid_t parent, ch
   if (ch->keeps_lock) fcntl(c->lock, F_SETFD, 0);
   if (chdir(c->folder) == 0) execvpe(ch->argv[0], ch->argv, env);
   dprintf(STDERR_FILENO, "cannot start '%s': %s\n", ch->argv[0], strerror(errno));
-  _exit(127);
+  _exit(NOT_FOUND_CODE);
 }
 
 static int start(children *c, child *ch) {
@@ -118,6 +127,16 @@ static void show_log(const child *ch) {
   free(text);
 }
 
+/* A full disk ends Redis before it can say so in its log, which is on that disk. */
+static void explain(const child *ch, int status) {
+  enum { LITTLE = 1 << 20 };
+  struct statvfs disk;
+  if (statvfs(ch->log, &disk) == 0 && (uint64_t)disk.f_bavail * disk.f_frsize < LITTLE)
+    cli_error("the disk of '%s' is full: make room and give the same command again; nothing that was finished is lost", ch->log);
+  if (WIFEXITED(status) && WEXITSTATUS(status) == NOT_FOUND_CODE && !strchr(ch->argv[0], '/'))
+    cli_error("'btcchat run' needs '%s' in PATH: install Redis 7.0 or newer (Debian: the package redis-server)", ch->argv[0]);
+}
+
 /* ---- tending ---- */
 
 static int on_death(child *ch, int status) {
@@ -128,10 +147,11 @@ static int on_death(child *ch, int status) {
   ch->failures = was_ready ? 1 : ch->failures + 1;
   int64_t wait_ms = FIRST_WAIT_MS << (ch->failures - 1);
   ch->again_ns = btc_now_ns() + (wait_ms < LONGEST_WAIT_MS ? wait_ms : LONGEST_WAIT_MS) * MS;
-  bool hopeless = WIFEXITED(status) && (WEXITSTATUS(status) == USAGE_CODE || WEXITSTATUS(status) == 127);
+  bool hopeless = WIFEXITED(status) && (WEXITSTATUS(status) == USAGE_CODE || WEXITSTATUS(status) == NOT_FOUND_CODE);
   if (ch->failures < MAX_FAILURES && !hopeless) return CLI_OK;
   cli_error("%s does not start:", ch->name);
   show_log(ch);
+  explain(ch, status);
   return CLI_FAILED;
 }
 
