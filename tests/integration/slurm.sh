@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # The Slurm scripts of deploy/slurm, unchanged, on a real controller and a real node of our own: slurm.sh BTCCHAT CHECKER SOURCE
 # While 20,000 items run, a worker is warned (it drains and comes back), one is requeued, one is cancelled (it stays away) and the
-# broker with its Redis is warned and comes back; afterwards each item is done exactly once. KEEP=1 keeps the folder.
+# broker with its Redis is warned, requeued and given another address; afterwards each item is done exactly once. KEEP=1 keeps the folder.
 set -euo pipefail
 btcchat=$(readlink -f "$1") checker=$(readlink -f "$2") scripts=$(readlink -f "$3")/deploy/slurm
 items=20000
@@ -158,6 +158,7 @@ scontrol requeue "${array}_1"
 scancel "${array}_2"
 until_true 60 back "${array}_0" 2 || fail "the warned worker is not back"
 until_true 60 back "${array}_1" 2 || fail "the requeued worker is not back"
+grep -q hurry btcchat-worker-"$array"_*.log && fail "a worker was hurried: it had a second signal"
 say "both are back with $(count) of $items records sealed; warning the broker"
 [ "$(count)" -lt $items ] || fail "too early at the end: the broker's turn would show nothing"
 scancel --batch --signal=TERM "$broker"
@@ -165,9 +166,15 @@ until_true 60 back "$broker" 2 || fail "the warned broker is not back"
 say "the broker is back with $(count) records sealed; requeueing it, which gives its processes no order"
 [ "$(count)" -lt $items ] || fail "too early at the end: the second turn would show nothing"
 sleep 3
+rm "$BTCCHAT_HOME/broker"
 scontrol requeue "$broker"
 until_true 60 back "$broker" 3 || fail "the requeued broker is not back"
-say "the broker is back with $(count) records sealed"
+say "the broker is back with $(count) records sealed; giving it another address, as if it had come back on another node"
+[ "$(count)" -lt $items ] || fail "too early at the end: the move would show nothing"
+until_true 20 test -s "$BTCCHAT_HOME/broker" || fail "the broker did not say where it is"
+echo 127.0.0.1 >"$BTCCHAT_HOME/broker"
+until_true 60 back "${array}_0" 3 || fail "the first worker did not follow the broker"
+until_true 60 back "${array}_1" 3 || fail "the second worker did not follow the broker"
 
 end=$((SECONDS + 150))
 while kill -0 $submit 2>/dev/null && [ $SECONDS -lt $end ]; do sleep 0.5; done
@@ -197,8 +204,7 @@ scancel "$broker"
 grep -h 'sbatch: ' btcchat-*.log
 w=btcchat-worker-$array
 grep -q 'worker exit=0 end=warned' "${w}_0.log" || fail "the warned worker did not drain with exit code 0"
-grep -q hurry "${w}_0.log" && fail "the warned worker was hurried"
-[ "$(starts "${w}_0.log")$(starts "${w}_1.log")" = 22 ] || fail "a worker did not come back"
+[ "$(starts "${w}_0.log")$(starts "${w}_1.log")" = 33 ] || fail "a worker did not come back"
 [ "$(starts "${w}_2.log")" = 1 ] || fail "the cancelled worker came back"
 [ "$(grep -c 'broker exit=0 end=warned' "btcchat-broker-$broker.log")" = 2 ] || fail "the warned broker did not end well"
 
