@@ -348,8 +348,9 @@ class Builder:
                 self.blob("bareland", x, y, radius * 1.15, BEFORE)
             if not self.event("bareland", -1, place_points):
                 return False
-            host = self.scene.events[-2]
-            self.scene.events[-2] = replace(host, on_bareland=True)
+            host, land = self.scene.events[-2:]
+            # One clause tells both ("on the bare land"), so both are where the larger thing is.
+            self.scene.events[-2:] = replace(host, on_bareland=True), replace(land, place=host.place)
         return True
 
 
