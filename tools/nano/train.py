@@ -111,7 +111,7 @@ class Trainer:
         self.model, self.heads = Nano(self.config), DenseHeads(self.config)
         if args.init:
             self.model.load_state_dict(export.load(args.init).state_dict())
-        self.batches = dataset.Batches(dataset.Shards(args.shards), args.scenes, self.rng, rank, args.workers)
+        self.batches = dataset.Batches(dataset.Shards(args.shards), args.scenes, self.rng, rank, args.workers, args.confusable)
         self.prompts = [tuple(map(torch.tensor, self.tokens.prompt(q))) for q in captions.QUESTIONS]
         named = list(self.model.named_parameters()) + list(self.heads.named_parameters())
         decays = lambda n, p: p.dim() >= 2 and "embed" not in n
@@ -324,6 +324,7 @@ def main():
     parser.add_argument("--dense-only", type=float, default=.06, help="share of the time before the language model joins")
     parser.add_argument("--freeze-norm", type=float, default=.1, help="share of the time after which batch norm uses its running statistics")
     parser.add_argument("--dense-floor", type=float, default=.3)
+    parser.add_argument("--confusable", action="store_true", help="show houses along a road, new or old, twice as often")
     parser.add_argument("--float32", action="store_true", help="matrix products in float32 instead of bfloat16")
     parser.add_argument("--pause-file", help="wait while this file exists")
     parser.add_argument("--log-every", type=int, default=25)
