@@ -140,13 +140,20 @@ def presence(class_map):
     return there, there | {n for n, k in cells.items() if k == 0}
 
 
+def confusable(events):
+    """Houses along a road: either the road is new as well, or it was there before.  Most wrong objects are these two
+    taken for each other, so the end of a training shows such scenes twice as often."""
+    kinds = {e.kind for e in events}
+    return "house" in kinds and ("road" in kinds or any(e.along_road for e in events))
+
+
 class Batches:
     """Endless batches.  A batch takes each scene's four renders through the tower once and makes four pairs of
     them, two with a change (one in either direction) and two without: half the tower's work for the same number of
     pairs, and every changed pair meets its own unchanged twin in the same step."""
 
-    def __init__(self, shards, scenes_per_batch, rng, worker=0, workers=1):
-        self.shards, self.count, self.rng = shards, scenes_per_batch, rng
+    def __init__(self, shards, scenes_per_batch, rng, worker=0, workers=1, confusable=False):
+        self.shards, self.count, self.rng, self.confusable = shards, scenes_per_batch, rng, confusable
         self.worker, self.workers = worker, workers
         self.order = []
         self.passes = 0
@@ -155,6 +162,8 @@ class Batches:
         if not self.order:
             self.shards.refresh()
             self.order = self.shards.index[self.worker::self.workers]
+            if self.confusable:
+                self.order = self.order + [at for at in self.order if confusable(self.shards.scene(*at)[2])]
             self.rng.shuffle(self.order)
             self.passes += 1
         return self.shards.scene(*self.order.pop())

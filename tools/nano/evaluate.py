@@ -4,6 +4,8 @@
     python evaluate.py model MODEL DIR [--out FILE]       captions them with the PyTorch model of the folder, and scores
     python evaluate.py score DIR CAPTIONS.jsonl           scores captions of any program, {"id": .., "caption": ..} a line
     python evaluate.py folder MODEL DIR                   captions DIR/A/x against DIR/B/x for real images; no scores
+    python evaluate.py export-relit DIR OUT               every image of DIR/A and DIR/B beside itself, shifted a little and
+                                                          in another exposure: real pairs that are unchanged for certain
 
 The pairs' seeds begin at 90,000,000; training scenes begin at 1,000,000.  Three manifests: the pairs, the same image
 twice (id ending in -same), the dates swapped (id ending in -swap).
@@ -17,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageFilter
 
 import captions
 import dataset
@@ -66,6 +68,22 @@ def export_pairs(folder, count):
     for suffix, rows in manifests.items():
         (folder / f"manifest{suffix}.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
     (folder / "references.jsonl").write_text("".join(json.dumps(r) + "\n" for r in truth))
+
+
+def export_relit(folder, out):
+    out.mkdir(parents=True, exist_ok=True)
+    rows = []
+    for path in sorted((folder / "A").glob("*.png")) + sorted((folder / "B").glob("*.png")):
+        rng = random.Random(f"relit/{path.parent.name}/{path.stem}")
+        image = Image.open(path).convert("RGB").resize((256, 256), Image.BICUBIC)
+        shifted = image.transform(image.size, Image.AFFINE, (1, 0, rng.uniform(-2, 2), 0, 1, rng.uniform(-2, 2)), Image.BICUBIC)
+        if rng.random() < .5:
+            shifted = shifted.filter(ImageFilter.GaussianBlur(rng.uniform(.3, 1)))
+        name = f"{path.parent.name}-{path.stem}"
+        image.save(out / f"{name}-0.png")
+        Image.fromarray(expose(np.asarray(shifted), rng)).save(out / f"{name}-1.png")
+        rows.append({"id": name, "before": f"{name}-0.png", "after": f"{name}-1.png"})
+    (out / "manifest.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
 
 
 def read_lines(path):
@@ -163,10 +181,15 @@ def main():
     p = sub.add_parser("folder")
     p.add_argument("model", type=Path)
     p.add_argument("folder", type=Path)
+    p = sub.add_parser("export-relit")
+    p.add_argument("folder", type=Path)
+    p.add_argument("out", type=Path)
     args = parser.parse_args()
 
     if args.command == "export-pairs":
         export_pairs(args.folder, args.count)
+    elif args.command == "export-relit":
+        export_relit(args.folder, args.out)
     elif args.command == "score":
         report(args.folder, {r["id"]: r["caption"].strip() for f in args.captions for r in read_lines(f) if "caption" in r})
     elif args.command == "model":

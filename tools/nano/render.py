@@ -1,7 +1,8 @@
 """Pixels of a scene: one date of it, under one look.
 
 A look is everything that differs between two dates without being a change: sun, shadows, season, tint, haze, a
-small shift, parked cars, blur, noise, JPEG.  It has its own seed, so the same scene can be seen twice on one date.
+small shift, the tilt of the camera, how bright roofs are and now and then a new roof, parked cars and other small
+things that come and go, blur, noise, JPEG.  It has its own seed, so the same scene can be seen twice on one date.
 
 Shapes are drawn flat at twice the size and reduced, which smooths the edges; texture is then added per class from
 a bank of noise made once.  `render` also gives the class of every pixel, for the dense losses of the training.
@@ -14,7 +15,7 @@ import random
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
-from scenes import BOTH, rotate
+from scenes import BOTH, BUILDING_ROOFS, FRAME, HOUSE_ROOFS, rotate
 
 SIZE = 256
 SCALE = 2
@@ -76,6 +77,9 @@ class Look:
         self.tree_tone = rng.uniform(0.6, 1.3)
         self.bare = rng.uniform(.3, .9) if rng.random() < .12 else 0.0   # how leafless the trees are
         self.region_season = [rng.gauss(0, 0.35) for _ in range(12)]
+        self.tilt = [rng.uniform(-.3, .3) for _ in range(2)]   # how far a roof stands off its footprint, per height
+        self.roof_gain = math.exp(rng.gauss(0, .12))
+        self.clutter = rng.choice((0, 0, 2, 4, 8))             # small things that are here today only
 
     def grass(self, colour, region=0):
         """A ground colour under this season: towards straw or towards green, darker when lush."""
@@ -83,6 +87,13 @@ class Look:
         to = (148, 132, 98) if k < 0 else (72, 88, 52)
         mix = abs(k) * 0.42
         return tuple(int(c * (1 - mix) + t * mix + self.rng.gauss(0, 2)) for c, t in zip(colour, to))
+
+    def roof(self, colour, others, renewed):
+        """A roof's colour under this light; with the probability `renewed` another one altogether."""
+        if self.rng.random() < renewed:
+            colour = self.rng.choice(others)
+        gain = self.roof_gain * math.exp(self.rng.gauss(0, .05))
+        return tuple(min(255.0, c * gain) for c in colour)
 
     def plain(self, colour):
         shift = self.rng.gauss(0, 5)
@@ -215,6 +226,27 @@ class Painter:
                 if self.look.rng.random() < .25 * self.look.cars:
                     self.car(h.x + ox + dx * .62, h.y + oy + dy * .62, math.atan2(dy, dx))
 
+    def clutter(self):
+        """Containers, heaps, dug-up spots, single shrubs: far too small to be a change."""
+        rng = self.look.rng
+        for _ in range(self.look.clutter):
+            x, y, size = rng.uniform(0, FRAME), rng.uniform(0, FRAME), rng.uniform(3, 8)
+            draw = rng.random()
+            if draw < .4:
+                self.shape(rectangle(x, y, size, size * rng.uniform(.4, 1), rng.uniform(0, math.pi)), rng.choice(CAR_COLOURS))
+            elif draw < .7:
+                self.disc(x, y, size * .8, self.look.plain((176, 156, 122)))
+            else:
+                self.disc(x, y, size * .6, shade((64, 76, 50), self.look.tree_tone))
+
+    def walls(self, thing, colour):
+        """The sides that a tilted camera sees between the footprint and the roof; -> the roof's offset."""
+        ox, oy = (t * thing.height for t in self.look.tilt)
+        for x, y, w, d in self.parts(thing):
+            for k in (0, 1 / 3, 2 / 3):
+                self.shape(rectangle(x + k * ox, y + k * oy, w, d, thing.angle), shade(colour, .72))
+        return ox, oy
+
     @staticmethod
     def parts(thing):
         """The rectangles (x, y, width, depth) that make up a building or a house."""
@@ -280,27 +312,34 @@ class Painter:
 
     def houses(self):
         for h in self.here(self.scene.houses):
+            colour = self.look.roof(h.roof, HOUSE_ROOFS, .02)
+            ox, oy = self.walls(h, (150, 142, 132))
             for x, y, w, d in self.parts(h):
                 self.mark.polygon(self.small(rectangle(x, y, w, d, h.angle)), fill=HOUSE)
-                self.roof(x, y, w, d, h.angle, h.roof, h.hip)
+                self.roof(x + ox, y + oy, w, d, h.angle, colour, h.hip)
 
     def buildings(self):
         sx, sy = math.cos(self.look.sun), math.sin(self.look.sun)
         for b in self.here(self.scene.buildings):
+            colour = self.look.roof(b.roof, BUILDING_ROOFS, .05)
+            ox, oy = self.walls(b, (164, 160, 154))
             for i, (x, y, w, d) in enumerate(self.parts(b)):
+                self.mark.polygon(self.small(rectangle(x, y, w, d, b.angle)), fill=BUILDING)
+                x, y = x + ox, y + oy
                 corners = rectangle(x, y, w, d, b.angle)
-                self.shape(corners, shade(b.roof, .96 + .05 * i), BUILDING)
+                self.shape(corners, shade(colour, .96 + .05 * i))
                 if b.ridge:
-                    self.roof(x, y, w, d, b.angle, b.roof, False)
-                self.line(corners + corners[:1], shade(b.roof, .8), 1)
+                    self.roof(x, y, w, d, b.angle, colour, False)
+                self.line(corners + corners[:1], shade(colour, .8), 1)
             px, py, pw, pd = self.parts(b)[0]
+            px, py = px + ox, py + oy
             for u, v, size in b.units:
                 dx, dy = rotate(b.angle, u * pw, v * pd)
-                self.shape(rectangle(px + dx + sx * 2, py + dy + sy * 2, size, size, b.angle), shade(b.roof, .6))
-                self.shape(rectangle(px + dx, py + dy, size, size, b.angle), shade(b.roof, .88))
+                self.shape(rectangle(px + dx + sx * 2, py + dy + sy * 2, size, size, b.angle), shade(colour, .6))
+                self.shape(rectangle(px + dx, py + dy, size, size, b.angle), shade(colour, .88))
 
     def paint(self):
-        for layer in (self.ground, self.ponds, self.roads, self.lots, self.yards, self.shadows, self.trees, self.houses, self.buildings):
+        for layer in (self.ground, self.ponds, self.roads, self.lots, self.yards, self.clutter, self.shadows, self.trees, self.houses, self.buildings):
             layer()
         return self.image.reduce(SCALE), np.asarray(self.classes)
 

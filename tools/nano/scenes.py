@@ -73,6 +73,10 @@ class Building:
     units: list               # (u, v, size) of what stands on the roof
     phase: str = BOTH
 
+    def corners(self):
+        offsets = [rotate(self.angle, u * self.width / 2, v * self.depth / 2) for u in (-1, 1) for v in (-1, 1)]
+        return [(self.x + dx, self.y + dy) for dx, dy in offsets]
+
 
 @dataclass
 class Lot:
@@ -283,7 +287,10 @@ class Builder:
         self.scene.buildings.append(Building(x, y, width, depth, angle, jitter(rng, rng.choice(BUILDING_ROOFS), 8, 3),
                                              rng.uniform(6, 13), parts, rng.random() < 0.3, units, phase))
         self.claim(x, y, width * 0.52)
-        if rng.random() < 0.65:
+        if rng.random() < 0.3 and self.road_gap(x, y) > math.hypot(width, depth) / 2 + 22:    # paved all around
+            self.scene.lots.append(Lot(x, y, width + rng.uniform(36, 60), depth + rng.uniform(36, 60), angle, phase))
+            self.claim(x, y, math.hypot(width, depth) / 2 + 14)
+        elif rng.random() < 0.65:
             deep, sign = rng.uniform(26, 46), rng.choice((-1, 1))
             px, py = rotate(angle, 0, sign * (depth / 2 + deep / 2 + 2))
             if self.road_gap(x + px, y + py) > 2 and all(math.hypot(x + px - h.x, y + py - h.y) > deep / 2 + 22 for h in self.scene.houses):
@@ -341,8 +348,9 @@ class Builder:
                 self.blob("bareland", x, y, radius * 1.15, BEFORE)
             if not self.event("bareland", -1, place_points):
                 return False
-            host = self.scene.events[-2]
-            self.scene.events[-2] = replace(host, on_bareland=True)
+            host, land = self.scene.events[-2:]
+            # One clause tells both ("on the bare land"), so both are where the larger thing is.
+            self.scene.events[-2:] = replace(host, on_bareland=True), replace(land, place=host.place)
         return True
 
 
@@ -444,12 +452,13 @@ def new_building(b):
     n = 2 if rng.random() < 0.18 else 1
     centres = []
     for _ in range(n):
-        scale = rng.uniform(34, 62) if n == 1 else rng.uniform(34, 44)
-        spot = b.find(scale * 0.8, scale * 0.75)
+        scale = rng.uniform(34, 80) if n == 1 else rng.uniform(34, 44)
+        spot = b.find(scale * 0.8, scale * 0.75 if scale < 50 else scale * rng.uniform(0.3, 0.75))   # large ones may be cut off
         if spot:
             b.building(*spot, scale, AFTER)
             centres.append(spot)
-    if not centres or not b.event("building", 1, centres, len(centres)):
+    new = [c for building in b.scene.buildings for c in building.corners()]
+    if not centres or not b.event("building", 1, np.clip(new, 0, FRAME), len(centres)):
         return False
     return b.prepare_site(centres, 44, centres)
 
@@ -507,7 +516,7 @@ def try_scene(rng, seed):
     if not done or not b.scene.events:
         return None
     occupied = rng.choice((0, 0.4, 0.9, 0.9)) if style == "suburb" else rng.choice((0, 0, 0.4, 0.9))
-    furnish(b, occupied, rng.choices((0, 1, 2, 4), (.7, .15, .07, .08))[0])    # 2 and 4: a business district
+    furnish(b, occupied, rng.choices((0, 1, 2, 4), (.6, .18, .12, .10))[0])    # 2 and 4: a business district
     return b.scene
 
 
