@@ -255,7 +255,6 @@ static btc_status open_sockets(btc_broker *b, btc_error *err) {
   if (!o->keys != !o->allow)
     return btc_fail(err, BTC_ERR_ARG, "--keys and --allow belong together: who may come in under CURVE is a list");
   if (o->keys) st = btc_keys_load(o->keys, NULL, o->allow, &b->keys, err);
-  if (st == BTC_ERR_NOT_FOUND) st = err->code = BTC_ERR_IO; /* "not found" is said of Redis */
   b->zmq = zmq_ctx_new();
   if (st == BTC_OK && !b->zmq) st = btc_fail(err, BTC_ERR_NOMEM, "ZeroMQ: out of memory");
   if (st == BTC_OK && b->keys) st = btc_zap_start(b->zmq, b->keys, &b->zap, err);
@@ -384,6 +383,7 @@ btc_status btc_broker_run(const btc_broker_options *o, btc_error *err) {
   b->signals = -1;
   if (o->verbose) btc_log_set_level(BTC_LOG_DEBUG);
   btc_status st = make(b, err);
+  if (st == BTC_ERR_NOT_FOUND) st = err->code = BTC_ERR_IO; /* a file: from here on "not found" is said of Redis */
   if (st == BTC_OK) st = run(b, err);
   if (st != BTC_OK && b->failed == BTC_OK) b->failed = st;
   btc_log(BTC_LOG_INFO, "stop", "broker=%s status=\"%s\"", b->name, btc_status_text(st));

@@ -11,7 +11,7 @@ enum { MAX_JOBS = 256, MAX_RATES = 256 };
 typedef struct rate {
   char jid[BTC_JID];
   uint64_t ended;
-  int64_t at_ns;
+  int64_t at_ns, begun_ns; /* since when it moves; 0: before we looked */
   double per_s;
 } rate;
 
@@ -150,8 +150,12 @@ double btc_jobs_rate(btc_broker *b, const char *jid, uint64_t ended, double sinc
   }
   double s = (double)(now - r->at_ns) / 1e9;
   if (s < 0.5) return r->per_s;
-  double seen = ended > r->ended ? (double)(ended - r->ended) / s : 0, share = s / (s + settle_s);
-  r->per_s += (seen - r->per_s) * (s > settle_s ? 1 : share * 2 > 1 ? 1 : share * 2);
+  if (!(r->per_s > 0))
+    r->begun_ns = r->at_ns; /* from rest: what is seen first is the rate, and a plain average follows for a while */
+  double seen = ended > r->ended ? (double)(ended - r->ended) / s : 0, share = 2 * s / (s + settle_s);
+  double young = s / ((double)(now - r->begun_ns) / 1e9);
+  if (share < young) share = young;
+  r->per_s += (seen - r->per_s) * (share > 1 ? 1 : share);
   r->ended = ended;
   r->at_ns = now;
   return r->per_s;

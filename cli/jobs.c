@@ -69,7 +69,8 @@ static double seconds_since(uint64_t wall_ms) {
 
 void job_print(const Btc__Job *j) {
   char time[32];
-  printf("job       %s\nstate     %s%s%s\n", j->jid, job_state_text(j), *j->message ? ": " : "", j->message);
+  const char *message = j->message + (j->paused && strncmp(j->message, "paused: ", 8) == 0 ? 8 : 0);
+  printf("job       %s\nstate     %s%s%s\n", j->jid, job_state_text(j), *message ? ": " : "", message);
   printf("items     %" PRIu64 ": %" PRIu64 " done, %" PRIu64 " failed, %" PRIu64 " cancelled\n", j->total, j->done, j->dead,
          j->cancelled);
   if (j->retries || j->crashes) printf("attempts  %" PRIu64 " repeated, %" PRIu64 " crashes\n", j->retries, j->crashes);

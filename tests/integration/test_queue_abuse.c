@@ -129,6 +129,7 @@ static void test_abuse_settings_that_do_not_go_together(void **state) {
   refused(RUN("broker", "--redis", url, "--http", "off", "--redis-user", "me"), 2, "needs --redis-password-file");
   refused(RUN("broker", "--redis", url, "--http", "off", "--keys", secret), 2, "--allow");
   refused(RUN("broker", "--redis", url, "--http", "off", "--keys", secret, "--allow", path_of("none")), 1, "cannot open");
+  refused(RUN("broker", "--redis", url, "--http", "off", "--roots", path_of("none")), 1, "No such file");
   refused(RUN("status", "--keys", secret), 2, "--server-key");
   refused(RUN("worker", "--keys", secret, "--engine", "stub"), 2, "public key");
 }
@@ -215,6 +216,27 @@ static void test_abuse_redis_too_old(void **state) {
       RUN("broker", "--redis", url, "--http", "off", "--clients", "tcp://127.0.0.1:*", "--workers", "tcp://127.0.0.1:*");
   kill(server, 9);
   refused(r, 1, "6.2.14 is too old");
+}
+
+static void test_abuse_a_manifest_that_goes_away_pauses_its_job(void **state) {
+  (void)state;
+  char jid[80];
+  const char *manifest = path_of("gone.jsonl");
+  write_file(manifest, "{\"id\":\"a\",\"before\":\"a.png\",\"after\":\"b.png\"}\n", 0600);
+  start_broker(NULL, NULL, NULL);
+  program_result r = RUN("submit", "--broker", clients, manifest, "--delay", "0.5");
+  assert_int_equal(r.code, 0);
+  snprintf(jid, sizeof jid, "%.*s", (int)strcspn(r.out, "\n"), r.out);
+  program_clear(&r);
+  unlink(manifest);
+  start_worker(NULL);
+  for (int64_t end = test_now_ms() + 20000;; test_sleep_ms(100)) {
+    r = RUN("status", "--broker", clients, jid);
+    bool said = strstr(r.out, "state     paused: cannot open") != NULL;
+    if (!said && test_now_ms() > end) fail_msg("%s", r.out);
+    program_clear(&r);
+    if (said) break;
+  }
 }
 
 /* ---- an attacker ---- */
@@ -325,6 +347,7 @@ int main(int argc, char **argv) {
       cmocka_unit_test_setup_teardown(test_abuse_a_second_worker_of_a_name_says_so, set_up, tear_down),
       cmocka_unit_test_setup_teardown(test_abuse_a_key_that_is_not_on_the_list, set_up, tear_down),
       cmocka_unit_test(test_abuse_redis_too_old),
+      cmocka_unit_test_setup_teardown(test_abuse_a_manifest_that_goes_away_pauses_its_job, set_up, tear_down),
       cmocka_unit_test_setup_teardown(test_abuse_garbage_on_every_port, set_up, tear_down),
       cmocka_unit_test_setup_teardown(test_abuse_workers_that_come_and_go_leave_nothing, set_up, tear_down),
       cmocka_unit_test(test_abuse_run_without_redis_says_what_to_install),
