@@ -50,8 +50,9 @@ register('btc_sealed', {'allow-oom'}, function(a)
     call('XACK', P .. 'res', 'sink', a[i])
     gone = gone + call('XDEL', P .. 'res', a[i])
   end
-  -- A repeated call finds none of its entries: it must not count them twice.
-  if gone > 0 and job_get(jid) then call('HINCRBY', P .. 'job:' .. jid, 'rec', n) end
+  -- Each entry counts for whom it is deleted: of two sinks that sealed the same ones each may find some of them.
+  n = math.min(n, gone)
+  if n > 0 and job_get(jid) then call('HINCRBY', P .. 'job:' .. jid, 'rec', n) end
   return gone
 end)
 

@@ -98,7 +98,8 @@ static void test_sealed_counts_once(void **state) {
   assert_int_equal(sscanf(all, "[[%63s", first), 1);
   assert_int_equal(sscanf(strstr(all, "] [") + 3, "%63s", second), 1);
   EXPECT("0", "btc_forget j"); /* records are not in a file yet */
-  EXPECT("2", "btc_sealed j 2 %s %s", first, second);
+  EXPECT("1", "btc_sealed j 1 %s", first);
+  EXPECT("1", "btc_sealed j 2 %s %s", first, second); /* of a sink that lost the duty in between: one is gone already */
   EXPECT("0", "btc_sealed j 2 %s %s", first, second);
   EXPECT("2", "HGET $job:j rec");
   EXPECT("[0 nil nil nil]", "XPENDING $res sink");

@@ -10,6 +10,7 @@
 #include <signal.h>
 #include <stdio.h>
 #include <sys/mount.h>
+#include <sys/prctl.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -354,6 +355,7 @@ static void test_sink_zombies_double_nothing(void **state) {
   for (int i = 0; i < 3; i++) {
     pid[i] = fork();
     if (!pid[i]) {
+      prctl(PR_SET_PDEATHSIG, SIGKILL); /* a test that fails leaves nothing behind */
       char name[24];
       snprintf(name, sizeof name, "z%d", i);
       btc_sink_options o = {.redis = redis_server_url(redis), .queue = "q", .broker = name, .results = results, .seal_records = 150,
