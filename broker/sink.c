@@ -345,7 +345,6 @@ btc_status btc_sink_start(const btc_sink_options *o, btc_sink **out, btc_error *
   pthread_condattr_destroy(&monotonic);
   pthread_mutex_init(&s->lock, NULL);
   fill_options(s, o);
-  s->scan = -1;
   s->queue = btc_strdup(o->queue);
   s->broker = btc_strdup(o->broker);
   s->results = btc_strdup(o->results);

@@ -11,14 +11,14 @@
 #include "broker/sink_part.h"
 #include "broker/sink_redis.h"
 
-#define BTC_SINK_PAGE 512       /* entries read, and acknowledged, at once */
-#define BTC_SINK_WAITING 1024   /* finished jobs whose records are not all here */
-#define BTC_SINK_REFUSED 64     /* jobs whose folders cannot be used */
+#define BTC_SINK_PAGE 512     /* entries read, and acknowledged, at once */
+#define BTC_SINK_WAITING 1024 /* finished jobs whose records are not all here */
+#define BTC_SINK_REFUSED 64   /* jobs whose folders cannot be used */
 
 typedef struct sink_job {
-  btc_part_job *part;  /* NULL: free */
-  int64_t seal_ns;     /* when what waits is sealed at the latest; 0: nothing waits */
-  int64_t created_ms;  /* of the job, wall clock */
+  btc_part_job *part; /* NULL: free */
+  int64_t seal_ns;    /* when what waits is sealed at the latest; 0: nothing waits */
+  int64_t created_ms; /* of the job, wall clock */
   uint64_t used;
 } sink_job;
 
@@ -45,22 +45,23 @@ struct btc_sink {
   bool stop;
   int64_t grace_ms;
   /* the thread's own */
-  bool active;           /* it has the duty */
-  bool fresh;            /* pending entries have to be claimed before new ones are read */
-  int64_t lead_ns;       /* next renewal */
-  sink_job *job;         /* [o.open_jobs] */
+  bool active;     /* it has the duty */
+  bool fresh;      /* pending entries have to be claimed before new ones are read */
+  int64_t lead_ns; /* next renewal */
+  sink_job *job;   /* [o.open_jobs] */
   uint64_t clock;
   sink_acks acks;
-  char events[48];       /* last event seen */
+  char events[48]; /* last event seen */
   int64_t events_ns;
-  int64_t scan;          /* rank of the next job to look at, -1: none */
-  bool rescan;           /* once more, when jobs that wait have become fewer */
+  bool scanning; /* the jobs that are there are looked at */
+  char scan[24]; /* cursor of the next page of them */
+  bool rescan;   /* once more, when jobs that wait have become fewer */
   sink_waiting waiting[BTC_SINK_WAITING];
   size_t n_waiting;
   /* trouble */
-  bool blocked;          /* the folder takes nothing: no reading until it does */
+  bool blocked; /* the folder takes nothing: no reading until it does */
   int64_t retry_ns;
-  char blocked_jid[65];  /* whose folder could not be opened, "" when sealing failed */
+  char blocked_jid[65]; /* whose folder could not be opened, "" when sealing failed */
   struct {
     char jid[65];
     int64_t until_ns;
@@ -82,8 +83,8 @@ void btc_sink_close_job(sink_job *j);
 bool btc_sink_seal(btc_sink *s, sink_job *j);
 
 /* sink_read.c */
-bool btc_sink_claim(btc_sink *s);    /* all that is pending, of any consumer; false: try again */
-bool btc_sink_read(btc_sink *s);     /* new entries, waits a moment for them */
+bool btc_sink_claim(btc_sink *s); /* all that is pending, of any consumer; false: try again */
+bool btc_sink_read(btc_sink *s);  /* new entries, waits a moment for them */
 bool btc_sink_acknowledge(btc_sink *s, const char *jid, const btc_stream_id *id, size_t n);
 
 /* sink_finish.c */

@@ -9,7 +9,7 @@
 #include "broker/sink_core.h"
 #include "broker/sink_errors.h"
 
-#define SCAN_PAGE 64
+#define SCAN_PAGE "64"
 #define EVENTS_EVERY_NS 200000000
 #define WAIT_FIRST_NS 100000000
 #define WAIT_MOST_NS 30000000000
@@ -34,9 +34,11 @@ static int64_t noted_epoch(const btc_sink *s, const char *jid) {
 static redisReply *ask_job(btc_sink *s, const char *jid) {
   char key[80];
   snprintf(key, sizeof key, "@job:%s", jid);
-  redisReply *r = btc_sink_redis_say(s->redis, "HMGET", key, "st", "epoch", "route", "done", "dead", "canc", "manifest", "base", (const char *)NULL);
+  redisReply *r = btc_sink_redis_say(s->redis, "HMGET", key, "st", "epoch", "route", "done", "dead", "canc", "manifest", "base",
+                                     (const char *)NULL);
   if (r && r->type == REDIS_REPLY_ARRAY && r->elements == FIELDS) return r;
   if (r) freeReplyObject(r);
+  btc_sink_redis_close(s->redis); /* no answer: everything is looked at again */
   return NULL;
 }
 
@@ -56,19 +58,25 @@ static bool still_ours(void *ctx) {
   return btc_sink_lead(s) && !btc_sink_should_stop(s);
 }
 
-static btc_status note_finish(btc_sink *s, btc_part_job *part, const redisReply *job, uint64_t errors, uint32_t crc, btc_error *err) {
+static btc_status note_finish(btc_sink *s, btc_part_job *part, const redisReply *job, uint64_t errors, uint32_t crc,
+                              btc_error *err) {
   char text[400];
   redisReply *now = ask_job(s, btc_part_jid(part));
-  bool same = now && is_over(now) && strcmp(btc_reply_text(now, F_EPOCH), btc_reply_text(job, F_EPOCH)) == 0;
-  if (now) freeReplyObject(now);
+  if (!now) return btc_fail(err, BTC_ERR_IO, "Redis: no answer");
+  bool same = is_over(now) && strcmp(btc_reply_text(now, F_EPOCH), btc_reply_text(job, F_EPOCH)) == 0;
+  freeReplyObject(now);
   if (!same) return BTC_OK; /* replayed meanwhile: its next finish writes all this again */
-  int n = snprintf(text, sizeof text,
-                   "{\"v\":1,\"state\":\"%s\",\"epoch\":%" PRIu64 ",\"done\":%" PRIu64 ",\"dead\":%" PRIu64 ",\"cancelled\":%" PRIu64 ",\"records\":%" PRIu64
-                   ",\"errors\":%" PRIu64 ",\"errors_crc32\":\"%08" PRIx32 "\"}\n",
-                   btc_reply_text(job, F_ST), number(job, F_EPOCH), number(job, F_DONE), number(job, F_DEAD), number(job, F_CANC), btc_part_sealed(part), errors, crc);
+  int n =
+      snprintf(text, sizeof text,
+               "{\"v\":1,\"state\":\"%s\",\"epoch\":%" PRIu64 ",\"done\":%" PRIu64 ",\"dead\":%" PRIu64 ",\"cancelled\":%" PRIu64
+               ",\"records\":%" PRIu64 ",\"errors\":%" PRIu64 ",\"errors_crc32\":\"%08" PRIx32 "\"}\n",
+               btc_reply_text(job, F_ST), number(job, F_EPOCH), number(job, F_DONE), number(job, F_DEAD), number(job, F_CANC),
+               btc_part_sealed(part), errors, crc);
   btc_status st = btc_part_publish(part, ".finished.json", text, (size_t)n, err);
   BTC_FAILPOINT("sink_finish_noted");
-  if (st == BTC_OK) btc_log(BTC_LOG_INFO, "job-published", "jid=%s records=%" PRIu64 " errors=%" PRIu64, btc_part_jid(part), btc_part_sealed(part), errors);
+  if (st == BTC_OK)
+    btc_log(BTC_LOG_INFO, "job-published", "jid=%s records=%" PRIu64 " errors=%" PRIu64, btc_part_jid(part), btc_part_sealed(part),
+            errors);
   return st;
 }
 
@@ -78,9 +86,11 @@ static finished finish_with(btc_sink *s, const char *jid, const redisReply *job)
   if (!is_over(job) || noted_epoch(s, jid) == (int64_t)number(job, F_EPOCH)) return FINISH_DONE;
   sink_job *j = btc_sink_job(s, jid);
   if (!j) return FINISH_LATER;
-  if (btc_part_sealed(j->part) + btc_part_waiting(j->part) < number(job, F_DONE)) return FINISH_LATER; /* some are still on their way */
+  if (btc_part_sealed(j->part) + btc_part_waiting(j->part) < number(job, F_DONE))
+    return FINISH_LATER; /* some are still on their way */
   if (!btc_sink_seal(s, j)) return FINISH_LATER;
-  btc_errors_source source = {.jid = jid, .manifest = btc_reply_text(job, F_MANIFEST), .base = btc_reply_text(job, F_BASE), .go_on = still_ours, .ctx = s};
+  btc_errors_source source = {
+      .jid = jid, .manifest = btc_reply_text(job, F_MANIFEST), .base = btc_reply_text(job, F_BASE), .go_on = still_ours, .ctx = s};
   uint64_t errors;
   uint32_t crc;
   btc_error err;
@@ -98,7 +108,7 @@ static finished finish_with(btc_sink *s, const char *jid, const redisReply *job)
 
 static finished finish(btc_sink *s, const char *jid) {
   redisReply *job = ask_job(s, jid);
-  if (!job) return btc_sink_redis_is_up(s->redis) ? FINISH_DONE : FINISH_LATER;
+  if (!job) return FINISH_LATER;
   finished f = finish_with(s, jid, job);
   freeReplyObject(job);
   return f;
@@ -139,30 +149,35 @@ static bool work_waiting(btc_sink *s) {
   return true;
 }
 
-void btc_sink_scan_begin(btc_sink *s) {
-  s->scan = 0;
+static void begin_scan(btc_sink *s) {
+  s->scanning = true;
   s->rescan = false;
+  strcpy(s->scan, "0");
+}
+
+void btc_sink_scan_begin(btc_sink *s) {
+  begin_scan(s);
   s->events[0] = 0; /* events are read from those that come from now on */
 }
 
+static void look_at(btc_sink *s, const char *jid) {
+  redisReply *job = btc_results_jid_valid(jid) ? ask_job(s, jid) : NULL;
+  if (job && is_over(job) && noted_epoch(s, jid) != (int64_t)number(job, F_EPOCH)) wait_for(s, jid);
+  if (job) freeReplyObject(job);
+}
+
+/* By cursor: ranks move when jobs are forgotten, and one that moved past would never be looked at. */
 static bool scan_page(btc_sink *s) {
-  char from[24], to[24];
-  snprintf(from, sizeof from, "%" PRId64, s->scan);
-  snprintf(to, sizeof to, "%" PRId64, s->scan + SCAN_PAGE - 1);
-  redisReply *r = btc_sink_redis_say(s->redis, "ZRANGE", "@jobs", from, to, (const char *)NULL);
-  if (!r || r->type != REDIS_REPLY_ARRAY) {
-    if (r) freeReplyObject(r);
-    return false;
+  redisReply *r = btc_sink_redis_say(s->redis, "ZSCAN", "@jobs", s->scan, "COUNT", SCAN_PAGE, (const char *)NULL);
+  const redisReply *page =
+      r && r->type == REDIS_REPLY_ARRAY && r->elements == 2 && r->element[1]->type == REDIS_REPLY_ARRAY ? r->element[1] : NULL;
+  for (size_t i = 0; page && i + 1 < page->elements; i += 2) look_at(s, btc_reply_text(page, i));
+  if (page && btc_sink_redis_is_up(s->redis)) {
+    snprintf(s->scan, sizeof s->scan, "%s", btc_reply_text(r, 0));
+    s->scanning = strcmp(s->scan, "0") != 0;
   }
-  for (size_t i = 0; i < r->elements; i++) {
-    const char *jid = btc_reply_text(r, i);
-    redisReply *job = btc_results_jid_valid(jid) ? ask_job(s, jid) : NULL;
-    if (job && is_over(job) && noted_epoch(s, jid) != (int64_t)number(job, F_EPOCH)) wait_for(s, jid);
-    if (job) freeReplyObject(job);
-  }
-  s->scan = r->elements < SCAN_PAGE ? -1 : s->scan + SCAN_PAGE;
-  freeReplyObject(r);
-  return btc_sink_lead(s);
+  if (r) freeReplyObject(r);
+  return page && btc_sink_lead(s);
 }
 
 /* The place in the stream of events from which on they count: before the scan, so that no finish falls between the two. */
@@ -182,12 +197,15 @@ static bool read_events(btc_sink *s) {
   s->events_ns = btc_now_ns() + EVENTS_EVERY_NS;
   redisReply *r = btc_sink_redis_say(s->redis, "XREAD", "COUNT", "256", "STREAMS", "@ev", s->events, (const char *)NULL);
   if (!r) return false;
-  const redisReply *list = r->type == REDIS_REPLY_ARRAY && r->elements && r->element[0]->elements == 2 ? r->element[0]->element[1] : NULL;
+  const redisReply *list =
+      r->type == REDIS_REPLY_ARRAY && r->elements && r->element[0]->elements == 2 ? r->element[0]->element[1] : NULL;
   for (size_t i = 0; list && list->type == REDIS_REPLY_ARRAY && i < list->elements; i++) {
     const redisReply *e = list->element[i], *fields = e->type == REDIS_REPLY_ARRAY && e->elements == 2 ? e->element[1] : NULL;
     const redisReply *type = btc_reply_field(fields, "type"), *jid = btc_reply_field(fields, "jid");
     snprintf(s->events, sizeof s->events, "%s", btc_reply_text(e, 0));
-    if (type && jid && btc_results_jid_valid(jid->str) && (strcmp(type->str, "finished") == 0 || strcmp(type->str, "cancelled") == 0)) wait_for(s, jid->str);
+    if (type && jid && btc_results_jid_valid(jid->str) &&
+        (strcmp(type->str, "finished") == 0 || strcmp(type->str, "cancelled") == 0))
+      wait_for(s, jid->str);
   }
   if (list && list->elements == 256) s->events_ns = 0;
   freeReplyObject(r);
@@ -196,10 +214,7 @@ static bool read_events(btc_sink *s) {
 
 void btc_sink_finish_work(btc_sink *s) {
   if (!s->events[0] && !begin_events(s)) return;
-  if (s->scan >= 0 && s->n_waiting < BTC_SINK_WAITING / 2 && !scan_page(s)) return;
-  if (s->scan < 0 && s->rescan && s->n_waiting < BTC_SINK_WAITING / 2) {
-    s->scan = 0;
-    s->rescan = false;
-  }
+  if (s->scanning && s->n_waiting < BTC_SINK_WAITING / 2 && !scan_page(s)) return;
+  if (!s->scanning && s->rescan && s->n_waiting < BTC_SINK_WAITING / 2) begin_scan(s);
   if (read_events(s)) work_waiting(s);
 }

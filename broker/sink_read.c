@@ -8,7 +8,8 @@
 #include "broker/sink_core.h"
 #include "broker/sink_items.h"
 
-#define BLOCK_MS "200" /* a read waits so long for entries: sealing by time and the duty are not late by more */
+#define BLOCK_MS "200"        /* a read waits so long for entries: sealing by time and the duty are not late by more */
+#define BLOCK_SCANNING_MS "1" /* with a hundred thousand jobs to look at, their ends must not wait for as many pauses */
 
 /* btc_sealed for some entries of a job ("" for entries that name none). */
 static bool say_sealed(btc_sink *s, const char *jid, const char (*id)[48], size_t n) {
@@ -32,12 +33,12 @@ static bool say_sealed(btc_sink *s, const char *jid, const char (*id)[48], size_
 
 bool btc_sink_acknowledge(btc_sink *s, const char *jid, const btc_stream_id *id, size_t n) {
   static const size_t page = BTC_SINK_PAGE;
-  char (*text)[48] = btc_alloc(page, sizeof *text);
+  char(*text)[48] = btc_alloc(page, sizeof *text);
   bool good = text != NULL;
   for (size_t at = 0; good && at < n; at += page) {
     size_t some = n - at < page ? n - at : page;
     for (size_t i = 0; i < some; i++) snprintf(text[i], sizeof text[i], "%" PRIu64 "-%" PRIu64, id[at + i].ms, id[at + i].seq);
-    good = say_sealed(s, jid, (const char (*)[48])text, some) && btc_sink_lead(s);
+    good = say_sealed(s, jid, (const char(*)[48])text, some) && btc_sink_lead(s);
     BTC_FAILPOINT("sink_acked_some");
   }
   free(text);
@@ -47,7 +48,7 @@ bool btc_sink_acknowledge(btc_sink *s, const char *jid, const btc_stream_id *id,
 static bool flush_acks(btc_sink *s) {
   size_t n = s->acks.n;
   s->acks.n = 0;
-  return !n || say_sealed(s, s->acks.jid, (const char (*)[48])s->acks.id, n);
+  return !n || say_sealed(s, s->acks.jid, (const char(*)[48])s->acks.id, n);
 }
 
 static bool add_ack(btc_sink *s, const char *jid, const char *id) {
@@ -107,7 +108,8 @@ static bool take_entry(btc_sink *s, const redisReply *e) {
 static bool seal_full(btc_sink *s) {
   for (int64_t i = 0; i < s->o.open_jobs; i++) {
     sink_job *j = &s->job[i];
-    if (j->part && ((int64_t)btc_part_waiting(j->part) >= s->o.seal_records || (int64_t)btc_part_waiting_bytes(j->part) >= s->o.seal_bytes) &&
+    if (j->part &&
+        ((int64_t)btc_part_waiting(j->part) >= s->o.seal_records || (int64_t)btc_part_waiting_bytes(j->part) >= s->o.seal_bytes) &&
         !btc_sink_seal(s, j))
       return false;
   }
@@ -129,16 +131,19 @@ bool btc_sink_claim(btc_sink *s) {
   snprintf(count, sizeof count, "%d", BTC_SINK_PAGE);
   for (bool end = false; !end;) {
     if (btc_sink_should_stop(s) || !btc_sink_lead(s)) return false;
-    redisReply *r = btc_sink_redis_say(s->redis, "XAUTOCLAIM", "@res", "sink", s->broker, "0", cursor, "COUNT", count, (const char *)NULL);
+    redisReply *r =
+        btc_sink_redis_say(s->redis, "XAUTOCLAIM", "@res", "sink", s->broker, "0", cursor, "COUNT", count, (const char *)NULL);
     btc_error err;
     if (btc_reply_failed(r, &err) || r->type != REDIS_REPLY_ARRAY || r->elements < 2) {
       char text[BTC_ERROR_TEXT];
-      BTC_LOG_LIMITED(BTC_LOG_WARN, "sink-cannot-claim", "why=%s", btc_log_quote(text, sizeof text, r && r->type == REDIS_REPLY_ERROR ? r->str : "no reply"));
+      BTC_LOG_LIMITED(BTC_LOG_WARN, "sink-cannot-claim", "why=%s",
+                      btc_log_quote(text, sizeof text, r && r->type == REDIS_REPLY_ERROR ? r->str : "no reply"));
       if (r) freeReplyObject(r);
       return false;
     }
     if (r->elements > 2 && r->element[2]->type == REDIS_REPLY_ARRAY && r->element[2]->elements)
-      btc_log(BTC_LOG_ERROR, "sink-entries-lost", "entries=%zu first=%s", r->element[2]->elements, btc_reply_text(r->element[2], 0));
+      btc_log(BTC_LOG_ERROR, "sink-entries-lost", "entries=%zu first=%s", r->element[2]->elements,
+              btc_reply_text(r->element[2], 0));
     snprintf(cursor, sizeof cursor, "%s", btc_reply_text(r, 0));
     end = strcmp(cursor, "0-0") == 0 || !cursor[0];
     BTC_FAILPOINT("sink_claimed");
@@ -152,14 +157,16 @@ bool btc_sink_claim(btc_sink *s) {
 bool btc_sink_read(btc_sink *s) {
   char count[16];
   snprintf(count, sizeof count, "%d", BTC_SINK_PAGE);
-  redisReply *r = btc_sink_redis_say(s->redis, "XREADGROUP", "GROUP", "sink", s->broker, "COUNT", count, "BLOCK", BLOCK_MS, "STREAMS", "@res", ">", (const char *)NULL);
+  redisReply *r = btc_sink_redis_say(s->redis, "XREADGROUP", "GROUP", "sink", s->broker, "COUNT", count, "BLOCK",
+                                     s->scanning ? BLOCK_SCANNING_MS : BLOCK_MS, "STREAMS", "@res", ">", (const char *)NULL);
   if (!r) return false;
   bool taken = r->type != REDIS_REPLY_ERROR;
   if (!taken) { /* the stream or its group is gone: the broker makes them again */
     char text[BTC_ERROR_TEXT];
     BTC_LOG_LIMITED(BTC_LOG_WARN, "sink-cannot-read", "why=%s", btc_log_quote(text, sizeof text, r->str));
     btc_sink_redis_close(s->redis);
-  } else if (r->type == REDIS_REPLY_ARRAY && r->elements && r->element[0]->type == REDIS_REPLY_ARRAY && r->element[0]->elements == 2) {
+  } else if (r->type == REDIS_REPLY_ARRAY && r->elements && r->element[0]->type == REDIS_REPLY_ARRAY &&
+             r->element[0]->elements == 2) {
     BTC_FAILPOINT("sink_read");
     taken = take_entries(s, r->element[0]->element[1]);
   }
