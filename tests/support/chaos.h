@@ -18,7 +18,7 @@ unsigned chaos_pick(chaos *x, unsigned n);
 /* One fault: most hit workers, every tenth a broker, every tenth Redis. */
 void chaos_hurt(chaos *x);
 /* Starts what is not running, lets stopped workers go on when it is time. Fails the test when something died by a signal that was
- * not ours. */
+ * not ours, or of a sanitizer's report. */
 void chaos_revive(chaos *x);
 /* Everybody runs from now on. */
 void chaos_calm(chaos *x);
