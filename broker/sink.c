@@ -226,6 +226,11 @@ static int say_lead(btc_sink *s, int64_t ttl_ms) {
 bool btc_sink_lead(btc_sink *s) {
   int64_t now = btc_now_ns();
   if (s->active && now < s->lead_ns) return true;
+  if (s->active && now >= s->lapse_ns) { /* another may have had it meanwhile, and written to the folders that are open here */
+    btc_log(BTC_LOG_WARN, "sink-duty-lapsed", "broker=%s", s->broker);
+    btc_sink_drop(s);
+    return s->active = false;
+  }
   int lead = say_lead(s, s->o.duty_ms);
   if (lead != 1 && s->active) {
     btc_log(BTC_LOG_WARN, "sink-duty-lost", "broker=%s", s->broker);
@@ -238,6 +243,7 @@ bool btc_sink_lead(btc_sink *s) {
   }
   s->active = lead == 1;
   s->lead_ns = now + s->o.duty_ms / 3 * 1000000;
+  s->lapse_ns = now + s->o.duty_ms * 1000000;
   btc_metrics_set(s->o.metrics, BTC_METRIC_SINK_ACTIVE, s->active);
   if (!s->blocked)
     btc_metrics_health(s->o.metrics, BTC_HEALTH_SINK, true, NULL); /* the duty is ours, or another broker's business */

@@ -45,10 +45,11 @@ struct btc_sink {
   bool stop;
   int64_t grace_ms;
   /* the thread's own */
-  bool active;     /* it has the duty */
-  bool fresh;      /* pending entries have to be claimed before new ones are read */
-  int64_t lead_ns; /* next renewal */
-  sink_job *job;   /* [o.open_jobs] */
+  bool active;      /* it has the duty */
+  bool fresh;       /* pending entries have to be claimed before new ones are read */
+  int64_t lead_ns;  /* next renewal */
+  int64_t lapse_ns; /* when it has lapsed unless it was renewed before */
+  sink_job *job;    /* [o.open_jobs] */
   uint64_t clock;
   sink_acks acks;
   char events[48]; /* last event seen */
