@@ -117,14 +117,16 @@ def load(folder):
 
 
 def main():
-    parser = argparse.ArgumentParser(description="Export a training checkpoint as a model folder.")
+    parser = argparse.ArgumentParser(description="Export a training checkpoint, or the mean of several of one run, as a model folder.")
     parser.add_argument("checkpoint", type=Path)
+    parser.add_argument("--mean-with", type=Path, action="append", default=[], help="average the weights with those of this checkpoint; may be repeated")
     parser.add_argument("tokenizer", type=Path)
     parser.add_argument("folder", type=Path)
     args = parser.parse_args()
     state = torch.load(args.checkpoint, weights_only=False)
     model = Nano(Config(**state["config"]))
-    model.load_state_dict(state["model"])
+    states = [state["model"]] + [torch.load(path, weights_only=False)["model"] for path in args.mean_with]
+    model.load_state_dict({n: torch.stack([s[n] for s in states]).mean(0) if t.is_floating_point() else t for n, t in state["model"].items()})
     write(model, args.tokenizer, args.folder)
     print(f"step {state['step']}, {state['seen']} pairs, {state['net'] / 60:.1f} minutes of training")
 
