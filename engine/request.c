@@ -13,10 +13,11 @@
 static btc_status check_route(const btc_model *m, const btc_item *it, btc_error *err) {
   int64_t frames = m->cfg->num_video_frames;
   if (it->n_images == 2 && m->change.layers < 0)
-    return btc_fail(err, BTC_ERR_UNSUPPORTED, "this checkpoint has no change module (layers.change.*): pairs of images are not supported");
+    return btc_fail(err, BTC_ERR_UNSUPPORTED,
+                    "this checkpoint has no change module (layers.change.*): pairs of images are not supported");
   if (it->n_images == 1 || it->n_images == 2 || (it->n_images > 2 && it->n_images == frames)) return BTC_OK;
-  return btc_fail(err, BTC_ERR_ARG, "a group of %d images is neither 1 (an image), 2 (a pair) nor num_video_frames (%lld, a video)", it->n_images,
-                  (long long)frames);
+  return btc_fail(err, BTC_ERR_ARG, "a group of %d images is neither 1 (an image), 2 (a pair) nor num_video_frames (%lld, a video)",
+                  it->n_images, (long long)frames);
 }
 
 static btc_status encode_prompt(const btc_model *m, btc_request *l, int most_tokens, btc_error *err) {
@@ -24,14 +25,16 @@ static btc_status encode_prompt(const btc_model *m, btc_request *l, int most_tok
   char *text = NULL;
   size_t n = 0, holes = 0;
   btc_stage_item route = {.n_images = it->n_images};
-  btc_status st = btc_prompt_question(it->question ? it->question : btc_prompt_caption, (size_t)btc_item_blocks(&route), &text, err);
+  btc_status st =
+      btc_prompt_question(it->question ? it->question : btc_prompt_caption, (size_t)btc_item_blocks(&route), &text, err);
   if (st == BTC_OK) st = btc_prompt_encode(m->tok, text, &l->ids, &n, err);
   free(text);
   if (st != BTC_OK) return st;
   for (size_t i = 0; i < n; i++) holes += l->ids[i] == BTC_IMAGE_ID;
   int64_t positions = (int64_t)(n - holes) + (int64_t)holes * m->block_tokens, context = m->cfg->llm.context;
   if (positions >= context)
-    return btc_fail(err, BTC_ERR_LIMIT, "the prompt takes %lld positions (%zu of text, %lld of images), but the model's context is %lld",
+    return btc_fail(err, BTC_ERR_LIMIT,
+                    "the prompt takes %lld positions (%zu of text, %lld of images), but the model's context is %lld",
                     (long long)positions, n - holes, (long long)holes * (long long)m->block_tokens, (long long)context);
   l->max_tokens = it->max_tokens ? it->max_tokens : most_tokens;
   if (l->max_tokens < 1 || l->max_tokens > most_tokens)
@@ -86,8 +89,8 @@ static bool is_eos(const btc_llm_config *c, int32_t id) {
   return false;
 }
 
-btc_status btc_request_take(const btc_model *m, btc_sampler *s, btc_request *l, const float *logits, const int32_t *force, size_t n_force,
-                            btc_error *err) {
+btc_status btc_request_take(const btc_model *m, btc_sampler *s, btc_request *l, const float *logits, const int32_t *force,
+                            size_t n_force, btc_error *err) {
   btc_result *r = l->result;
   int32_t id;
   double logprob;
