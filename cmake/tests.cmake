@@ -44,3 +44,8 @@ else()
   add_test(NAME model_queue COMMAND ${CMAKE_COMMAND} -E echo "[  SKIPPED ] luajit is not installed")
 endif()
 set_tests_properties(model_queue PROPERTIES LABELS model TIMEOUT 600 SKIP_REGULAR_EXPRESSION "\\[  SKIPPED \\]")
+
+# The schedule of pipelines, simulated: the busiest of four equal stages idles at most 15 %.
+add_test(NAME bench_pipes COMMAND btcchat-bench-pipes --check)
+add_test(NAME bench_pipes_equal COMMAND btcchat-bench-pipes --equal --check)
+set_tests_properties(bench_pipes bench_pipes_equal PROPERTIES LABELS unit TIMEOUT 60)
