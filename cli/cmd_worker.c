@@ -23,7 +23,7 @@ const cli_command cmd_worker = {
 };
 
 typedef struct numbers {
-  int64_t threads, batch, max_tokens, engine_child, shard, first, last;
+  int64_t threads, batch, max_tokens, engine_child, pipe, shard, first, last;
 } numbers;
 
 static int finish(btc_status st, const btc_error *err) {
@@ -54,6 +54,7 @@ static int run_with(btc_worker_options *o, const numbers *n) {
   o->threads = (int)n->threads;
   o->batch = (int)n->batch;
   o->max_tokens = (int)n->max_tokens;
+  o->pipe = (int)n->pipe;
   if (!strcmp(o->engine, "model") && !o->model) o->model = default_model_dir();
   if (n->shard >= 0) return run_shard(o, n);
   if (n->engine_child >= 0) return run_child(o, (int)n->engine_child);
@@ -63,7 +64,7 @@ static int run_with(btc_worker_options *o, const numbers *n) {
 
 static int run(int argc, char **argv) {
   btc_worker_options o = btc_worker_options_default();
-  numbers n = {.threads = o.threads, .batch = o.batch, .max_tokens = o.max_tokens, .engine_child = -1, .shard = -1};
+  numbers n = {.threads = o.threads, .batch = o.batch, .max_tokens = o.max_tokens, .engine_child = -1, .pipe = 1, .shard = -1};
   cli_option table[] = {
       {.name = "brokers",
        .type = CLI_TEXT,
@@ -162,6 +163,13 @@ static int run(int argc, char **argv) {
        .help = "longest answer, tokens (default 128)",
        .low = 1,
        .high = 65536},
+      {.name = "pipe",
+       .type = CLI_INT,
+       .target = &n.pipe,
+       .value = "N",
+       .help = "cut the model into a pipeline of N processes on this machine (default: one process)",
+       .low = 1,
+       .high = 16},
       {.name = "stub-us",
        .type = CLI_INT,
        .target = &o.stub_us,

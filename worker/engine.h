@@ -6,6 +6,7 @@
 #define BTC_WORKER_ENGINE_H
 
 #include "agent.h"
+#include "item.h"
 #include "proto/btcchat.pb-c.h"
 
 /* Borrowed for the call of run or add. */
@@ -47,7 +48,12 @@ struct worker_engine {
 };
 
 btc_status engine_model_create(const btc_worker_options *o, worker_engine **out, btc_error *err);
+/* A pipeline of o->pipe ranks in processes of their own; takes batches. */
+btc_status engine_pipe_create(const btc_worker_options *o, worker_engine **out, btc_error *err);
 btc_status engine_stub_create(const btc_worker_options *o, worker_engine **out, btc_error *err);
+
+/* What becomes of an item whose result is there (or that is bad): shared by the engines with a model. Takes its id. */
+btc_status engine_answer(const btc_model *m, const record_model *record, work_item *it, worker_answer *a, btc_error *err);
 
 /* ---- the stub's behaviour, for checkers ---- */
 

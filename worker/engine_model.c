@@ -49,13 +49,13 @@ static bool passing(const work_item *it, const char **reason) {
   return !read_fails_for_good(it->paths[0]) && !read_fails_for_good(it->paths[1]);
 }
 
-static btc_status answer(const model_engine *e, work_item *it, worker_answer *a, btc_error *err) {
+btc_status engine_answer(const btc_model *m, const record_model *record, work_item *it, worker_answer *a, btc_error *err) {
   *a = (worker_answer){.outcome = BTC__OUTCOME__OUTCOME_OK, .reason = ""};
   if (it->result.status != BTC_OK) {
     a->outcome = passing(it, &a->reason) ? BTC__OUTCOME__OUTCOME_TRANSIENT : BTC__OUTCOME__OUTCOME_PERMANENT;
     a->message = btc_strdup(it->result.error.message);
   }
-  a->record = item_record(e->m, &e->record, it);
+  a->record = item_record(m, record, it);
   a->id = it->id;
   it->id = NULL;
   if (a->record && (a->message || it->result.status == BTC_OK)) return BTC_OK;
@@ -67,7 +67,7 @@ static btc_status answer(const model_engine *e, work_item *it, worker_answer *a,
 static void say(model_engine *e, work_item *it, uint64_t ticket, const worker_sink *sink) {
   worker_answer a;
   btc_error err;
-  btc_status st = answer(e, it, &a, &err);
+  btc_status st = engine_answer(e->m, &e->record, it, &a, &err);
   if (st != BTC_OK) {
     a = (worker_answer){.outcome = BTC__OUTCOME__OUTCOME_TRANSIENT, .reason = "oom", .message = btc_strdup(err.message)};
     a.id = it->id;

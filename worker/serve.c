@@ -278,7 +278,9 @@ static void settle(void) {
 }
 
 static btc_status prepare(server *s, const btc_worker_options *o, btc_error *err) {
-  btc_status st = strcmp(o->engine, "stub") == 0 ? engine_stub_create(o, &s->engine, err) : engine_model_create(o, &s->engine, err);
+  btc_status st = strcmp(o->engine, "stub") == 0 ? engine_stub_create(o, &s->engine, err)
+                  : o->pipe > 1                  ? engine_pipe_create(o, &s->engine, err)
+                                                 : engine_model_create(o, &s->engine, err);
   if (st != BTC_OK) return st;
   size_t n = (size_t)s->engine->batch;
   s->batch = btc_alloc_zero(n, sizeof *s->batch);
