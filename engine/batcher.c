@@ -244,17 +244,23 @@ static void wait_ms(btc_batcher *b, int ms) {
   pthread_cond_timedwait(&b->has_read, &b->lock, &t);
 }
 
+static batch_job *earliest_open(const btc_batcher *b) {
+  batch_job *first = NULL;
+  for (int i = 0; i < b->n_jobs; i++)
+    if (b->jobs[i].state != JOB_FREE && (!first || b->jobs[i].order < first->order)) first = &b->jobs[i];
+  return first;
+}
+
 /* Nothing stays behind: items of later submits start afresh. What `done` submits meanwhile is answered too. */
 static void answer_all(btc_batcher *b, btc_status st, const btc_error *err) {
-  while (b->open) {
+  for (;;) {
     pthread_mutex_lock(&b->lock);
     while (batcher_first(b, JOB_READING, 0)) wait_ms(b, WAIT_MS);
-    batch_job *first = NULL;
-    for (int i = 0; i < b->n_jobs; i++)
-      if (b->jobs[i].state != JOB_FREE && (!first || b->jobs[i].order < first->order)) first = &b->jobs[i];
-    bool failed = first->state == JOB_FAILED;
-    if (first->state == JOB_WAITING) first->state = JOB_READ; /* out of the reading thread's sight */
+    batch_job *first = earliest_open(b);
+    bool failed = first && first->state == JOB_FAILED;
+    if (first && first->state == JOB_WAITING) first->state = JOB_READ; /* out of the reading thread's sight */
     pthread_mutex_unlock(&b->lock);
+    if (!first) return;
     if (!failed) btc_request_fail(&first->q, st, err);
     batcher_answer(b, first);
   }
