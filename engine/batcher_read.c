@@ -122,7 +122,7 @@ static btc_status read_job(btc_batcher *b, batch_job *j, btc_error *err) {
   btc_image_mode mode = btc_request_image_mode(b->m, it);
   j->result.phase = BTC_PHASE_IMAGE;
   j->image = btc_alloc_zero((size_t)it->n_images, sizeof(btc_features *));
-  if (!j->image) st = btc_fail(err, BTC_ERR_NOMEM, "not enough memory for an item's images");
+  if (!j->image) return btc_fail(err, BTC_ERR_NOMEM, "not enough memory for an item's images");
   for (int i = 0; st == BTC_OK && i < it->n_images; i++) {
     if (b->o.progress) __atomic_add_fetch(b->o.progress, 1, __ATOMIC_RELAXED);
     st = read_image(b, j, it->images[i], mode, err);

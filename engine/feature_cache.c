@@ -57,7 +57,7 @@ static void forget(btc_feature_cache *c, btc_features *f) {
 static void make_room(btc_feature_cache *c, int64_t more) {
   while (c->oldest && c->bytes + more > c->max_bytes) {
     btc_features *f = c->oldest;
-    age_remove(c, f);
+    age_remove(c, f); /* NOLINT(clang-analyzer-unix.Malloc): an entry leaves the list before it is freed */
     forget(c, f);
   }
 }
