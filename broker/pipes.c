@@ -207,6 +207,7 @@ void btc_pipes_tick(btc_broker *b) {
   struct btc_pipes *ps = b->pipes;
   int64_t now = btc_loop_now_ns(b->loop);
   uint64_t members = who_is_there(b);
+  if (b->draining) return;           /* its members go to other brokers, and their pipes with them */
   if (!members && !ps->list) return; /* nobody knows of pipes: neither do we */
   lead(b, now);
   if (ps->reload) btc_pipes_forget(b);

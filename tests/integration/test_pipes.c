@@ -319,11 +319,13 @@ static void test_pipes_deadline_breaks_a_formation(void **state) {
   leave(p, 3);
 }
 
-static void test_pipes_survive_their_broker(void **state) {
-  (void)state;
+static void survive(bool drained) {
   fake_peer *p[2] = {join("a"), join("b")};
   uint64_t epoch = form_two(p);
-  daemon_kill(&w.broker[0]);
+  if (drained)
+    assert_int_equal(daemon_stop(&w.broker[0], 10000), 0);
+  else
+    daemon_kill(&w.broker[0]);
   *w.clients[0] = 0;
   start_broker(1);
   leave(p, 2);
@@ -342,6 +344,16 @@ static void test_pipes_survive_their_broker(void **state) {
   expect_abort(p[0], p, 2, epoch);
   wait_for("EXISTS $pipes", "0"); /* nobody is left to go on with */
   leave(p, 1);
+}
+
+static void test_pipes_survive_their_broker(void **state) {
+  (void)state;
+  survive(false);
+}
+
+static void test_pipes_survive_a_drain_of_their_broker(void **state) {
+  (void)state;
+  survive(true);
 }
 
 static void test_pipes_ignore_nonsense(void **state) {
@@ -379,6 +391,7 @@ static const struct CMUnitTest tests[] = {
     cmocka_unit_test_setup_teardown(test_pipes_breaks_when_a_rank_says_so, set_up, tear_down),
     cmocka_unit_test_setup_teardown(test_pipes_deadline_breaks_a_formation, set_up, tear_down),
     cmocka_unit_test_setup_teardown(test_pipes_survive_their_broker, set_up, tear_down),
+    cmocka_unit_test_setup_teardown(test_pipes_survive_a_drain_of_their_broker, set_up, tear_down),
     cmocka_unit_test_setup_teardown(test_pipes_ignore_nonsense, set_up, tear_down),
 };
 BTC_TEST_MAIN(tests)
