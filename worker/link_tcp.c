@@ -265,9 +265,11 @@ uint64_t btc_link_dropped(const btc_link *l) {
 static btc_status reserve_out(btc_link *l, size_t n, btc_error *err) {
   if (l->out_start == l->out_end) l->out_start = l->out_end = 0;
   if (l->out_room - l->out_end >= n) return BTC_OK;
-  memmove(l->out, l->out + l->out_start, l->out_end - l->out_start);
-  l->out_end -= l->out_start;
-  l->out_start = 0;
+  if (l->out_start) {
+    memmove(l->out, l->out + l->out_start, l->out_end - l->out_start);
+    l->out_end -= l->out_start;
+    l->out_start = 0;
+  }
   if (l->out_room - l->out_end >= n) return BTC_OK;
   if (l->out_end + n > 4 * (l->limits.max_bytes + HEAD)) return btc_fail(err, BTC_ERR_LIMIT, "too much is queued on a link");
   uint8_t *grown = btc_realloc(l->out, l->out_end + n, 1);

@@ -435,6 +435,7 @@ static btc_status recover(pipe_driver *p, int *futile, btc_error *err) {
   *futile = p->new_token ? 1 : *futile + 1;
   p->new_token = false;
   rewind_items(p);
+  pipe_wait_for_death(p);
   if (*futile > p->o.max_breaks)
     return btc_fail(err, p->cause.code, "the pipeline broke %d times without a new token, last: %s", *futile, p->cause.message);
   return pipe_form(p, err);
@@ -504,5 +505,6 @@ btc_status pipe_check(pipe_driver *p, btc_error *err) {
   if (!p->fault) return BTC_OK;
   p->breaks++;
   rewind_items(p);
+  pipe_wait_for_death(p);
   return pipe_form(p, err);
 }

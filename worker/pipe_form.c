@@ -13,9 +13,9 @@
 enum { ATTEMPTS = 6, GRIEF_MS = 300 };
 
 /* A link that closed tells of a death before the system does. To form again with the dying would only fail. */
-static void wait_for_death(pipe_driver *p) {
+void pipe_wait_for_death(pipe_driver *p) {
   int64_t end = btc_now_ns() + (int64_t)GRIEF_MS * 1000000;
-  while (!p->dead && btc_now_ns() < end) {
+  while (p->cause.code == BTC_ERR_IO && !p->dead && btc_now_ns() < end) {
     pipe_watch(p);
     if (!p->dead) poll(NULL, 0, 2);
   }
@@ -120,7 +120,7 @@ btc_status pipe_form(pipe_driver *p, btc_error *err) {
   int64_t start = p->fault ? p->fault_ns : btc_now_ns();
   btc_status st = BTC_ERR_IO;
   for (int i = 0; i < ATTEMPTS; i++) {
-    if (p->fault && p->cause.code == BTC_ERR_IO) wait_for_death(p);
+    if (p->fault && i) pipe_wait_for_death(p);
     for (int r = 0; r < p->n_ranks; r++)
       if (p->rank[r].page) p->rank[r].page->cancel = 1;
     btc_link_close(&p->in);
