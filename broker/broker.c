@@ -18,6 +18,7 @@
 #include "http.h"
 #include "ingest.h"
 #include "jobs.h"
+#include "pipes.h"
 #include "request.h"
 #include "session.h"
 #include "sink.h"
@@ -328,6 +329,7 @@ static btc_status make(btc_broker *b, btc_error *err) {
   if (st == BTC_OK) st = btc_jobs_create(b, err);
   if (st == BTC_OK) st = btc_expander_create(b, err);
   if (st == BTC_OK) st = btc_ingest_create(b, err);
+  if (st == BTC_OK) st = btc_pipes_create(b, err);
   if (st == BTC_OK) st = btc_io_create(b->loop, &io, &b->io, err);
   if (st == BTC_OK && b->o->http) st = btc_http_start(b->o->http, b->metrics, &b->http, err);
   if (st == BTC_OK) st = connect_redis(b, err);
@@ -343,6 +345,7 @@ static void end(btc_broker *b) {
   btc_io_destroy(&b->io);
   btc_store_destroy(&b->store);
   btc_store_destroy(&b->feed_store);
+  btc_pipes_destroy(b);
   btc_ingest_destroy(b);
   btc_expander_destroy(b);
   btc_jobs_destroy(b);

@@ -19,6 +19,7 @@ typedef struct btc_broker_options {
   const char *roots;           /* colon-separated folders that manifests and images must lie in; NULL: anywhere */
   const char *keys, *allow;    /* CURVE: secret key file and allow-list, or both NULL */
   int64_t lease_ms, heartbeat_ms, dead_ms, stall_ms;
+  int64_t pipe_form_ms;        /* a pipe that is not ready after this is broken, default 60 s */
   int64_t max_jobs, max_items, max_out, max_dead; /* admission and bounds, see docs/operations.md */
   int64_t window_chunks;       /* live chunks of one job, default 256 */
   bool verbose;

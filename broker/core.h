@@ -43,6 +43,7 @@ typedef struct btc_session {
   uint64_t id, incarnation;
   char name[BTC_NAME], wid[BTC_NAME + 24], model_class[BTC_CLASS], key[41];
   char *engine, *model_name, *program;
+  struct btc_pipe_caps *pipe; /* NULL: takes no part in pipes */
   btc_peer_id peer;
   btc_session_state state;
   uint64_t hello_req;
@@ -83,6 +84,7 @@ typedef struct btc_broker {
   struct btc_expander *expander;
   struct btc_ingest *ingest;
   struct btc_jobs *jobs;
+  struct btc_pipes *pipes;
   btc_session *sessions;
   size_t n_sessions;
   bool draining;

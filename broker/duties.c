@@ -9,6 +9,7 @@
 #include "expand.h"
 #include "grant.h"
 #include "ingest.h"
+#include "pipes.h"
 #include "session.h"
 
 enum { EACH_100_MS = 2, EACH_250_MS = 5, EACH_1_S = 20, EACH_10_S = 200, STEP = 256, REAP_REST_MS = 2000 };
@@ -119,6 +120,7 @@ void btc_duties_tick(btc_broker *b) {
     btc_store_call(b->store, on_promoted, b, "btc_promote", "200", NULL);
     btc_expander_tick(b);
     btc_ingest_poke(b);
+    btc_pipes_tick(b);
   }
   if (t % EACH_250_MS == 0 && btc_loop_now_ns(b->loop) >= b->reap_ns)
     btc_store_call(b->store, on_reaped, b, "btc_reap", "256", NULL);

@@ -9,6 +9,7 @@
 #include <string.h>
 #include <time.h>
 
+#include "pipes.h"
 #include "session.h"
 
 enum { MAX_HELD = 4096, MAX_CREDITS = 65536, TAKEN_RETRY_MS = 1000, OUTBOX_MESSAGES = 4096, OUTBOX_BYTES = 64 << 20 };
@@ -178,6 +179,7 @@ static btc_session *make(btc_broker *b, const btc_message *m) {
   }
   for (size_t i = 0; i < h->n_held; i++) s->held[i] = (btc_store_lease){h->held[i]->cid, h->held[i]->token, 0};
   s->n_held = h->n_held;
+  s->pipe = btc_pipe_caps_of(h);
   return s;
 }
 

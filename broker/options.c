@@ -11,6 +11,7 @@ btc_broker_options btc_broker_options_default(void) {
                               .heartbeat_ms = 1000,
                               .dead_ms = 5000,
                               .stall_ms = 60000,
+                              .pipe_form_ms = 60000,
                               .max_jobs = 100000,
                               .max_items = 1000000000,
                               .max_out = 1000000,

@@ -7,6 +7,7 @@
 #include <string.h>
 
 #include "grant.h"
+#include "pipes.h"
 #include "session.h"
 #include "submit.h"
 
@@ -252,6 +253,9 @@ static void dispatch(btc_broker *b, btc_message *m) {
       break;
     case BTC__ENVELOPE__BODY_WORKERS_REQUEST:
       btc_report_workers(b, m);
+      break;
+    case BTC__ENVELOPE__BODY_PIPES_REQUEST:
+      btc_pipes_report(b, m);
       break;
     case BTC__ENVELOPE__BODY_DRAIN_WORKER:
       take_drain(b, m);

@@ -9,6 +9,7 @@
 
 #include "grant.h"
 #include "hello.h"
+#include "pipes.h"
 
 enum { SUSPECT_BEATS = 3, MAX_RELEASE = 256, REAP_STEP = 256 /* chunks of one btc_reap_owner */ };
 
@@ -37,6 +38,7 @@ static void destroy(btc_session *s) {
   free(s->model_name);
   free(s->program);
   free(s->held);
+  btc_pipe_caps_free(&s->pipe);
   free(s);
 }
 
@@ -160,6 +162,7 @@ static void take_heartbeat(btc_broker *b, btc_session *s, uint64_t req_id, const
   s->items_per_s = hb->items_per_s > 0 && hb->items_per_s < 1e9 ? hb->items_per_s : 0;
   s->rss_bytes = hb->rss_bytes;
   btc_hand_heartbeat(b, s, hb);
+  btc_pipe_caps_beat(s->pipe, hb->pipe);
   btc_session_ack(b, s, req_id);
   btc_metrics_worker(b->metrics, s->name, true, s->capacity > s->owed ? s->capacity - s->owed : 0, s->owed, s->items_per_s);
   btc_grant_poke(b, s);
@@ -190,6 +193,12 @@ static void dispatch(btc_broker *b, btc_session *s, const btc_message *m) {
       break;
     case BTC__ENVELOPE__BODY_BYE:
       take_bye(b, s, e->req_id);
+      break;
+    case BTC__ENVELOPE__BODY_PIPE_READY:
+      btc_pipes_ready(b, s, e->req_id, e->pipe_ready);
+      break;
+    case BTC__ENVELOPE__BODY_PIPE_BROKEN:
+      btc_pipes_broken(b, s, e->req_id, e->pipe_broken);
       break;
     case BTC__ENVELOPE__BODY_ACK:
       take_acks(s, e->ack->req_id, e->ack->n_req_id);

@@ -37,7 +37,7 @@ static int answer(const ask_options *a, btc_model *m, btc_session *s, const btc_
   if (a->json) {
     record_model rm;
     char *line = NULL;
-    if (record_model_fill(m, s, &rm, &err) == BTC_OK) line = record_line(m, &rm, "1", item->question, NULL, item->n_images == 2, &r);
+    if (record_model_fill(m, btc_session_precision(s), &rm, &err) == BTC_OK) line = record_line(m, &rm, "1", item->question, NULL, item->n_images == 2, &r);
     if (line)
       puts(line);
     else

@@ -1,9 +1,10 @@
-/* btcchat bench: make-model writes a random checkpoint, stages times the parts of one caption. */
+/* btcchat bench: make-model writes a random checkpoint, stages times the parts of one caption, batching many items. */
 #include <jansson.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
+#include "bench_batching.h"
 #include "engine/prompt.h"
 #include "engine/session.h"
 #include "make_model.h"
@@ -13,11 +14,12 @@ static int run(int argc, char **argv);
 
 const cli_command cmd_bench = {
     .name = "bench",
-    .arguments = "make-model DIR | stages BEFORE AFTER",
-    .summary = "make-model writes a random checkpoint; stages times the parts of one caption",
+    .arguments = "make-model DIR | stages BEFORE AFTER | batching",
+    .summary = "make-model writes a random checkpoint; stages times the parts of one caption; batching many items",
     .details = "make-model: --size full is the real model (6.3 GB of bf16, about a minute), small a hundredth of its work.\n"
                "stages: runs the pair --runs times with answers of exactly --tokens tokens and prints, per stage and pair, the\n"
-               "fastest run; with --batch, of that many pairs together (the same one several times).",
+               "fastest run; with --batch, of that many pairs together (the same one several times).\n"
+               "batching: items/s of --pairs pairs one at a time, through --slots slots at once, and of a time series of as many.",
     .run = run,
 };
 
@@ -26,7 +28,7 @@ enum { MAX_BATCH = 64 };
 typedef struct bench_options {
   model_options model;
   const char *size, *tokenizer;
-  int64_t shard_mb, runs, tokens, positions;
+  int64_t shard_mb, runs, tokens, positions, pairs, slots;
   bool json, cpu_time;
 } bench_options;
 
@@ -189,7 +191,7 @@ static int stages(const bench_options *b, char **images) {
 }
 
 static int run(int argc, char **argv) {
-  bench_options b = {.model = model_options_default, .size = "full", .shard_mb = 5000, .runs = 3, .tokens = 16};
+  bench_options b = {.model = model_options_default, .size = "full", .shard_mb = 5000, .runs = 3, .tokens = 16, .pairs = 16, .slots = 8};
   b.model.batch = 1;
   cli_option table[] = {
       MODEL_OPTION_ROWS(b.model),
@@ -197,11 +199,13 @@ static int run(int argc, char **argv) {
       {.name = "tokenizer", .type = CLI_TEXT, .target = &b.tokenizer, .value = "DIR", .help = "make-model: where tokenizer.model is (default: the nano model's)"},
       {.name = "shard-mb", .type = CLI_INT, .target = &b.shard_mb, .value = "N", .help = "make-model: largest shard of the language model, MB (default 5000)", .low = 200, .high = 1e6},
       {.name = "seed", .type = CLI_INT, .target = &b.model.seed, .value = "S", .help = "make-model: seed of the weights (default 0)", .low = 0, .high = 9007199254740992.0},
-      {.name = "runs", .type = CLI_INT, .target = &b.runs, .value = "N", .help = "stages: runs, the fastest counts (default 3)", .low = 1, .high = 1000},
-      {.name = "tokens", .type = CLI_INT, .target = &b.tokens, .value = "N", .help = "stages: tokens of an answer (default 16)", .low = 2, .high = 128},
+      {.name = "runs", .type = CLI_INT, .target = &b.runs, .value = "N", .help = "stages, batching: runs, the fastest counts (default 3)", .low = 1, .high = 1000},
+      {.name = "tokens", .type = CLI_INT, .target = &b.tokens, .value = "N", .help = "stages, batching: tokens of an answer (default 16)", .low = 2, .high = 128},
       {.name = "positions", .type = CLI_INT, .target = &b.positions, .value = "N", .help = "stages: lengthen the prompt to this many positions (default: as it is)", .low = 0, .high = 4096},
       {.name = "batch", .letter = 'b', .type = CLI_INT, .target = &b.model.batch, .value = "N", .help = "stages: pairs computed together (default 1)", .low = 1, .high = MAX_BATCH},
-      {.name = "cpu-time", .type = CLI_FLAG, .target = &b.cpu_time, .help = "stages: processor time of all threads, for a machine shared with others"},
+      {.name = "pairs", .type = CLI_INT, .target = &b.pairs, .value = "N", .help = "batching: pairs (default 16)", .low = 2, .high = 10000},
+      {.name = "slots", .type = CLI_INT, .target = &b.slots, .value = "N", .help = "batching: pairs generated together (default 8)", .low = 1, .high = 256},
+      {.name = "cpu-time", .type = CLI_FLAG, .target = &b.cpu_time, .help = "stages, batching: processor time of all threads, for a machine shared with others"},
       {.name = "json", .type = CLI_FLAG, .target = &b.json, .help = "one JSON object"},
   };
   char **args;
@@ -209,5 +213,9 @@ static int run(int argc, char **argv) {
   if (!cli_parse(&cmd_bench, table, sizeof table / sizeof table[0], argc, argv, &args, &n, &code)) return code;
   if (n == 2 && !strcmp(args[0], "make-model")) return make_model(&b, args[1]);
   if (n == 3 && !strcmp(args[0], "stages")) return stages(&b, args + 1);
-  return cli_usage_error(&cmd_bench, "'make-model DIR' or 'stages BEFORE AFTER' expected");
+  if (n == 1 && !strcmp(args[0], "batching")) {
+    if (b.cpu_time) btc_clock_processor_time();
+    return bench_batching(&(bench_batching_options){&b.model, b.pairs, b.slots, b.tokens, b.runs, b.json});
+  }
+  return cli_usage_error(&cmd_bench, "'make-model DIR', 'stages BEFORE AFTER' or 'batching' expected");
 }

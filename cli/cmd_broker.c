@@ -64,6 +64,8 @@ static int run(int argc, char **argv) {
       NUMBER(dead_ms, "dead", 150, 600000, "ms of silence after which a worker is dead (default 5000)"),
       NUMBER(stall_ms, "stall", 100, 86400000,
              "ms without progress before leases stop growing, at least 10 average items (default 60000)"),
+      NUMBER(pipe_form_ms, "pipe-form", 100, 3600000,
+             "ms after which a pipe whose workers are not all ready is broken (default 60000)"),
       NUMBER(max_jobs, "max-jobs", 1, 1e9, "open jobs beyond which submissions wait (default 100000)"),
       NUMBER(max_items, "max-items", 1, 1e12, "open items beyond which submissions wait (default 1000000000)"),
       NUMBER(max_out, "max-out", 1, 1e9, "records that nobody has taken beyond which no work is handed out (default 1000000)"),

@@ -47,7 +47,7 @@ static int print_record(btc_model *m, btc_session *s, const char *prompt, const 
   record_model rm;
   btc_error err;
   char *line = NULL;
-  if (record_model_fill(m, s, &rm, &err) != BTC_OK)
+  if (record_model_fill(m, btc_session_precision(s), &rm, &err) != BTC_OK)
     cli_error("%s", err.message);
   else if (!(line = record_line(m, &rm, "1", prompt, NULL, true, r)))
     cli_error("out of memory");

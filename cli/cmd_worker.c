@@ -5,6 +5,7 @@
 
 #include "model_options.h"
 #include "worker/agent.h"
+#include "worker/shard.h"
 
 static int run(int argc, char **argv);
 
@@ -22,7 +23,7 @@ const cli_command cmd_worker = {
 };
 
 typedef struct numbers {
-  int64_t threads, batch, max_tokens, engine_child;
+  int64_t threads, batch, max_tokens, engine_child, pipe, shard, first, last;
 } numbers;
 
 static int finish(btc_status st, const btc_error *err) {
@@ -37,12 +38,25 @@ static int run_child(const btc_worker_options *o, int fd) {
   return btc_worker_child(o, fd, &err) == BTC_OK ? CLI_OK : CLI_FAILED; /* the agent prints why */
 }
 
+/* The other hidden face: a rank of a pipeline. */
+static int run_shard(const btc_worker_options *o, const numbers *n) {
+  btc_shard_options s = {.model = o->model, .device = o->device, .dtype = o->dtype};
+  btc_error err;
+  s.threads = (int)n->threads;
+  s.slots = (int)n->batch;
+  s.first = (int)n->first;
+  s.last = (int)n->last;
+  return btc_shard_run(&s, &err) == BTC_OK ? CLI_OK : CLI_FAILED; /* the driver says why */
+}
+
 static int run_with(btc_worker_options *o, const numbers *n) {
   btc_error err;
   o->threads = (int)n->threads;
   o->batch = (int)n->batch;
   o->max_tokens = (int)n->max_tokens;
+  o->pipe = (int)n->pipe;
   if (!strcmp(o->engine, "model") && !o->model) o->model = default_model_dir();
+  if (n->shard >= 0) return run_shard(o, n);
   if (n->engine_child >= 0) return run_child(o, (int)n->engine_child);
   btc_status st = btc_worker_run(o, &err);
   return finish(st, &err);
@@ -50,7 +64,7 @@ static int run_with(btc_worker_options *o, const numbers *n) {
 
 static int run(int argc, char **argv) {
   btc_worker_options o = btc_worker_options_default();
-  numbers n = {.threads = o.threads, .batch = o.batch, .max_tokens = o.max_tokens, .engine_child = -1};
+  numbers n = {.threads = o.threads, .batch = o.batch, .max_tokens = o.max_tokens, .engine_child = -1, .pipe = 1, .shard = -1};
   cli_option table[] = {
       {.name = "brokers",
        .type = CLI_TEXT,
@@ -149,6 +163,13 @@ static int run(int argc, char **argv) {
        .help = "longest answer, tokens (default 128)",
        .low = 1,
        .high = 65536},
+      {.name = "pipe",
+       .type = CLI_INT,
+       .target = &n.pipe,
+       .value = "N",
+       .help = "cut the model into a pipeline of N processes on this machine (default: one process)",
+       .low = 1,
+       .high = 16},
       {.name = "stub-us",
        .type = CLI_INT,
        .target = &o.stub_us,
@@ -162,6 +183,9 @@ static int run(int argc, char **argv) {
        .value = "LIST",
        .help = "stub: shares of ids that fail, as in crash=0.01,bad=0.01,transient=0.02,hang=0.001 (default none)"},
       {.name = "engine-child", .type = CLI_INT, .target = &n.engine_child, .value = "FD", .help = NULL, .low = 0, .high = 1048576},
+      {.name = "shard", .type = CLI_INT, .target = &n.shard, .value = "FD", .help = NULL, .low = 0, .high = 1048576},
+      {.name = "first", .type = CLI_INT, .target = &n.first, .value = "N", .help = NULL, .low = 0, .high = 1048576},
+      {.name = "last", .type = CLI_INT, .target = &n.last, .value = "N", .help = NULL, .low = 0, .high = 1048576},
   };
   char **args;
   int n_args, code;

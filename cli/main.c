@@ -10,7 +10,7 @@ static const cli_command *const commands[] = {
     &cmd_run,     &cmd_broker,  &cmd_worker, //
     &cmd_submit,  &cmd_status,  &cmd_top,    &cmd_results, //
     &cmd_cancel,  &cmd_pause,   &cmd_resume, &cmd_replay,  //
-    &cmd_dead,    &cmd_workers, &cmd_drain,  //
+    &cmd_dead,    &cmd_workers, &cmd_pipes, &cmd_drain,  //
     &cmd_keygen,               //
     &cmd_inspect, &cmd_verify, //
     &cmd_doctor,  &cmd_bench,  //

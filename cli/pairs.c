@@ -135,7 +135,7 @@ int caption_pairs(const model_options *o, btc_model *m, btc_session *s, const ch
   if (!p.lines || !p.items || !p.results)
     cli_error("out of memory");
   else if (btc_manifest_open(manifest, &(btc_manifest_options){.strict = strict}, &p.manifest, &err) != BTC_OK ||
-           record_model_fill(m, s, &p.model, &err) != BTC_OK)
+           record_model_fill(m, btc_session_precision(s), &p.model, &err) != BTC_OK)
     cli_error("%s", err.message);
   else
     code = run_all(&p);

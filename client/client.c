@@ -123,6 +123,8 @@ static uint64_t answers(const Btc__Envelope *e) {
       return e->dead_reply->in_reply_to;
     case BTC__ENVELOPE__BODY_WORKERS_REPLY:
       return e->workers_reply->in_reply_to;
+    case BTC__ENVELOPE__BODY_PIPES_REPLY:
+      return e->pipes_reply->in_reply_to;
     default:
       return 0;
   }

@@ -66,5 +66,6 @@ btc_status btc_client_results(btc_client *c, const char *jid, const char *cursor
 btc_status btc_client_dead(btc_client *c, const char *jid, uint64_t after, uint32_t limit, Btc__Envelope **reply,
                            btc_error *err);                                          /* dead_reply */
 btc_status btc_client_workers(btc_client *c, Btc__Envelope **reply, btc_error *err); /* workers_reply */
+btc_status btc_client_pipes(btc_client *c, Btc__Envelope **reply, btc_error *err);   /* pipes_reply */
 
 #endif

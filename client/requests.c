@@ -136,3 +136,10 @@ btc_status btc_client_workers(btc_client *c, Btc__Envelope **reply, btc_error *e
   e.workers_request = &m;
   return btc_client_call(c, &e, BTC__ENVELOPE__BODY_WORKERS_REPLY, 0, reply, err);
 }
+
+btc_status btc_client_pipes(btc_client *c, Btc__Envelope **reply, btc_error *err) {
+  Btc__PipesRequest m = BTC__PIPES_REQUEST__INIT;
+  Btc__Envelope e = btc_wire_envelope(BTC__ENVELOPE__BODY_PIPES_REQUEST);
+  e.pipes_request = &m;
+  return btc_client_call(c, &e, BTC__ENVELOPE__BODY_PIPES_REPLY, 0, reply, err);
+}

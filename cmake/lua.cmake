@@ -1,5 +1,5 @@
 # broker/queue/*.lua as one library: build/queue.lua (the model check runs it) and a byte array, so that the program is one file.
-set(BTC_QUEUE_PARTS base ends submit claim holder upkeep workers) # each uses what stands before it
+set(BTC_QUEUE_PARTS base ends submit claim holder upkeep workers pipes) # each uses what stands before it
 list(TRANSFORM BTC_QUEUE_PARTS PREPEND ${CMAKE_SOURCE_DIR}/broker/queue/)
 list(TRANSFORM BTC_QUEUE_PARTS APPEND .lua)
 add_custom_command(

@@ -61,3 +61,8 @@ set_tests_properties(model_queue PROPERTIES LABELS model TIMEOUT 600 SKIP_REGULA
 add_test(NAME slurm COMMAND ${CMAKE_SOURCE_DIR}/tests/integration/slurm.sh $<TARGET_FILE:btcchat> $<TARGET_FILE:btcchat-check> ${CMAKE_SOURCE_DIR})
 set_tests_properties(slurm PROPERTIES LABELS integration TIMEOUT 600 COST 1000 ENVIRONMENT "${BTC_TEST_ENVIRONMENT}"
   SKIP_REGULAR_EXPRESSION "\\[  SKIPPED \\]")
+
+# The schedule of pipelines, simulated: the busiest of four equal stages idles at most 15 %.
+add_test(NAME bench_pipes COMMAND btcchat-bench-pipes --check)
+add_test(NAME bench_pipes_equal COMMAND btcchat-bench-pipes --equal --check)
+set_tests_properties(bench_pipes bench_pipes_equal PROPERTIES LABELS unit TIMEOUT 60)

@@ -1,6 +1,7 @@
 #include "kv_cache.h"
 
 #include <stdlib.h>
+#include <string.h>
 
 struct btc_kv_cache {
   int64_t layers, kv_heads, d, capacity;
@@ -63,4 +64,10 @@ btc_kv btc_kv_cache_at(const btc_kv_cache *c, int slot, int64_t layer) {
   int64_t half = c->kv_heads * c->capacity * c->d * (int64_t)btc_dtype_size(c->dtype);
   char *k = c->slot[slot] + layer * 2 * half;
   return (btc_kv){.k = k, .v = k + half, .dtype = c->dtype, .kv_heads = c->kv_heads, .capacity = c->capacity, .d = c->d};
+}
+
+void btc_kv_cache_copy(btc_kv_cache *c, int from, int to, int64_t positions) {
+  const size_t row = (size_t)c->d * btc_dtype_size(c->dtype), whole = (size_t)c->capacity * row;
+  for (int64_t i = 0; i < 2 * c->layers * c->kv_heads; i++)
+    memcpy(c->slot[to] + (size_t)i * whole, c->slot[from] + (size_t)i * whole, (size_t)positions * row);
 }

@@ -265,31 +265,32 @@ static void change_and_project(const btc_run *r, const btc_stage_item *items, in
   btc_tap_emit(r, "projector.out", start, blocks * m->block_tokens, m->width);
 }
 
-/* Embeddings of the text with the item's visual blocks in place of the holes (spec 4.4). */
-static void splice(const btc_run *r, const btc_stage_item *items, int n, const float *visual, float *out) {
+/* Rows [from, to) of one item's spliced prompt: embeddings of the text, with its visual blocks in place of the holes (spec 4.4).
+ * Returns its visual blocks' end. */
+static const float *splice_item(const btc_run *r, const btc_stage_item *it, const float *visual, float *out) {
   const btc_model *m = r->m;
-  const int64_t block = m->block_tokens * m->width;
-  float *const start = out;
+  const int64_t from = it->past, to = it->past + it->positions, d = m->width, block = m->block_tokens;
+  for (int64_t k = 0, at = 0; k < it->n_ids;) { /* id k stands at position at */
+    bool hole = it->ids[k] == BTC_IMAGE_ID;
+    int64_t run = k + 1;
+    while (!hole && run < it->n_ids && it->ids[run] != BTC_IMAGE_ID) run++;
+    int64_t end = at + (hole ? block : run - k), a = max64(at, from), b = end < to ? end : to;
+    if (a < b && hole) memcpy(out + (a - from) * d, visual + (a - at) * d, (size_t)((b - a) * d) * sizeof *out);
+    if (a < b && !hole) btc_op_embed(r->be, out + (a - from) * d, &m->embed, it->ids + k + (a - at), b - a);
+    if (hole) visual += block * d;
+    at = end;
+    k = run;
+  }
+  return visual;
+}
+
+static void splice(const btc_run *r, const btc_stage_item *items, int n, const float *visual, float *out) {
   int64_t rows = 0;
   for (int i = 0; i < n; i++) {
-    const int32_t *ids = items[i].ids;
-    for (int64_t k = 0; k < items[i].n_ids;) {
-      if (ids[k] == BTC_IMAGE_ID) {
-        memcpy(out, visual, (size_t)block * sizeof *out);
-        out += block;
-        visual += block;
-        k++;
-        continue;
-      }
-      int64_t run = k;
-      while (run < items[i].n_ids && ids[run] != BTC_IMAGE_ID) run++;
-      btc_op_embed(r->be, out, &m->embed, ids + k, run - k);
-      out += (run - k) * m->width;
-      k = run;
-    }
+    visual = splice_item(r, &items[i], visual, out + rows * r->m->width);
     rows += items[i].positions;
   }
-  btc_tap_emit(r, "splice.embeds", start, rows, m->width);
+  btc_tap_emit(r, "splice.embeds", out, rows, r->m->width);
 }
 
 static void llm_prefill(btc_stage *s, const btc_run *r, int64_t index, const btc_stage_item *items, int n, float *h) {
@@ -372,10 +373,11 @@ static void decode_block(btc_stage *s, const btc_run *r, int i, const btc_stage_
   }
 }
 
-static btc_status run(btc_stage *s, const btc_stage_item *items, int n, const float *in, float *out, bool decode, btc_error *err) {
+static btc_status run(btc_stage *s, int first, int last, const btc_stage_item *items, int n, const float *in, float *out, bool decode,
+                      btc_error *err) {
   btc_run r = {.m = s->m, .be = s->be, .scratch = s->scratch, .tap = s->tap, .tap_user = s->tap_user};
   const float *cur = in;
-  for (int i = s->first; i < s->last; i++) {
+  for (int i = first; i < last; i++) {
     if (s->cancel && *s->cancel) return btc_fail(err, BTC_ERR_CANCELLED, "stopped on request");
     if (s->progress) __atomic_add_fetch(s->progress, 1, __ATOMIC_RELAXED);
     int64_t start = btc_now_ns();
@@ -386,13 +388,13 @@ static btc_status run(btc_stage *s, const btc_stage_item *items, int n, const fl
     double ms = (double)(btc_now_ns() - start) * 1e-6;
     (decode ? s->times.decode_ms : s->times.prefill_ms)[btc_block_at(s->m, i).kind] += ms;
   }
-  int64_t floats = btc_flow_floats(s->m, s->last, items, n, decode);
+  int64_t floats = btc_flow_floats(s->m, last, items, n, decode);
   if (floats) memcpy(out, cur, (size_t)floats * sizeof *out);
   return BTC_OK;
 }
 
 /* Checks what a wrong caller could break memory with; the items of a session are right by construction. */
-static btc_status check_items(const btc_stage *s, const btc_stage_item *items, int n, bool decode, btc_error *err) {
+static btc_status check_items(const btc_stage *s, int first, int last, const btc_stage_item *items, int n, bool decode, btc_error *err) {
   if (n < 1 || n > s->slots) return btc_fail(err, BTC_ERR_ARG, "a batch of %d items does not fit %d slots", n, s->slots);
   for (int i = 0; i < n; i++) {
     const btc_stage_item *it = &items[i];
@@ -402,18 +404,33 @@ static btc_status check_items(const btc_stage *s, const btc_stage_item *items, i
                       (long long)btc_kv_cache_capacity(s->kv), (long long)s->m->cfg->llm.context);
   }
   int64_t need = 0;
-  for (int i = s->first; i <= s->last; i++)
+  for (int i = first; i <= last; i++)
     if (i > 0) need = max64(need, btc_flow_floats(s->m, i, items, n, decode));
   if (need > s->flow_floats) return btc_fail(err, BTC_ERR_ARG, "a batch of %d items is larger than what was reserved", n);
   return BTC_OK;
 }
 
 btc_status btc_stage_prefill(btc_stage *s, const btc_stage_item *items, int n, const float *in, float *out, btc_error *err) {
-  btc_status st = check_items(s, items, n, false, err);
-  return st == BTC_OK ? run(s, items, n, in, out, false, err) : st;
+  btc_status st = check_items(s, s->first, s->last, items, n, false, err);
+  return st == BTC_OK ? run(s, s->first, s->last, items, n, in, out, false, err) : st;
+}
+
+btc_status btc_stage_prefill_part(btc_stage *s, int first, int last, const btc_stage_item *items, int n, const float *in, float *out,
+                                  btc_error *err) {
+  if (first < s->first || last > s->last || first >= last)
+    return btc_fail(err, BTC_ERR_ARG, "blocks %d to %d are no part of a stage of blocks %d to %d", first, last, s->first, s->last);
+  btc_status st = check_items(s, first, last, items, n, false, err);
+  return st == BTC_OK ? run(s, first, last, items, n, in, out, false, err) : st;
+}
+
+btc_status btc_stage_copy_slot(btc_stage *s, int from, int to, int64_t positions, btc_error *err) {
+  if (from < 0 || to < 0 || from >= s->slots || to >= s->slots || positions < 0 || positions > btc_kv_cache_capacity(s->kv))
+    return btc_fail(err, BTC_ERR_ARG, "cannot copy %lld positions from slot %d to slot %d of %d", (long long)positions, from, to, s->slots);
+  if (from != to) btc_kv_cache_copy(s->kv, from, to, positions);
+  return BTC_OK;
 }
 
 btc_status btc_stage_decode(btc_stage *s, const btc_stage_item *items, int n, const float *in, float *out, btc_error *err) {
-  btc_status st = check_items(s, items, n, true, err);
-  return st == BTC_OK ? run(s, items, n, in, out, true, err) : st;
+  btc_status st = check_items(s, s->first, s->last, items, n, true, err);
+  return st == BTC_OK ? run(s, s->first, s->last, items, n, in, out, true, err) : st;
 }

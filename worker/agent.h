@@ -20,6 +20,7 @@ typedef struct btc_worker_options {
   /* model engine */
   const char *model, *device, *dtype;
   int threads, batch, max_tokens;
+  int pipe; /* more than 1: a pipeline of so many processes */
   /* stub engine: captions by hash of the item, after a delay */
   int64_t stub_us;         /* of one item */
   const char *stub_faults; /* tests: share of items that crash, hang, fail: "crash=0.01,bad=0.01,transient=0.02,hang=0.001" chosen

@@ -251,6 +251,7 @@ static void make_arguments(arguments *a, const btc_worker_options *o) {
   add_number(a, "--threads", o->threads);
   add_number(a, "--batch", o->batch);
   add_number(a, "--max-tokens", o->max_tokens);
+  if (o->pipe > 1) add_number(a, "--pipe", o->pipe);
   add_number(a, "--stub-us", o->stub_us);
   add_text(a, "--stub-faults", o->stub_faults);
 }

@@ -1,14 +1,15 @@
 /*
- * What an engine child runs: items in batches in, answers out, one after the other through a sink. One thread. Nothing here knows
- * the agent, a socket or the queue.
+ * What an engine child runs: items in, answers out, one after the other through a sink. One thread. An engine either takes batches
+ * (run), or items at any time while others are still under way (add and step). Nothing here knows the agent, a socket or the queue.
  */
 #ifndef BTC_WORKER_ENGINE_H
 #define BTC_WORKER_ENGINE_H
 
 #include "agent.h"
+#include "item.h"
 #include "proto/btcchat.pb-c.h"
 
-/* Borrowed for the call of run. */
+/* Borrowed for the call of run or add. */
 typedef struct worker_item {
   const char *spec, *params; /* item text, and the job's parameters: JSON objects */
 } worker_item;
@@ -24,8 +25,8 @@ void worker_answer_clear(worker_answer *a);
 
 typedef struct worker_sink {
   void *ctx;
-  void (*done)(void *ctx, size_t index, worker_answer *a); /* takes the answer of items[index] */
-  void (*flush)(void *ctx);                                /* everything said so far leaves the process */
+  void (*done)(void *ctx, uint64_t which, worker_answer *a); /* takes an answer: of items[which] of a run, or of a ticket */
+  void (*flush)(void *ctx);                                  /* everything said so far leaves the process */
 } worker_sink;
 
 typedef struct worker_engine worker_engine;
@@ -36,11 +37,23 @@ struct worker_engine {
   uint64_t progress; /* atomic: grows while run works; any thread may read it */
   /* Answers each of n <= batch items once. On an error the items not answered are the caller's to report. */
   btc_status (*run)(worker_engine *e, const worker_item *items, size_t n, const worker_sink *sink, btc_error *err);
+  /* Instead of run: up to room more items are added, of which open are not answered yet; every step brings all of them on and
+   * answers those that are done. add answers at once what there is nothing to compute for; on an error the item is the caller's to
+   * report. step answers every open item before it fails, and may be called again. */
+  size_t (*room)(const worker_engine *e);
+  size_t (*open)(const worker_engine *e);
+  btc_status (*add)(worker_engine *e, const worker_item *item, uint64_t ticket, const worker_sink *sink, btc_error *err);
+  btc_status (*step)(worker_engine *e, const worker_sink *sink, btc_error *err);
   void (*destroy)(worker_engine *e);
 };
 
 btc_status engine_model_create(const btc_worker_options *o, worker_engine **out, btc_error *err);
+/* A pipeline of o->pipe ranks in processes of their own; takes batches. */
+btc_status engine_pipe_create(const btc_worker_options *o, worker_engine **out, btc_error *err);
 btc_status engine_stub_create(const btc_worker_options *o, worker_engine **out, btc_error *err);
+
+/* What becomes of an item whose result is there (or that is bad): shared by the engines with a model. Takes its id. */
+btc_status engine_answer(const btc_model *m, const record_model *record, work_item *it, worker_answer *a, btc_error *err);
 
 /* ---- the stub's behaviour, for checkers ---- */
 

@@ -1,5 +1,5 @@
-/* The engine with a model: one session, items in batches. Failures are sorted into the item's own (never tried again) and passing
- * ones. */
+/* The engine with a model: a batcher, which items join at any time. Failures are sorted into the item's own (never tried again) and
+ * passing ones. */
 #define _GNU_SOURCE
 #include "engine.h"
 
@@ -10,17 +10,24 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "engine/batcher.h"
 #include "item.h"
+
+typedef struct open_item {
+  work_item it;
+  uint64_t ticket;
+  bool used;
+} open_item;
 
 typedef struct model_engine {
   worker_engine base;
   btc_model *m;
-  btc_session *s;
+  btc_batcher *b;
   char *roots;
   record_model record;
-  work_item *items;    /* [batch] */
-  btc_item *asks;      /* [batch] */
-  btc_result *results; /* [batch] */
+  open_item *items; /* [n_items] */
+  size_t n_items;
+  const worker_sink *sink; /* of the step that runs */
 } model_engine;
 
 /* An image that could not be read: is it the item's fault? The system is asked again, since a refusal or a folder stays what it is,
@@ -42,13 +49,13 @@ static bool passing(const work_item *it, const char **reason) {
   return !read_fails_for_good(it->paths[0]) && !read_fails_for_good(it->paths[1]);
 }
 
-static btc_status answer(const model_engine *e, work_item *it, worker_answer *a, btc_error *err) {
+btc_status engine_answer(const btc_model *m, const record_model *record, work_item *it, worker_answer *a, btc_error *err) {
   *a = (worker_answer){.outcome = BTC__OUTCOME__OUTCOME_OK, .reason = ""};
   if (it->result.status != BTC_OK) {
     a->outcome = passing(it, &a->reason) ? BTC__OUTCOME__OUTCOME_TRANSIENT : BTC__OUTCOME__OUTCOME_PERMANENT;
     a->message = btc_strdup(it->result.error.message);
   }
-  a->record = item_record(e->m, &e->record, it);
+  a->record = item_record(m, record, it);
   a->id = it->id;
   it->id = NULL;
   if (a->record && (a->message || it->result.status == BTC_OK)) return BTC_OK;
@@ -56,59 +63,94 @@ static btc_status answer(const model_engine *e, work_item *it, worker_answer *a,
   return btc_fail(err, BTC_ERR_NOMEM, "out of memory");
 }
 
-static btc_status run(worker_engine *base, const worker_item *items, size_t n, const worker_sink *sink, btc_error *err) {
+/* An answer for which there is no memory still says so. */
+static void say(model_engine *e, work_item *it, uint64_t ticket, const worker_sink *sink) {
+  worker_answer a;
+  btc_error err;
+  btc_status st = engine_answer(e->m, &e->record, it, &a, &err);
+  if (st != BTC_OK) {
+    a = (worker_answer){.outcome = BTC__OUTCOME__OUTCOME_TRANSIENT, .reason = "oom", .message = btc_strdup(err.message)};
+    a.id = it->id;
+    it->id = NULL;
+  }
+  sink->done(sink->ctx, ticket, &a);
+}
+
+static void on_done(void *ctx, void *tag, btc_result *r) {
+  model_engine *e = ctx;
+  open_item *o = tag;
+  o->it.result = *r;
+  if (e->sink) say(e, &o->it, o->ticket, e->sink);
+  item_clear(&o->it);
+  o->used = false;
+}
+
+static size_t room(const worker_engine *base) {
+  return (size_t)btc_batcher_room(((const model_engine *)base)->b);
+}
+
+static size_t open_items(const worker_engine *base) {
+  return (size_t)btc_batcher_open(((const model_engine *)base)->b);
+}
+
+static btc_status add(worker_engine *base, const worker_item *item, uint64_t ticket, const worker_sink *sink, btc_error *err) {
   model_engine *e = (model_engine *)base;
-  btc_status st = BTC_OK;
-  size_t made = 0;
-  for (; st == BTC_OK && made < n; made++) {
-    st = item_from_spec(&e->items[made], items[made].spec, items[made].params, err);
-    if (st == BTC_OK) item_refuse_outside(&e->items[made], e->roots);
+  size_t i = 0;
+  while (i < e->n_items && e->items[i].used) i++;
+  if (i == e->n_items) return btc_fail(err, BTC_ERR_LIMIT, "the engine has no room for another item");
+  open_item *o = &e->items[i];
+  btc_status st = item_from_spec(&o->it, item->spec, item->params, err);
+  if (st == BTC_OK) item_refuse_outside(&o->it, e->roots);
+  if (st == BTC_OK && !o->it.bad) {
+    o->ticket = ticket;
+    o->used = true;
+    item_fill_ask(&o->it);
+    st = btc_batcher_submit(e->b, &o->it.ask, o, err);
+    if (st == BTC_OK) return BTC_OK;
+    o->used = false;
+  } else if (st == BTC_OK) {
+    say(e, &o->it, ticket, sink);
   }
-  if (st == BTC_OK) {
-    st = item_run(e->s, e->items, n, e->asks, e->results, err);
-    if (st == BTC_ERR_NOMEM) st = BTC_OK; /* each result says so, and what was done before is good */
-  }
-  for (size_t i = 0; st == BTC_OK && i < n; i++) {
-    worker_answer a;
-    st = answer(e, &e->items[i], &a, err);
-    if (st == BTC_OK) sink->done(sink->ctx, i, &a);
-  }
-  for (size_t i = 0; i < made; i++) item_clear(&e->items[i]);
+  item_clear(&o->it);
+  return st;
+}
+
+static btc_status step(worker_engine *base, const worker_sink *sink, btc_error *err) {
+  model_engine *e = (model_engine *)base;
+  e->sink = sink;
+  btc_status st = btc_batcher_step(e->b, err);
+  e->sink = NULL;
   return st;
 }
 
 static void destroy(worker_engine *base) {
   model_engine *e = (model_engine *)base;
-  btc_session_destroy(&e->s);
+  btc_batcher_destroy(&e->b);
   btc_model_close(&e->m);
   free(e->items);
-  free(e->asks);
-  free(e->results);
   free(e->roots);
   free(e);
 }
 
-static btc_status open_session(model_engine *e, const btc_worker_options *o, btc_error *err) {
-  btc_session_options so = btc_session_options_default();
-  so.device = o->device;
-  so.threads = o->threads;
-  so.precision = !strcmp(o->dtype, "f32") ? BTC_PRECISION_F32 : !strcmp(o->dtype, "bf16") ? BTC_PRECISION_BF16 : BTC_PRECISION_AUTO;
-  so.max_batch = o->batch;
-  so.max_tokens = o->max_tokens;
-  so.progress = &e->base.progress;
-  return btc_session_create(e->m, &so, &e->s, err);
+static btc_status open_batcher(model_engine *e, const btc_worker_options *o, btc_error *err) {
+  btc_batcher_options bo = {.device = o->device, .threads = o->threads, .slots = o->batch, .max_tokens = o->max_tokens};
+  bo.precision = !strcmp(o->dtype, "f32") ? BTC_PRECISION_F32 : !strcmp(o->dtype, "bf16") ? BTC_PRECISION_BF16 : BTC_PRECISION_AUTO;
+  bo.progress = &e->base.progress;
+  bo.done = on_done;
+  bo.ctx = e;
+  btc_status st = btc_batcher_create(e->m, &bo, &e->b, err);
+  if (st != BTC_OK) return st;
+  e->n_items = (size_t)btc_batcher_room(e->b);
+  e->items = btc_alloc_zero(e->n_items, sizeof *e->items);
+  return e->items ? BTC_OK : btc_fail(err, BTC_ERR_NOMEM, "out of memory");
 }
 
 static btc_status open_all(model_engine *e, const btc_worker_options *o, btc_error *err) {
-  size_t batch = (size_t)o->batch;
   e->roots = btc_strdup(o->roots);
-  e->items = btc_alloc_zero(batch, sizeof *e->items);
-  e->asks = btc_alloc_zero(batch, sizeof *e->asks);
-  e->results = btc_alloc_zero(batch, sizeof *e->results);
-  if (!e->items || !e->asks || !e->results || (o->roots && !e->roots)) return btc_fail(err, BTC_ERR_NOMEM, "out of memory");
+  if (o->roots && !e->roots) return btc_fail(err, BTC_ERR_NOMEM, "out of memory");
   btc_status st = btc_model_open(o->model, &e->m, err);
-  if (st == BTC_OK) st = open_session(e, o, err);
-  if (st == BTC_OK) st = record_model_fill(e->m, e->s, &e->record, err);
+  if (st == BTC_OK) st = open_batcher(e, o, err);
+  if (st == BTC_OK) st = record_model_fill(e->m, btc_batcher_precision(e->b), &e->record, err);
   return st;
 }
 
@@ -117,7 +159,7 @@ btc_status engine_model_create(const btc_worker_options *o, worker_engine **out,
   if (!o->model) return btc_fail(err, BTC_ERR_ARG, "no model: give one with -m DIR or BTCCHAT_MODEL");
   model_engine *e = btc_alloc_zero(1, sizeof *e);
   if (!e) return btc_fail(err, BTC_ERR_NOMEM, "out of memory");
-  e->base = (worker_engine){.batch = o->batch, .run = run, .destroy = destroy};
+  e->base = (worker_engine){.batch = o->batch, .room = room, .open = open_items, .add = add, .step = step, .destroy = destroy};
   btc_status st = open_all(e, o, err);
   if (st == BTC_OK) {
     snprintf(e->base.model_name, sizeof e->base.model_name, "%s", e->record.name);

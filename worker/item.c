@@ -127,14 +127,18 @@ btc_status item_from_spec(work_item *it, const char *spec, const char *params, b
 
 /* ---- captions ---- */
 
+void item_fill_ask(work_item *it) {
+  it->ask.images = (const char *const *)it->paths;
+  it->ask.n_images = 2;
+  it->ask.question = it->prompt;
+}
+
 btc_status item_run(btc_session *s, work_item *items, size_t n, btc_item *asks, btc_result *results, btc_error *err) {
   size_t m = 0;
   for (size_t i = 0; i < n; i++) {
     work_item *it = &items[i];
     if (it->bad) continue;
-    it->ask.images = (const char *const *)it->paths;
-    it->ask.n_images = 2;
-    it->ask.question = it->prompt;
+    item_fill_ask(it);
     asks[m++] = it->ask;
   }
   btc_status st = m ? btc_session_run(s, asks, m, results, err) : BTC_OK;

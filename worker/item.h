@@ -26,6 +26,9 @@ void item_refuse_window(work_item *it);
  * "": none). What is wrong with either makes a bad item; only NOMEM is an error. */
 btc_status item_from_spec(work_item *it, const char *spec, const char *params, btc_error *err);
 
+/* Completes ask from the item's own texts, which it borrows; not for bad items. */
+void item_fill_ask(work_item *it);
+
 /* Captions the items that are not bad, in one call of the session. asks and results: room for n. An error is the session's: results
  * not reached carry it too. */
 btc_status item_run(btc_session *s, work_item *items, size_t n, btc_item *asks, btc_result *results, btc_error *err);

@@ -26,11 +26,11 @@ const char *record_reason(btc_status st, btc_phase phase) {
   }
 }
 
-btc_status record_model_fill(btc_model *m, btc_session *s, record_model *out, btc_error *err) {
+btc_status record_model_fill(btc_model *m, btc_precision p, record_model *out, btc_error *err) {
   btc_model_info info;
   btc_model_get_info(m, &info);
   snprintf(out->name, sizeof out->name, "%s", info.name);
-  snprintf(out->dtype, sizeof out->dtype, "%s", btc_session_precision(s) == BTC_PRECISION_BF16 ? "bf16" : "f32");
+  snprintf(out->dtype, sizeof out->dtype, "%s", p == BTC_PRECISION_BF16 ? "bf16" : "f32");
   return btc_model_fingerprint(m, out->fingerprint, err);
 }
 

@@ -9,7 +9,7 @@ typedef struct record_model {
 } record_model;
 
 /* Fills name, fingerprint (reads the weights once) and dtype. */
-btc_status record_model_fill(btc_model *m, btc_session *s, record_model *out, btc_error *err);
+btc_status record_model_fill(btc_model *m, btc_precision p, record_model *out, btc_error *err);
 
 /* One line without the newline, malloc'ed, or NULL when there is no memory. meta_json: object text to copy, or NULL. pair: the
  * record carries score and changed. m NULL (the stub engine): every caption tells of a change. */

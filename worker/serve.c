@@ -1,7 +1,8 @@
 /*
  * The engine child's side: a thread that reads items ahead, so that the engine never waits for the agent, and the engine's loop in
- * the main thread. The agent is the only one that decides when a child ends: Ctrl-C and SIGTERM sent to the whole group are ignored
- * here, and the child dies with its agent.
+ * the main thread: batch after batch, or items that join while others are under way, as the engine likes it. The agent is the only
+ * one that decides when a child ends: Ctrl-C and SIGTERM sent to the whole group are ignored here, and the child dies with its
+ * agent.
  */
 #define _GNU_SOURCE
 #include <poll.h>
@@ -165,10 +166,12 @@ static void *read_ahead(void *ctx) {
 
 /* ---- the engine's loop ---- */
 
-static void take_batch(server *s) {
+/* Up to `most` items, at most a batch; waits for one if `wait`. */
+static void take_batch(server *s, size_t most, bool wait) {
+  if (most > (size_t)s->engine->batch) most = (size_t)s->engine->batch;
   pthread_mutex_lock(&s->lock);
-  while (!s->count) pthread_cond_wait(&s->more, &s->lock);
-  for (s->n = 0; s->count && s->n < (size_t)s->engine->batch; s->n++) {
+  while (wait && !s->count) pthread_cond_wait(&s->more, &s->lock);
+  for (s->n = 0; s->count && s->n < most; s->n++) {
     s->batch[s->n] = s->queue[s->head];
     s->head = (s->head + 1) % QUEUE;
     s->count--;
@@ -181,7 +184,14 @@ static void take_batch(server *s) {
   }
 }
 
-static void on_done(void *ctx, size_t index, worker_answer *a) {
+static void free_batch(server *s) {
+  for (size_t i = 0; i < s->n; i++) {
+    free(s->batch[i].spec);
+    free(s->batch[i].params);
+  }
+}
+
+static void on_done(void *ctx, uint64_t index, worker_answer *a) {
   server *s = ctx;
   s->answered[index] = true;
   say_done(s, s->tickets[index], a);
@@ -205,19 +215,47 @@ static void answer_rest(server *s, btc_status st, const btc_error *err) {
   }
 }
 
+static void on_stream_done(void *ctx, uint64_t ticket, worker_answer *a) {
+  say_done(ctx, ticket, a);
+  worker_answer_clear(a);
+}
+
+/* Hands over what has arrived, as far as there is room. */
+static void add_items(server *s, const worker_sink *sink) {
+  take_batch(s, s->engine->room(s->engine), s->engine->open(s->engine) == 0);
+  if (s->n) say_started(s, s->tickets, s->n);
+  for (size_t i = 0; i < s->n; i++) {
+    btc_error err;
+    btc_status st = s->engine->add(s->engine, &s->items[i], s->tickets[i], sink, &err);
+    if (st == BTC_OK) continue;
+    worker_answer a = {.outcome = BTC__OUTCOME__OUTCOME_TRANSIENT, .reason = st == BTC_ERR_NOMEM ? "oom" : "internal"};
+    a.message = btc_strdup(err.message);
+    on_stream_done(s, s->tickets[i], &a);
+  }
+  free_batch(s);
+}
+
+static _Noreturn void serve_stream(server *s) {
+  const worker_sink sink = {.ctx = s, .done = on_stream_done, .flush = on_flush};
+  for (;;) {
+    btc_error err;
+    add_items(s, &sink);
+    if (s->engine->open(s->engine) && s->engine->step(s->engine, &sink, &err) != BTC_OK)
+      fprintf(stderr, "engine child: %s\n", err.message); /* the items have been answered with it */
+    on_flush(s);
+  }
+}
+
 static _Noreturn void serve(server *s) {
   const worker_sink sink = {.ctx = s, .done = on_done, .flush = on_flush};
   for (;;) {
-    take_batch(s);
+    take_batch(s, SIZE_MAX, true);
     say_started(s, s->tickets, s->n);
     btc_error err = {.code = BTC_ERR_INTERNAL, .message = "the engine gave no answer"};
     btc_status st = s->engine->run(s->engine, s->items, s->n, &sink, &err);
     answer_rest(s, st, &err);
     on_flush(s);
-    for (size_t i = 0; i < s->n; i++) {
-      free(s->batch[i].spec);
-      free(s->batch[i].params);
-    }
+    free_batch(s);
   }
 }
 
@@ -240,7 +278,9 @@ static void settle(void) {
 }
 
 static btc_status prepare(server *s, const btc_worker_options *o, btc_error *err) {
-  btc_status st = strcmp(o->engine, "stub") == 0 ? engine_stub_create(o, &s->engine, err) : engine_model_create(o, &s->engine, err);
+  btc_status st = strcmp(o->engine, "stub") == 0 ? engine_stub_create(o, &s->engine, err)
+                  : o->pipe > 1                  ? engine_pipe_create(o, &s->engine, err)
+                                                 : engine_model_create(o, &s->engine, err);
   if (st != BTC_OK) return st;
   size_t n = (size_t)s->engine->batch;
   s->batch = btc_alloc_zero(n, sizeof *s->batch);
@@ -262,5 +302,6 @@ btc_status btc_worker_child(const btc_worker_options *o, int fd, btc_error *err)
   }
   say_ready(&s);
   if (pthread_create(&reader, NULL, read_ahead, &s) != 0) return btc_fail(err, BTC_ERR_NOMEM, "cannot start a thread");
+  if (s.engine->add) serve_stream(&s);
   serve(&s);
 }

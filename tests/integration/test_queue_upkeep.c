@@ -203,7 +203,7 @@ static void test_killed_redis_keeps_what_it_answered(void **state) {
     SAY("btc_commit %lld %lld %s 0 30000 w 0 a {}", cid, tok, jid);
     redis_server_kill(server);
     redis_server_restart(server);
-    EXPECT("1", "btc_version");
+    assert_true(NUMBER("btc_version") >= 2);
     EXPECT("[RUN 1 2]", "HMGET $job:%s st done live", jid);
     for (int i = 1; i < 32; i++) SAY("btc_commit %lld %lld %s 0 30000 w %d a {}", cid, tok, jid, i);
     assert_int_equal(sscanf(SAY("btc_claim w 30000 32 ''"), "[[%lld %lld", &cid, &tok), 2);

@@ -704,8 +704,7 @@ static char *comparable(const char *line) {
   return text;
 }
 
-static void test_worker_model_equals_caption_pairs(void **state) {
-  (void)state;
+static void check_model_equals_caption_pairs(const char *ranks) {
   static const char *const names[] = {"houses", "building", "road", "removed", "unchanged"};
   const char *source = getenv("BTCCHAT_SOURCE");
   char manifest[300], model[300], specs[9][1400], *text = NULL;
@@ -739,7 +738,7 @@ static void test_worker_model_equals_caption_pairs(void **state) {
   snprintf(specs[8], sizeof specs[8], "{\"id\":\"bad\",\"problem\":\"%s\"}", "line 9: unknown key 'befor'");
   for (int i = 0; i < 9; i++) list[i] = specs[i];
   fake_open(&f);
-  START(&f, "-m", model, "--threads", "1", "--batch", "4");
+  START(&f, "-m", model, "--threads", "1", "--batch", "4", "--pipe", ranks);
   assert_int_equal(strncmp(f.model_class, "sha256:", 7), 0);
   grant_specs(&f, 1, 11, false, "{}", list, 9);
   WAIT_FOR(&f, f.n_results == 9);
@@ -761,6 +760,16 @@ static void test_worker_model_equals_caption_pairs(void **state) {
   assert_int_equal(stop(&f), 0);
   program_clear(&r);
   fake_close(&f);
+}
+
+static void test_worker_model_equals_caption_pairs(void **state) {
+  (void)state;
+  check_model_equals_caption_pairs("1");
+}
+
+static void test_worker_pipeline_equals_caption_pairs(void **state) {
+  (void)state;
+  check_model_equals_caption_pairs("3");
 }
 
 /* What a sick disk does is tried again; what stays as it is is not. /proc/self/mem opens and cannot be read at its beginning (EIO).
@@ -831,6 +840,7 @@ static const struct CMUnitTest tests[] = {
     cmocka_unit_test_teardown(test_worker_refuses_a_malformed_grant, after),
     cmocka_unit_test_teardown(test_worker_says_why_its_engine_cannot_start, after),
     cmocka_unit_test_teardown(test_worker_model_equals_caption_pairs, after),
+    cmocka_unit_test_teardown(test_worker_pipeline_equals_caption_pairs, after),
     cmocka_unit_test_teardown(test_worker_model_sorts_unreadable_images, after),
     cmocka_unit_test_teardown(test_worker_gives_back_what_it_cannot_do, after),
 };

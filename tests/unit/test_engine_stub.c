@@ -18,7 +18,7 @@ typedef struct answers {
   size_t n;
 } answers;
 
-static void on_done(void *ctx, size_t index, worker_answer *a) {
+static void on_done(void *ctx, uint64_t index, worker_answer *a) {
   answers *all = ctx;
   assert_int_equal(index, all->n % 8);
   worker_answer_clear(&all->list[index]);

@@ -83,6 +83,75 @@ static void test_stage_cut_anywhere_changes_no_bit(void **state) {
   btc_model_close(&m);
 }
 
+/* Visual tokens once, then the prompt from a slot that another item began, in chunks; the head only at the end; then decoding. */
+static void run_chunks(const btc_model *m, btc_compute compute, int threads, int64_t chunk, int64_t prefix, float *out) {
+  const int n = btc_block_count(m), splice = (int)m->cfg->vision.blocks + 2;
+  const int64_t vocab = m->cfg->llm.vocab;
+  btc_stage *s;
+  btc_stage_item items[ITEMS];
+  btc_error err = {0};
+  make_items(m, items);
+  float *pixels = random_pixels(m, items), *at = pixels, *visual = malloc(65536 * sizeof *visual), *h = malloc(65536 * sizeof *h);
+  btc_stage_options o = {.backend = "cpu", .threads = threads, .slots = ITEMS + 1, .compute = compute};
+  assert_int_equal(btc_stage_create(m, 0, n, &o, &s, &err), BTC_OK);
+  assert_int_equal(btc_stage_reserve(s, items, ITEMS, 64, &err), BTC_OK);
+  btc_stage_item before = {.ids = prompt[0], .n_ids = 1, .positions = prefix, .slot = ITEMS}; /* all prompts begin with id 1 */
+  if (prefix) assert_int_equal(btc_stage_prefill_part(s, splice, n - 1, &before, 1, NULL, h, &err), BTC_OK);
+  for (int i = 0; i < ITEMS; i++) {
+    btc_stage_item it = items[i];
+    int64_t end = it.positions;
+    assert_int_equal(btc_stage_prefill_part(s, 0, 2, &it, 1, at, h, &err), BTC_OK); /* the features may be cut off anywhere too */
+    assert_int_equal(btc_stage_prefill_part(s, 2, splice, &it, 1, h, visual, &err), BTC_OK);
+    assert_int_equal(btc_stage_copy_slot(s, ITEMS, it.slot, prefix, &err), BTC_OK);
+    for (it.past = prefix; it.past < end; it.past += it.positions) {
+      it.positions = it.past + chunk < end ? chunk : end - it.past;
+      assert_int_equal(btc_stage_prefill_part(s, splice, n - 1, &it, 1, visual, h, &err), BTC_OK);
+    }
+    it.past -= it.positions;
+    assert_int_equal(btc_stage_prefill_part(s, n - 1, n, &it, 1, h, out + i * vocab, &err), BTC_OK);
+    at += btc_flow_floats(m, 0, &it, 1, false);
+  }
+  for (int step = 0; step < STEPS; step++) {
+    for (int i = 0; i < ITEMS; i++) {
+      items[i].past += items[i].positions;
+      items[i].positions = 1;
+      items[i].token = (int32_t)(260 + step + i);
+    }
+    assert_int_equal(btc_stage_decode(s, items, ITEMS, NULL, out + (step + 1) * ITEMS * vocab, &err), BTC_OK);
+  }
+  btc_stage_destroy(&s);
+  free(pixels);
+  free(visual);
+  free(h);
+}
+
+static void test_stage_chunks_and_prefix_change_no_bit(void **state) {
+  (void)state;
+  btc_model *m;
+  btc_error err;
+  assert_int_equal(btc_model_open(tiny_checkpoint(), &m, &err), BTC_OK);
+  size_t floats = (size_t)((STEPS + 1) * ITEMS * m->cfg->llm.vocab);
+  float *whole = malloc(floats * sizeof *whole), *chunked = malloc(floats * sizeof *chunked);
+  for (int bf16 = 0; bf16 <= 1; bf16++) {
+    btc_compute compute = bf16 ? BTC_COMPUTE_BF16 : BTC_COMPUTE_F32;
+    run_chunks(m, compute, 1, 1000, 0, whole);
+    if (!bf16) { /* the same as the plain way in one call */
+      run_cut(m, (int[]){0, btc_block_count(m)}, 1, 1, chunked);
+      assert_memory_equal(whole, chunked, floats * sizeof *whole);
+    }
+    for (int64_t chunk = 1; chunk < 16; chunk += chunk < 4 ? 1 : 5)
+      for (int64_t prefix = 0; prefix <= 1; prefix++) {
+        memset(chunked, 0, floats * sizeof *chunked);
+        run_chunks(m, compute, 1 + (int)chunk % 2, chunk, prefix, chunked);
+        if (memcmp(whole, chunked, floats * sizeof *whole) != 0)
+          fail_msg("%s: chunks of %d behind a prefix of %d change the logits", bf16 ? "bf16" : "f32", (int)chunk, (int)prefix);
+      }
+  }
+  free(whole);
+  free(chunked);
+  btc_model_close(&m);
+}
+
 static void test_stage_blocks_have_names_and_prices(void **state) {
   (void)state;
   btc_model *m;
@@ -129,6 +198,9 @@ static void test_stage_refuses_what_does_not_fit(void **state) {
   assert_int_equal(btc_stage_prefill(s, items, ITEMS, pixels, logits, &err), BTC_ERR_ARG);
   items[0].past = 60;
   assert_int_equal(btc_stage_prefill(s, items, 2, pixels, logits, &err), BTC_ERR_LIMIT);
+  assert_int_equal(btc_stage_prefill_part(s, 1, 99, items, 1, pixels, logits, &err), BTC_ERR_ARG);
+  assert_int_equal(btc_stage_copy_slot(s, 0, 2, 1, &err), BTC_ERR_ARG);
+  assert_int_equal(btc_stage_copy_slot(s, 0, 1, 65, &err), BTC_ERR_ARG);
   free(pixels);
   free(logits);
   btc_stage_destroy(&s);
@@ -138,6 +210,7 @@ static void test_stage_refuses_what_does_not_fit(void **state) {
 int main(int argc, char **argv) {
   const struct CMUnitTest tests[] = {
       cmocka_unit_test(test_stage_cut_anywhere_changes_no_bit),
+      cmocka_unit_test(test_stage_chunks_and_prefix_change_no_bit),
       cmocka_unit_test(test_stage_blocks_have_names_and_prices),
       cmocka_unit_test(test_stage_refuses_what_does_not_fit),
   };

@@ -1,0 +1,280 @@
+/* The parts of a batcher's step. See batcher.h for their order and batcher_internal.h for who owns what. */
+#include <stdlib.h>
+#include <string.h>
+
+#include "batcher_internal.h"
+
+static double ms_since(int64_t start) {
+  return (double)(btc_now_ns() - start) * 1e-6;
+}
+
+static void fail_job(btc_batcher *b, batch_job *j, btc_status st, const btc_error *err) {
+  btc_request_fail(&j->q, st, err);
+  batcher_answer(b, j);
+}
+
+/* ---- room ---- */
+
+static btc_status grow(float **p, int64_t floats, btc_error *err) {
+  free(*p);
+  *p = btc_alloc((size_t)floats, sizeof **p);
+  return *p ? BTC_OK : btc_fail(err, BTC_ERR_NOMEM, "not enough memory: %lld MB of activations", (long long)(floats >> 18));
+}
+
+static btc_status reserve_all(btc_batcher *b, int64_t images, int64_t positions, btc_error *err) {
+  const btc_model *m = b->m;
+  btc_status st = images > b->images ? grow(&b->features, images * m->tokens * m->hidden, err) : BTC_OK;
+  if (st == BTC_OK && images > b->images) b->images = images;
+  btc_stage_item widest = {.n_images = (int)b->images, .positions = b->o.chunk};
+  if (st == BTC_OK) st = btc_stage_reserve(b->stage, &widest, 1, positions, err);
+  for (int i = 0; i < b->o.slots; i++) b->steps[i] = (btc_stage_item){.n_images = 0, .positions = 1};
+  if (st == BTC_OK) st = btc_stage_reserve(b->stage, b->steps, b->o.slots, positions, err);
+  return st;
+}
+
+/* Buffers for so many images of one item, and slots of so many positions. Growing slots forgets what they hold, so only while
+ * nothing lives in them. After a failure the next call begins small again. */
+btc_status batcher_reserve(btc_batcher *b, int64_t images, int64_t positions, btc_error *err) {
+  bool more_positions = positions > b->positions;
+  if (images < b->o.vision_batch) images = b->o.vision_batch;
+  if (more_positions) b->prefix_ready = false;
+  btc_status st = reserve_all(b, images, more_positions ? positions : b->positions, err);
+  if (st != BTC_OK) {
+    b->images = 0;
+    free(b->features);
+    b->features = NULL;
+    if (more_positions) b->positions = 0;
+  } else if (more_positions) {
+    b->positions = positions;
+  }
+  return st;
+}
+
+/* Keys and values of the beginning that all prompts share. */
+static btc_status make_prefix(btc_batcher *b, btc_error *err) {
+  btc_stage_item it = {.ids = b->prefix, .n_ids = b->n_prefix, .slot = b->o.slots};
+  btc_status st = BTC_OK;
+  for (; st == BTC_OK && it.past < b->n_prefix; it.past += it.positions) {
+    it.positions = b->n_prefix - it.past < b->o.chunk ? b->n_prefix - it.past : b->o.chunk;
+    st = btc_stage_prefill_part(b->stage, b->splice, b->head, &it, 1, NULL, b->hidden, err);
+  }
+  b->prefix_ready = st == BTC_OK;
+  b->counts.prefilled += b->n_prefix;
+  return st;
+}
+
+/* ---- images ---- */
+
+static bool images_ready(const batch_job *j) {
+  for (int i = 0; i < j->n_read; i++)
+    if (j->image[i]->state != BTC_FEATURES_READY) return false;
+  return true;
+}
+
+static batch_job *next_ready(btc_batcher *b) {
+  for (batch_job *j = batcher_first(b, JOB_READ, 0); j; j = batcher_first(b, JOB_READ, j->order + 1))
+    if (images_ready(j)) return j;
+  return NULL;
+}
+
+/* Up to a batch of images that no one has encoded, of the earliest items. */
+static int pick_images(btc_batcher *b) {
+  int n = 0;
+  for (batch_job *j = batcher_first(b, JOB_READ, 0); j && n < b->o.vision_batch; j = batcher_first(b, JOB_READ, j->order + 1))
+    for (int i = 0; i < j->n_read && n < b->o.vision_batch; i++) {
+      btc_features *f = j->image[i];
+      if (f->state != BTC_FEATURES_PIXELS || f->taken) continue;
+      f->taken = true;
+      b->batch_job[n] = j;
+      b->batch[n++] = f;
+    }
+  return n;
+}
+
+btc_status batcher_encode(btc_batcher *b, bool *worked, btc_error *err) {
+  const int64_t side = b->m->cfg->vision.image, image = 3 * side * side, tokens = b->m->tokens * b->m->hidden;
+  int64_t start = btc_now_ns();
+  pthread_mutex_lock(&b->lock);
+  int n = b->live < b->o.slots && !next_ready(b) ? pick_images(b) : 0;
+  pthread_mutex_unlock(&b->lock);
+  if (!n) return BTC_OK;
+  *worked = true;
+  btc_status st = batcher_reserve(b, 0, 0, err); /* an item too large for our memory may have cost the buffers */
+  for (int i = 0; i < n; i++) memcpy(b->pixels + i * image, b->batch[i]->pixels, (size_t)image * sizeof(float));
+  btc_stage_item all = {.n_images = n};
+  if (st == BTC_OK) st = btc_stage_prefill_part(b->stage, 0, b->change, &all, 1, b->pixels, b->features, err);
+  for (int i = 0; st == BTC_OK && i < n; i++) memcpy(b->batch[i]->data, b->features + i * tokens, (size_t)tokens * sizeof(float));
+  pthread_mutex_lock(&b->lock);
+  for (int i = 0; i < n; i++) {
+    b->batch[i]->taken = false;
+    if (st != BTC_OK) continue;
+    b->batch[i]->state = BTC_FEATURES_READY;
+    free(b->batch[i]->pixels);
+    b->batch[i]->pixels = NULL;
+    b->batch_job[i]->result.timing.vision_ms += ms_since(start) / n;
+  }
+  if (st == BTC_OK) b->counts.encoded += n;
+  pthread_mutex_unlock(&b->lock);
+  return st;
+}
+
+/* ---- admission ---- */
+
+static int64_t common_prefix(const btc_batcher *b, const btc_request *q) {
+  int64_t n = 0;
+  while (n < b->n_prefix && n + 1 < q->step.positions && q->ids[n] == b->prefix[n]) n++;
+  return n;
+}
+
+/* Change extraction and projection of the item's features, which are then no longer needed. */
+static btc_status make_visual(btc_batcher *b, batch_job *j, btc_error *err) {
+  const int64_t image = b->m->tokens * b->m->hidden;
+  const btc_stage_item *it = &j->q.step;
+  int64_t start = btc_now_ns();
+  j->visual = btc_alloc((size_t)btc_flow_floats(b->m, b->splice, it, 1, false), sizeof *j->visual);
+  if (!j->visual) return btc_fail(err, BTC_ERR_NOMEM, "not enough memory for an item's visual tokens");
+  for (int i = 0; i < j->n_read; i++) memcpy(b->features + i * image, j->image[i]->data, (size_t)image * sizeof(float));
+  btc_status st = btc_stage_prefill_part(b->stage, b->change, b->splice, it, 1, b->features, j->visual, err);
+  j->result.timing.vision_ms += ms_since(start);
+  return st;
+}
+
+static btc_status enter(btc_batcher *b, batch_job *j, btc_error *err) {
+  int slot = 0;
+  while (b->slot_used[slot]) slot++;
+  j->q.step.slot = slot;
+  btc_status st = make_visual(b, j, err);
+  if (st == BTC_OK && !b->prefix_ready) st = make_prefix(b, err);
+  int64_t shared = common_prefix(b, &j->q);
+  if (st == BTC_OK) st = btc_stage_copy_slot(b->stage, b->o.slots, slot, shared, err);
+  if (st != BTC_OK) return st;
+  j->q.step.past = shared;
+  b->counts.reused += shared;
+  b->slot_used[slot] = true;
+  b->live++;
+  pthread_mutex_lock(&b->lock);
+  batcher_drop_images(b, j);
+  j->state = JOB_PREFILL;
+  pthread_cond_signal(&b->to_read);
+  pthread_mutex_unlock(&b->lock);
+  return BTC_OK;
+}
+
+static int64_t rows_to_prefill(btc_batcher *b) {
+  int64_t rows = 0;
+  pthread_mutex_lock(&b->lock);
+  for (int i = 0; i < b->n_jobs; i++)
+    if (b->jobs[i].state == JOB_PREFILL) rows += b->jobs[i].end - b->jobs[i].q.step.past;
+  pthread_mutex_unlock(&b->lock);
+  return rows;
+}
+
+/* Larger prompts than ever before wait until all slots are free, and so do those behind them. */
+static bool must_wait(const btc_batcher *b, const batch_job *j) {
+  return b->live && j->end + j->q.max_tokens > b->positions;
+}
+
+static btc_status admit(btc_batcher *b, batch_job *j, btc_error *err) {
+  btc_status st = batcher_reserve(b, j->n_read, j->end + j->q.max_tokens, err);
+  if (st == BTC_OK) return enter(b, j, err);
+  btc_error ignored; /* what the others need, so that only this item fails */
+  (void)batcher_reserve(b, 0, 0, &ignored);
+  return st;
+}
+
+btc_status batcher_admit(btc_batcher *b, bool *worked, btc_error *err) {
+  btc_error e;
+  while (b->live < b->o.slots && rows_to_prefill(b) < b->o.chunk) {
+    pthread_mutex_lock(&b->lock);
+    batch_job *j = next_ready(b);
+    pthread_mutex_unlock(&b->lock);
+    if (!j || must_wait(b, j)) return BTC_OK;
+    *worked = true;
+    btc_status st = admit(b, j, &e);
+    if (st == BTC_ERR_CANCELLED) return btc_fail(err, st, "%s", e.message);
+    if (st != BTC_OK) fail_job(b, j, st, &e);
+  }
+  return BTC_OK;
+}
+
+/* ---- the language model ---- */
+
+static void take(btc_batcher *b, batch_job *j, const float *logits) {
+  btc_error e;
+  btc_status st = btc_request_take(b->m, b->sampler, &j->q, logits, b->o.force, b->o.n_force, &e);
+  if (st != BTC_OK) btc_request_fail(&j->q, st, &e);
+  if (j->q.done) batcher_answer(b, j);
+}
+
+/* Rows [past, past + rows) of one prompt; with its last row comes its first token. */
+static btc_status prefill_rows(btc_batcher *b, batch_job *j, int64_t rows, btc_error *err) {
+  btc_stage_item *it = &j->q.step;
+  int64_t start = btc_now_ns();
+  it->positions = rows;
+  btc_status st = btc_stage_prefill_part(b->stage, b->splice, b->head, it, 1, j->visual, b->hidden, err);
+  if (st != BTC_OK) return st;
+  b->counts.prefilled += rows;
+  bool last = it->past + rows == j->end;
+  if (last) st = btc_stage_prefill_part(b->stage, b->head, b->end, it, 1, b->hidden, b->logits, err);
+  j->result.timing.prefill_ms += ms_since(start);
+  if (st != BTC_OK) return st;
+  if (!last) {
+    it->past += rows;
+    return BTC_OK;
+  }
+  free(j->visual);
+  j->visual = NULL;
+  pthread_mutex_lock(&b->lock);
+  j->state = JOB_DECODE;
+  pthread_mutex_unlock(&b->lock);
+  take(b, j, b->logits);
+  return BTC_OK;
+}
+
+static batch_job *next_prefill(btc_batcher *b, uint64_t from) {
+  pthread_mutex_lock(&b->lock);
+  batch_job *j = batcher_first(b, JOB_PREFILL, from);
+  pthread_mutex_unlock(&b->lock);
+  return j;
+}
+
+/* A prompt is split only when it alone is larger than a step's budget: every piece reads all weights once more. */
+btc_status batcher_prefill(btc_batcher *b, bool *worked, btc_error *err) {
+  int64_t left = b->o.chunk;
+  for (batch_job *j = next_prefill(b, 0); j;) {
+    uint64_t next = j->order + 1;
+    int64_t rest = j->end - j->q.step.past, rows = rest <= left ? rest : left == b->o.chunk ? left : 0;
+    if (!rows) return BTC_OK;
+    *worked = true;
+    btc_status st = prefill_rows(b, j, rows, err);
+    if (st != BTC_OK) return st;
+    left -= rows;
+    j = next_prefill(b, next);
+  }
+  return BTC_OK;
+}
+
+btc_status batcher_decode(btc_batcher *b, bool *worked, btc_error *err) {
+  const int64_t vocab = b->m->cfg->llm.vocab;
+  int n = 0;
+  pthread_mutex_lock(&b->lock);
+  for (int i = 0; i < b->n_jobs; i++) {
+    if (b->jobs[i].state != JOB_DECODE) continue;
+    b->step_job[n] = &b->jobs[i];
+    b->steps[n++] = b->jobs[i].q.step;
+  }
+  pthread_mutex_unlock(&b->lock);
+  if (!n) return BTC_OK;
+  *worked = true;
+  int64_t start = btc_now_ns();
+  btc_status st = btc_stage_decode(b->stage, b->steps, n, NULL, b->logits, err);
+  if (st != BTC_OK) return st;
+  double share = ms_since(start) / n;
+  b->counts.steps++;
+  b->counts.decoded += n;
+  for (int k = 0; k < n; k++) {
+    b->step_job[k]->result.timing.generate_ms += share;
+    take(b, b->step_job[k], b->logits + k * vocab);
+  }
+  return BTC_OK;
+}

@@ -1,0 +1,413 @@
+/* Links between ranks: frames whole or not at all, strangers and old epochs kept out, every wait over in time. */
+#define _GNU_SOURCE
+#include "test.h"
+
+#include <arpa/inet.h>
+#include <netinet/in.h>
+#include <pthread.h>
+#include <signal.h>
+#include <stdio.h>
+#include <sys/socket.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include "worker/link.h"
+
+enum { SOON_MS = 150, PATIENCE_MS = 20000 };
+
+static btc_link_wait within(int ms) {
+  return (btc_link_wait){.deadline_ns = btc_now_ns() + (int64_t)ms * 1000000};
+}
+
+static btc_link_id some_id(uint64_t epoch) {
+  btc_link_id id = {.epoch = epoch, .from = 1, .to = 2, .ranks = 3};
+  memset(id.secret, 7, sizeof id.secret);
+  return id;
+}
+
+/* ---- two ends ---- */
+
+typedef struct joining {
+  int port;
+  btc_link_id id;
+  btc_link_limits limits;
+  btc_link *link;
+  btc_status status;
+  btc_error err;
+} joining;
+
+static void *join(void *ctx) {
+  joining *j = ctx;
+  btc_link_wait w = within(PATIENCE_MS);
+  j->status = btc_link_connect("127.0.0.1", j->port, &j->id, &j->limits, &w, &j->link, &j->err);
+  return NULL;
+}
+
+typedef struct two {
+  btc_link *out, *in; /* out sends to in */
+  btc_status accepted;
+  joining joined;
+  btc_error err;
+} two;
+
+static void open_two(two *t, const btc_link_id *server, const btc_link_id *client, const btc_link_limits *l, int ms) {
+  pthread_t thread;
+  int fd;
+  memset(t, 0, sizeof *t);
+  t->joined.id = *client;
+  t->joined.limits = *l;
+  assert_int_equal(btc_link_listen("127.0.0.1", &fd, &t->joined.port, &t->err), BTC_OK);
+  assert_int_equal(pthread_create(&thread, NULL, join, &t->joined), 0);
+  btc_link_wait w = within(ms);
+  t->accepted = btc_link_accept(fd, server, l, &w, &t->in, &t->err);
+  close(fd);
+  pthread_join(thread, NULL);
+  t->out = t->joined.link;
+}
+
+static void close_two(two *t) {
+  btc_link_close(&t->out);
+  btc_link_close(&t->in);
+}
+
+static void good_two(two *t, const btc_link_limits *l) {
+  btc_link_id id = some_id(5);
+  open_two(t, &id, &id, l, PATIENCE_MS);
+  if (t->accepted != BTC_OK || t->joined.status != BTC_OK) fail_msg("%s / %s", t->err.message, t->joined.err.message);
+}
+
+static uint8_t *noise(size_t n, uint32_t seed) {
+  uint8_t *p = malloc(n + 1);
+  assert_non_null(p);
+  for (size_t i = 0; i < n; i++) p[i] = (uint8_t)((seed = seed * 1664525u + 1013904223u) >> 24);
+  return p;
+}
+
+typedef struct sending {
+  btc_link *link;
+  const uint8_t *data;
+  size_t bytes;
+  int frames;
+  btc_status status;
+} sending;
+
+static void *send_frames(void *ctx) {
+  sending *s = ctx;
+  for (int i = 0; i < s->frames && s->status == BTC_OK; i++) {
+    size_t first = s->bytes / 3;
+    btc_link_part parts[] = {{s->data, first}, {s->data + first, s->bytes - first}};
+    btc_link_wait w = within(PATIENCE_MS);
+    s->status = btc_link_send(s->link, &(btc_link_head){.step = (uint64_t)i + 1, .kind = 3}, parts, 2, &w, NULL);
+  }
+  return NULL;
+}
+
+static void test_link_carries_frames_of_any_size(void **state) {
+  (void)state;
+  static const size_t sizes[] = {0, 1, 7, 48, 4096, 65537, 9000001};
+  two t;
+  btc_link_limits l = btc_link_limits_default();
+  good_two(&t, &l);
+  for (size_t i = 0; i < sizeof sizes / sizeof sizes[0]; i++) {
+    pthread_t thread;
+    uint8_t *data = noise(sizes[i], (uint32_t)i);
+    sending s = {.link = t.out, .data = data, .bytes = sizes[i], .frames = 3};
+    assert_int_equal(pthread_create(&thread, NULL, send_frames, &s), 0);
+    for (uint64_t step = 1; step <= 3; step++) {
+      btc_link_head h;
+      const uint8_t *got;
+      size_t bytes;
+      btc_error err;
+      btc_link_wait w = within(PATIENCE_MS);
+      if (btc_link_receive(t.in, &h, &got, &bytes, &w, &err) != BTC_OK) fail_msg("%s", err.message);
+      assert_int_equal(h.step, step);
+      assert_int_equal(h.kind, 3);
+      assert_int_equal(bytes, sizes[i]);
+      if (bytes) assert_memory_equal(got, data, bytes);
+    }
+    pthread_join(thread, NULL);
+    assert_int_equal(s.status, BTC_OK);
+    free(data);
+  }
+  close_two(&t);
+}
+
+static void test_link_frame_over_the_bound_is_refused(void **state) {
+  (void)state;
+  two t;
+  btc_link_limits l = btc_link_limits_default();
+  l.max_bytes = 1000;
+  good_two(&t, &l);
+  uint8_t *data = noise(1001, 1);
+  btc_error err;
+  btc_link_wait w = within(PATIENCE_MS);
+  assert_int_equal(btc_link_send(t.out, &(btc_link_head){.step = 1}, &(btc_link_part){data, 1001}, 1, &w, &err), BTC_ERR_LIMIT);
+  assert_int_equal(btc_link_send(t.out, &(btc_link_head){.step = 1}, &(btc_link_part){data, 1000}, 1, &w, &err), BTC_OK);
+  free(data);
+  close_two(&t);
+}
+
+/* ---- bytes that are not as they should be: a link's own bytes, changed on the way ---- */
+
+/* One frame of `bytes` as it leaves: the sender's socket is swapped for a pipe end that the test reads. */
+static size_t recorded(two *t, size_t bytes, uint8_t *wire, size_t room) {
+  int pair[2];
+  uint8_t *data = noise(bytes, 9);
+  btc_link_wait w = within(PATIENCE_MS);
+  assert_int_equal(socketpair(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK, 0, pair), 0);
+  int saved = dup(btc_link_fd(t->out));
+  dup2(pair[0], btc_link_fd(t->out));
+  assert_int_equal(btc_link_send(t->out, &(btc_link_head){.step = 1, .kind = 1}, &(btc_link_part){data, bytes}, 1, &w, NULL),
+                   BTC_OK);
+  dup2(saved, btc_link_fd(t->out));
+  ssize_t n = read(pair[1], wire, room);
+  assert_true(n > 0);
+  close(saved);
+  close(pair[0]);
+  close(pair[1]);
+  free(data);
+  return (size_t)n;
+}
+
+static btc_status receive_within(btc_link *l, int ms, btc_error *err) {
+  btc_link_head h;
+  const uint8_t *data;
+  size_t bytes;
+  btc_link_wait w = within(ms);
+  return btc_link_receive(l, &h, &data, &bytes, &w, err);
+}
+
+static void test_link_damage_anywhere_is_seen(void **state) {
+  (void)state;
+  uint8_t wire[200];
+  btc_link_limits l = btc_link_limits_default();
+  l.frame_ms = SOON_MS;
+  two t;
+  good_two(&t, &l);
+  size_t n = recorded(&t, 60, wire, sizeof wire);
+  close_two(&t);
+  assert_int_equal(n, 48 + 60);
+  for (size_t at = 0; at < n; at += at < 48 ? 1 : 7) {
+    btc_error err = {0};
+    good_two(&t, &l);
+    wire[at] ^= 0x10;
+    assert_int_equal(send(btc_link_fd(t.out), wire, n, 0), n);
+    wire[at] ^= 0x10;
+    assert_int_equal(receive_within(t.in, PATIENCE_MS, &err), BTC_ERR_FORMAT);
+    close_two(&t);
+  }
+}
+
+static void test_link_frame_cut_anywhere_is_an_error(void **state) {
+  (void)state;
+  uint8_t wire[200];
+  btc_link_limits l = btc_link_limits_default();
+  two t;
+  good_two(&t, &l);
+  size_t n = recorded(&t, 60, wire, sizeof wire);
+  close_two(&t);
+  for (size_t at = 0; at < n; at += 5) {
+    btc_error err = {0};
+    good_two(&t, &l);
+    assert_int_equal(send(btc_link_fd(t.out), wire, at, 0), at);
+    btc_link_close(&t.out);
+    assert_int_equal(receive_within(t.in, PATIENCE_MS, &err), BTC_ERR_IO);
+    assert_non_null(strstr(err.message, at ? "closed the link within a frame" : "closed the link"));
+    close_two(&t);
+  }
+}
+
+static void test_link_old_epoch_frame_is_dropped(void **state) {
+  (void)state;
+  uint8_t old[200], now[200];
+  btc_link_limits l = btc_link_limits_default();
+  btc_link_id four = some_id(4);
+  btc_error err;
+  two t;
+  open_two(&t, &four, &four, &l, PATIENCE_MS);
+  size_t n_old = recorded(&t, 20, old, sizeof old);
+  close_two(&t);
+  good_two(&t, &l);
+  size_t n_now = recorded(&t, 20, now, sizeof now);
+  assert_int_equal(send(btc_link_fd(t.out), old, n_old, 0), n_old);
+  assert_int_equal(receive_within(t.in, SOON_MS, &err), BTC_ERR_IO); /* nothing came */
+  assert_int_equal(btc_link_dropped(t.in), 1);
+  assert_int_equal(send(btc_link_fd(t.out), old, n_old, 0), n_old);
+  assert_int_equal(send(btc_link_fd(t.out), now, n_now, 0), n_now);
+  assert_int_equal(receive_within(t.in, PATIENCE_MS, &err), BTC_OK);
+  assert_int_equal(btc_link_dropped(t.in), 2);
+  close_two(&t);
+}
+
+/* ---- hello ---- */
+
+static void check_turned_away(const btc_link_id *server, const btc_link_id *client, const char *why) {
+  btc_link_limits l = btc_link_limits_default();
+  two t;
+  open_two(&t, server, client, &l, SOON_MS);
+  assert_int_equal(t.accepted, BTC_ERR_IO); /* it went on waiting for the right one */
+  assert_null(t.in);
+  assert_non_null(strstr(t.err.message, why));
+  assert_int_not_equal(t.joined.status, BTC_OK);
+  assert_null(t.out);
+}
+
+static void test_link_wrong_hello_is_turned_away(void **state) {
+  (void)state;
+  btc_link_id good = some_id(5), other = good;
+  other.secret[31] ^= 1;
+  check_turned_away(&good, &other, "closed the connection"); /* the client sees it first, and tells nothing */
+  other = some_id(4);
+  check_turned_away(&good, &other, "epoch 4");
+  other = good;
+  other.from = 0;
+  check_turned_away(&good, &other, "wrong rank");
+  other = good;
+  other.ranks = 4;
+  check_turned_away(&good, &other, "wrong rank");
+}
+
+static int raw_connect(int port) {
+  struct sockaddr_in a = {.sin_family = AF_INET, .sin_port = htons((uint16_t)port), .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
+  int fd = socket(AF_INET, SOCK_STREAM, 0);
+  assert_int_equal(connect(fd, (struct sockaddr *)&a, sizeof a), 0);
+  return fd;
+}
+
+/* Strangers before the right peer: one says rubbish, one says nothing, one a hello without a proof. */
+static void test_link_strangers_do_not_hinder(void **state) {
+  (void)state;
+  btc_link_limits l = btc_link_limits_default();
+  btc_link_id id = some_id(5);
+  joining j = {.id = id, .limits = l};
+  pthread_t thread;
+  int fd, stranger[3];
+  uint8_t hello[64] = {'B', 'T', 'C', 'H', 1, 0, 0, 0, 5}, answer[64], wrong[32] = {0};
+  btc_link *in = NULL;
+  btc_error err = {0};
+  hello[16] = 1, hello[20] = 2, hello[24] = 3;
+  l.hello_ms = SOON_MS;
+  assert_int_equal(btc_link_listen("127.0.0.1", &fd, &j.port, &err), BTC_OK);
+  for (int i = 0; i < 3; i++) stranger[i] = raw_connect(j.port);
+  assert_true(write(stranger[0], "GET / HTTP/1.1\r\nHost: somebody else, and long enough to be read\r\n\r\n", 67) > 0);
+  assert_int_equal(write(stranger[2], hello, 64), 64);
+  assert_int_equal(write(stranger[2], wrong, 32), 32);
+  assert_int_equal(pthread_create(&thread, NULL, join, &j), 0);
+  btc_link_wait w = within(PATIENCE_MS);
+  if (btc_link_accept(fd, &id, &l, &w, &in, &err) != BTC_OK) fail_msg("%s", err.message);
+  pthread_join(thread, NULL);
+  assert_int_equal(j.status, BTC_OK);
+  assert_int_equal(recv(stranger[2], answer, 64, MSG_WAITALL), 64); /* it got the challenge, and failed at it */
+  for (int i = 0; i < 3; i++) close(stranger[i]);
+  btc_link_close(&in);
+  btc_link_close(&j.link);
+  close(fd);
+}
+
+/* ---- time ---- */
+
+static void test_link_slow_peer_is_given_up(void **state) {
+  (void)state;
+  uint8_t wire[200];
+  btc_link_limits l = btc_link_limits_default();
+  btc_error err = {0};
+  two t;
+  l.frame_ms = SOON_MS;
+  good_two(&t, &l);
+  size_t n = recorded(&t, 60, wire, sizeof wire);
+  assert_int_equal(send(btc_link_fd(t.out), wire, n - 1, 0), n - 1); /* and then nothing */
+  int64_t start = btc_now_ns();
+  assert_int_equal(receive_within(t.in, PATIENCE_MS, &err), BTC_ERR_IO);
+  assert_true(btc_now_ns() - start < (int64_t)PATIENCE_MS * 500000);
+  close_two(&t);
+  /* nobody reads: what the system holds is not endless */
+  good_two(&t, &l);
+  uint8_t *data = noise(64 << 20, 3);
+  btc_link_wait w = within(PATIENCE_MS);
+  assert_int_equal(btc_link_send(t.out, &(btc_link_head){.step = 1}, &(btc_link_part){data, 64 << 20}, 1, &w, &err), BTC_ERR_IO);
+  free(data);
+  close_two(&t);
+}
+
+static bool say_stop(void *ctx) {
+  return ++*(int *)ctx >= 2;
+}
+
+static void test_link_wait_can_be_stopped(void **state) {
+  (void)state;
+  btc_link_limits l = btc_link_limits_default();
+  btc_link_id id = some_id(5);
+  btc_link_head h;
+  const uint8_t *data;
+  size_t bytes;
+  btc_link *in = NULL;
+  two t;
+  int asked = 0, fd, port;
+  btc_link_wait w = {.stop = say_stop, .ctx = &asked};
+  good_two(&t, &l);
+  assert_int_equal(btc_link_receive(t.in, &h, &data, &bytes, &w, NULL), BTC_ERR_CANCELLED);
+  close_two(&t);
+  asked = 0;
+  assert_int_equal(btc_link_listen("127.0.0.1", &fd, &port, NULL), BTC_OK);
+  assert_int_equal(btc_link_accept(fd, &id, &l, &w, &in, NULL), BTC_ERR_CANCELLED);
+  close(fd);
+}
+
+static void test_link_peer_killed_within_a_frame(void **state) {
+  (void)state;
+  btc_link_limits l = btc_link_limits_default();
+  btc_error err = {0};
+  uint8_t wire[200];
+  two t;
+  good_two(&t, &l);
+  size_t n = recorded(&t, 60, wire, sizeof wire);
+  pid_t pid = fork();
+  if (pid == 0) {
+    if (send(btc_link_fd(t.out), wire, n / 2, 0) != (ssize_t)(n / 2)) _exit(1);
+    raise(SIGKILL);
+  }
+  close(btc_link_fd(t.out)); /* the child alone holds it */
+  int64_t start = btc_now_ns();
+  assert_int_equal(receive_within(t.in, PATIENCE_MS, &err), BTC_ERR_IO);
+  assert_true(btc_now_ns() - start < (int64_t)PATIENCE_MS * 500000);
+  assert_non_null(strstr(err.message, "within a frame"));
+  int status;
+  assert_int_equal(waitpid(pid, &status, 0), pid);
+  assert_true(WIFSIGNALED(status));
+  dup2(btc_link_fd(t.in), btc_link_fd(t.out)); /* a descriptor for it to close */
+  close_two(&t);
+}
+
+/* ---- known answers ---- */
+
+static void test_link_crc32c_known_answers(void **state) {
+  (void)state;
+  uint8_t zeros[32] = {0}, ones[32];
+  memset(ones, 255, sizeof ones);
+  assert_int_equal(btc_link_crc32c(0, "123456789", 9), 0xe3069283); /* the check value of CRC-32/ISCSI */
+  assert_int_equal(btc_link_crc32c(0, zeros, 32), 0x8a9136aa);      /* RFC 3720 B.4 */
+  assert_int_equal(btc_link_crc32c(0, ones, 32), 0x62a8ab43);
+  assert_int_equal(btc_link_crc32c(btc_link_crc32c(0, "1234", 4), "56789", 5), 0xe3069283);
+}
+
+static void test_link_hmac_is_over_all_parts(void **state) {
+  (void)state;
+  /* computed with: printf 'what do ya want for nothing?' | openssl dgst -sha256 -mac HMAC -macopt hexkey:0b0b..0b (32 bytes) */
+  static const uint8_t want[32] = {0xc3, 0xf2, 0x64, 0x9c, 0x34, 0xea, 0x24, 0xe4, 0xd6, 0x2a, 0x2c, 0x7e, 0x86, 0x8b, 0xbe, 0xa0,
+                                   0x23, 0x3c, 0x9d, 0x4c, 0x2c, 0xc3, 0x00, 0x79, 0x4d, 0xb7, 0x6a, 0xa1, 0x8d, 0x68, 0x22, 0xd8};
+  uint8_t key[BTC_LINK_SECRET], mac[32];
+  memset(key, 0x0b, sizeof key);
+  btc_link_hmac(key, (btc_link_part[]){{"what do ya want ", 16}, {"for nothing?", 12}}, 2, mac);
+  assert_memory_equal(mac, want, 32);
+}
+
+static const struct CMUnitTest tests[] = {
+    cmocka_unit_test(test_link_carries_frames_of_any_size), cmocka_unit_test(test_link_frame_over_the_bound_is_refused),
+    cmocka_unit_test(test_link_damage_anywhere_is_seen),    cmocka_unit_test(test_link_frame_cut_anywhere_is_an_error),
+    cmocka_unit_test(test_link_old_epoch_frame_is_dropped), cmocka_unit_test(test_link_wrong_hello_is_turned_away),
+    cmocka_unit_test(test_link_strangers_do_not_hinder),    cmocka_unit_test(test_link_slow_peer_is_given_up),
+    cmocka_unit_test(test_link_wait_can_be_stopped),        cmocka_unit_test(test_link_peer_killed_within_a_frame),
+    cmocka_unit_test(test_link_crc32c_known_answers),       cmocka_unit_test(test_link_hmac_is_over_all_parts),
+};
+
+BTC_TEST_MAIN(tests)

@@ -1,0 +1,60 @@
+/*
+ * A rank of a pipeline: a process of our own program (`btcchat worker --shard FD`) that holds blocks [first,last) of a model, takes
+ * steps from the previous rank in the order of their numbers, and hands its output to the next. It can be killed at any time.
+ *
+ * Its parent speaks with it over a socket pair of packets (orders one way, reports the other) and one shared page. It keeps its
+ * weights over epochs: an order to form drops the links of the old epoch and opens those of the new one.
+ */
+#ifndef BTC_WORKER_SHARD_H
+#define BTC_WORKER_SHARD_H
+
+#include "engine/stage.h"
+#include "link.h"
+
+enum { SHARD_VERSION = 1, SHARD_FD = 3, SHARD_PAGE_FD = 4 };
+
+/* What both processes see. The counters grow only. */
+typedef struct shard_page {
+  volatile int cancel;     /* parent: give up what is computed; the order to form that follows clears it */
+  uint64_t alive;          /* grows with every block computed and with every turn of a wait: stands still when it is stopped */
+  uint64_t steps;          /* computed in the life of the process */
+  uint64_t busy_ns;        /* spent in them */
+  uint64_t frames_dropped; /* of other epochs */
+} shard_page;
+
+/* Parent to rank: form epoch. Nodes are 0..ranks-1 and the driver, `ranks`. */
+typedef struct shard_order {
+  uint32_t version, rank, ranks;
+  int32_t next_port; /* of the next node */
+  int32_t form_ms, frame_ms;
+  uint64_t epoch, max_bytes;
+  uint8_t secret[BTC_LINK_SECRET];
+} shard_order;
+
+typedef enum shard_said { SHARD_OPEN = 1, SHARD_READY, SHARD_BROKEN, SHARD_FAILED } shard_said;
+
+typedef struct shard_report {
+  uint32_t version, said;
+  uint64_t epoch;
+  int32_t port;    /* OPEN: where the previous node is to connect */
+  uint32_t status; /* BROKEN, FAILED: btc_status and its message */
+  char message[512];
+} shard_report;
+
+typedef struct btc_shard_options {
+  const char *model, *device, *dtype; /* dtype "f32" or "bf16" */
+  int threads, slots, first, last;
+} btc_shard_options;
+
+/* What the rank's process runs. Returns only when the rank could not be opened (the parent has been told why). */
+btc_status btc_shard_run(const btc_shard_options *o, btc_error *err);
+
+/* btc_link_connect on this machine, again and again until w's deadline: a next node that is still busy with an older epoch turns
+ * us away at first. */
+btc_status btc_shard_connect(int port, const btc_link_id *id, const btc_link_limits *l, const btc_link_wait *w, btc_link **out,
+                             btc_error *err);
+
+/* Gives back the memory of weights that were looked at while the model was opened; they come back when they are read. */
+void btc_shard_drop_weights(const btc_model *m);
+
+#endif

@@ -1,0 +1,125 @@
+/* Step descriptors to bytes and back: see shard_step.h. */
+#include "shard_step.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#include "engine/prompt.h"
+
+_Static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "steps and tensors travel as little-endian memory");
+
+enum { MAX_IDS = 1 << 20 };
+
+typedef struct wire_head {
+  uint32_t n, n_ids; /* items; prompt ids of all of them */
+  uint64_t slot_positions, flow_floats, cosine_floats;
+} wire_head;
+
+typedef struct wire_item {
+  int32_t n_images, n_ids, positions, past, token, slot;
+} wire_item;
+
+_Static_assert(sizeof(wire_head) == 32 && sizeof(wire_item) == 24, "no padding travels");
+
+int64_t shard_step_cosines(const btc_model *m, const btc_stage_item *items, int n) {
+  int64_t pairs = 0;
+  for (int i = 0; i < n; i++) pairs += items[i].n_images == 2;
+  return pairs * m->tokens;
+}
+
+/* Could this item break memory in the stage? Slots, past and context are the stage's own checks. */
+static btc_status check_item(const btc_model *m, shard_step_kind kind, const btc_stage_item *it, int i, btc_error *err) {
+  int64_t holes = 0, frames = m->cfg->num_video_frames, most = frames > 2 ? frames : 2;
+  if (it->n_images < 1 || it->n_images > most || it->positions < 1 || it->past < 0)
+    return btc_fail(err, BTC_ERR_FORMAT, "step: item %d of %d images and %lld positions", i, it->n_images,
+                    (long long)it->positions);
+  if (kind == SHARD_DECODE && (it->token < 0 || it->token >= m->embed.rows || it->positions != 1))
+    return btc_fail(err, BTC_ERR_FORMAT, "step: item %d feeds token %d", i, it->token);
+  if (kind != SHARD_PREFILL) return BTC_OK;
+  for (int64_t k = 0; k < it->n_ids; k++) {
+    if (it->ids[k] != BTC_IMAGE_ID && (it->ids[k] < 0 || it->ids[k] >= m->embed.rows))
+      return btc_fail(err, BTC_ERR_FORMAT, "step: item %d has token %d", i, it->ids[k]);
+    holes += it->ids[k] == BTC_IMAGE_ID;
+  }
+  if (holes != btc_item_blocks(it) || it->past + it->positions != it->n_ids - holes + holes * m->block_tokens)
+    return btc_fail(err, BTC_ERR_FORMAT, "step: item %d has %lld positions for %lld ids", i, (long long)it->positions,
+                    (long long)it->n_ids);
+  return BTC_OK;
+}
+
+btc_status shard_step_read(const btc_model *m, int first, uint16_t kind, const uint8_t *data, size_t bytes, btc_stage_item *items,
+                           int most, shard_step *out, btc_error *err) {
+  wire_head h;
+  if (bytes < sizeof h || kind < SHARD_PREFILL || kind > SHARD_RESERVE)
+    return btc_fail(err, BTC_ERR_FORMAT, "step: %zu bytes of kind %u", bytes, kind);
+  memcpy(&h, data, sizeof h);
+  if (h.n < 1 || h.n > (uint32_t)most || h.n_ids > MAX_IDS || h.flow_floats > BTC_LINK_MAX_BYTES ||
+      h.cosine_floats > BTC_LINK_MAX_BYTES || h.slot_positions > (uint64_t)m->cfg->llm.context ||
+      bytes != sizeof h + h.n * sizeof(wire_item) + 4 * ((uint64_t)h.n_ids + h.flow_floats + h.cosine_floats))
+    return btc_fail(err, BTC_ERR_FORMAT, "step: %u items do not make %zu bytes", h.n, bytes);
+  const uint8_t *at = data + sizeof h;
+  const int32_t *ids = (const int32_t *)(const void *)(at + h.n * sizeof(wire_item));
+  uint64_t ids_left = h.n_ids;
+  for (uint32_t i = 0; i < h.n; i++) {
+    wire_item w;
+    memcpy(&w, at + i * sizeof w, sizeof w);
+    if (w.n_ids < 0 || (uint64_t)w.n_ids > ids_left) return btc_fail(err, BTC_ERR_FORMAT, "step: item %u has %d ids", i, w.n_ids);
+    items[i] = (btc_stage_item){.n_images = w.n_images,
+                                .ids = ids,
+                                .n_ids = w.n_ids,
+                                .positions = w.positions,
+                                .past = w.past,
+                                .token = w.token,
+                                .slot = w.slot};
+    ids += w.n_ids;
+    ids_left -= (uint64_t)w.n_ids;
+    btc_status st = check_item(m, (shard_step_kind)kind, &items[i], (int)i, err);
+    if (st != BTC_OK) return st;
+  }
+  *out = (shard_step){.kind = (shard_step_kind)kind,
+                      .n = (int)h.n,
+                      .items = items,
+                      .slot_positions = (int64_t)h.slot_positions,
+                      .flow = (const float *)(const void *)(ids + ids_left),
+                      .flow_floats = (int64_t)h.flow_floats,
+                      .cosine_floats = (int64_t)h.cosine_floats};
+  int64_t want = kind == SHARD_RESERVE ? 0 : btc_flow_floats(m, first, items, out->n, kind == SHARD_DECODE);
+  int64_t cosines = kind == SHARD_PREFILL ? shard_step_cosines(m, items, out->n) : 0;
+  if (out->flow_floats != want || (out->cosine_floats && out->cosine_floats != cosines))
+    return btc_fail(err, BTC_ERR_FORMAT, "step: a tensor of %lld numbers where %lld belong", (long long)out->flow_floats,
+                    (long long)want);
+  if (out->cosine_floats) out->cosine = out->flow + out->flow_floats;
+  return BTC_OK;
+}
+
+btc_status shard_step_write(const shard_step *s, uint8_t **buffer, size_t *room, btc_link_part parts[3], btc_error *err) {
+  wire_head h = {.n = (uint32_t)s->n,
+                 .slot_positions = (uint64_t)s->slot_positions,
+                 .flow_floats = (uint64_t)s->flow_floats,
+                 .cosine_floats = s->cosine ? (uint64_t)s->cosine_floats : 0};
+  bool with_ids = s->kind == SHARD_PREFILL;
+  for (int i = 0; i < s->n && with_ids; i++) h.n_ids += (uint32_t)s->items[i].n_ids;
+  size_t bytes = sizeof h + (size_t)s->n * sizeof(wire_item) + 4 * (size_t)h.n_ids;
+  if (bytes > *room) {
+    uint8_t *grown = btc_realloc(*buffer, bytes, 1);
+    if (!grown) return btc_fail(err, BTC_ERR_NOMEM, "not enough memory for a step");
+    *buffer = grown;
+    *room = bytes;
+  }
+  uint8_t *w = *buffer;
+  memcpy(w, &h, sizeof h);
+  w += sizeof h;
+  for (int i = 0; i < s->n; i++, w += sizeof(wire_item)) {
+    const btc_stage_item *it = &s->items[i];
+    wire_item x = {it->n_images, with_ids ? (int32_t)it->n_ids : 0, (int32_t)it->positions, (int32_t)it->past, it->token, it->slot};
+    memcpy(w, &x, sizeof x);
+  }
+  for (int i = 0; i < s->n && with_ids; i++) {
+    memcpy(w, s->items[i].ids, 4 * (size_t)s->items[i].n_ids);
+    w += 4 * s->items[i].n_ids;
+  }
+  parts[0] = (btc_link_part){*buffer, bytes};
+  parts[1] = (btc_link_part){s->flow, 4 * (size_t)s->flow_floats};
+  parts[2] = (btc_link_part){s->cosine, 4 * (size_t)h.cosine_floats};
+  return BTC_OK;
+}
