@@ -479,7 +479,7 @@ btc_status pipe_run(pipe_driver *p, const btc_item *items, size_t n, btc_result 
   p->n_items = n;
   p->next_item = p->done_items = 0;
   btc_status st = n && !p->items ? btc_fail(err, BTC_ERR_NOMEM, "not enough memory for %zu items", n) : BTC_OK;
-  if (st == BTC_OK) {
+  if (st == BTC_OK && p->items) {
     size_t share = (n + (size_t)p->n_groups - 1) / (size_t)p->n_groups;
     p->share = share < (size_t)p->o.batch ? (int)share : p->o.batch;
     read_items(p, items, results);

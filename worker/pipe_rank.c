@@ -237,9 +237,8 @@ static void watch_rank(pipe_driver *p, int r) {
   pipe_rank *k = &p->rank[r];
   shard_report w;
   int status;
-  ssize_t n;
   if (!k->pid) return;
-  while ((n = recv(k->control, &w, sizeof w, MSG_DONTWAIT)) == (ssize_t)sizeof w && w.version == SHARD_VERSION) hear(p, r, &w);
+  while (recv(k->control, &w, sizeof w, MSG_DONTWAIT) == (ssize_t)sizeof w && w.version == SHARD_VERSION) hear(p, r, &w);
   if (waitpid(k->pid, &status, WNOHANG) == k->pid) {
     bury(p, r, status);
     return;
