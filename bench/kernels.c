@@ -21,7 +21,7 @@ static double seconds_a_case = 0.5;
 static clockid_t clock_used = CLOCK_MONOTONIC;
 static int threads;
 static bool json;
-static const char *only = ""; /* measure cases whose name contains this */
+static const char *only = "";                   /* measure cases whose name contains this */
 static double flop_roof, pairs_roof, byte_roof; /* per second; flop_roof is that of the products being measured */
 
 static void *must(void *p) {
@@ -56,12 +56,14 @@ static double best_seconds(timed *f, void *arg) {
 /* flops and bytes of one call; 0 where they say nothing. The ratio is to the roof that binds. */
 static void report(const char *name, double seconds, double flops, double bytes) {
   static bool any;
-  double bound = fmax(flop_roof > 0 ? flops / flop_roof : 0, byte_roof > 0 ? bytes / byte_roof : 0), ratio = seconds > 0 ? bound / seconds : 0;
+  double bound = fmax(flop_roof > 0 ? flops / flop_roof : 0, byte_roof > 0 ? bytes / byte_roof : 0),
+         ratio = seconds > 0 ? bound / seconds : 0;
   if (json)
-    printf("%s\n  {\"name\": \"%s\", \"ms\": %.4f, \"gflops\": %.2f, \"gbytes\": %.2f, \"of_roof\": %.3f}", any ? "," : "", name, seconds * 1e3,
-           flops / seconds * 1e-9, bytes / seconds * 1e-9, ratio);
+    printf("%s\n  {\"name\": \"%s\", \"ms\": %.4f, \"gflops\": %.2f, \"gbytes\": %.2f, \"of_roof\": %.3f}", any ? "," : "", name,
+           seconds * 1e3, flops / seconds * 1e-9, bytes / seconds * 1e-9, ratio);
   else
-    printf("%-44s %10.3f ms %9.1f GFLOP/s %7.2f GB/s %5.0f %%\n", name, seconds * 1e3, flops / seconds * 1e-9, bytes / seconds * 1e-9, ratio * 100);
+    printf("%-44s %10.3f ms %9.1f GFLOP/s %7.2f GB/s %5.0f %%\n", name, seconds * 1e3, flops / seconds * 1e-9,
+           bytes / seconds * 1e-9, ratio * 100);
   fflush(stdout);
   any = true;
 }
@@ -90,11 +92,21 @@ enum { FMA_ROUNDS = 100000 };
 
 #if defined(__x86_64__)
 /* Twelve independent chains: more than latency times throughput of any core we know. */
-#define FMA12(C)                                                                                                                     \
-  "vfmadd231ps %12, %12, %0\n\tvfmadd231ps %12, %12, %1\n\tvfmadd231ps %12, %12, %2\n\tvfmadd231ps %12, %12, %3\n\t"                 \
-  "vfmadd231ps %12, %12, %4\n\tvfmadd231ps %12, %12, %5\n\tvfmadd231ps %12, %12, %6\n\tvfmadd231ps %12, %12, %7\n\t"                 \
-  "vfmadd231ps %12, %12, %8\n\tvfmadd231ps %12, %12, %9\n\tvfmadd231ps %12, %12, %10\n\tvfmadd231ps %12, %12, %11"                   \
-      : "+" C(a), "+" C(b), "+" C(c), "+" C(d), "+" C(e), "+" C(f), "+" C(g), "+" C(h), "+" C(i), "+" C(j), "+" C(k), "+" C(l)       \
+#define FMA12(C)                                                                                                               \
+  "vfmadd231ps %12, %12, %0\n\tvfmadd231ps %12, %12, %1\n\tvfmadd231ps %12, %12, %2\n\tvfmadd231ps %12, %12, %3\n\t"           \
+  "vfmadd231ps %12, %12, %4\n\tvfmadd231ps %12, %12, %5\n\tvfmadd231ps %12, %12, %6\n\tvfmadd231ps %12, %12, %7\n\t"           \
+  "vfmadd231ps %12, %12, %8\n\tvfmadd231ps %12, %12, %9\n\tvfmadd231ps %12, %12, %10\n\tvfmadd231ps %12, %12, %11" : "+" C(a), \
+                                                                                                                     "+" C(b), \
+                                                                                                                     "+" C(c), \
+                                                                                                                     "+" C(d), \
+                                                                                                                     "+" C(e), \
+                                                                                                                     "+" C(f), \
+                                                                                                                     "+" C(g), \
+                                                                                                                     "+" C(h), \
+                                                                                                                     "+" C(i), \
+                                                                                                                     "+" C(j), \
+                                                                                                                     "+" C(k), \
+                                                                                                                     "+" C(l)  \
       : C(x)
 
 __attribute__((target("avx512f"))) static double fma_512(float *result) {
@@ -184,7 +196,8 @@ static void measure_roofs(const float *data, size_t floats) {
   static roof_job jobs[256];
   float ignored;
   double flops = fma_rounds(&ignored) * threads;
-  for (int i = 0; i < threads; i++) jobs[i] = (roof_job){data + floats / (size_t)threads / 16 * 16 * (size_t)i, floats / (size_t)threads / 16 * 16, 0};
+  for (int i = 0; i < threads; i++)
+    jobs[i] = (roof_job){data + floats / (size_t)threads / 16 * 16 * (size_t)i, floats / (size_t)threads / 16 * 16, 0};
   double s = best_seconds(read_all, jobs);
   byte_roof = (double)floats * 4 / s;
   report("roof: memory read", s, 0, (double)floats * 4);
@@ -278,22 +291,18 @@ typedef struct shape {
 } shape;
 
 static const shape wide_shapes[] = {
-    {"vision q/k/v/out", 1458, 1152, 1152, BTC_ACT_NONE},     {"vision fc1 + gelu", 1458, 4304, 1152, BTC_ACT_GELU_TANH},
-    {"vision fc2", 1458, 1152, 4304, BTC_ACT_NONE},           {"projector 1 + gelu", 196, 2560, 4608, BTC_ACT_GELU_ERF},
-    {"projector 2", 196, 2560, 2560, BTC_ACT_NONE},           {"change 3x3", 729, 576, 5184, BTC_ACT_RELU},
-    {"prefill q/k/v/o", 253, 2560, 2560, BTC_ACT_NONE},       {"prefill gate/up", 253, 6912, 2560, BTC_ACT_NONE},
+    {"vision q/k/v/out", 1458, 1152, 1152, BTC_ACT_NONE}, {"vision fc1 + gelu", 1458, 4304, 1152, BTC_ACT_GELU_TANH},
+    {"vision fc2", 1458, 1152, 4304, BTC_ACT_NONE},       {"projector 1 + gelu", 196, 2560, 4608, BTC_ACT_GELU_ERF},
+    {"projector 2", 196, 2560, 2560, BTC_ACT_NONE},       {"change 3x3", 729, 576, 5184, BTC_ACT_RELU},
+    {"prefill q/k/v/o", 253, 2560, 2560, BTC_ACT_NONE},   {"prefill gate/up", 253, 6912, 2560, BTC_ACT_NONE},
     {"prefill down", 253, 2560, 6912, BTC_ACT_NONE},
 };
 
 static const shape few_shapes[] = {
-    {"decode q/k/v/o", 1, 2560, 2560, BTC_ACT_NONE},
-    {"decode gate/up", 1, 6912, 2560, BTC_ACT_NONE},
-    {"decode down", 1, 2560, 6912, BTC_ACT_NONE},
-    {"decode head", 1, 32000, 2560, BTC_ACT_NONE},
-    {"decode gate/up", 2, 6912, 2560, BTC_ACT_NONE},
-    {"decode gate/up", 4, 6912, 2560, BTC_ACT_NONE},
-    {"decode gate/up", 8, 6912, 2560, BTC_ACT_NONE},
-    {"decode gate/up", 16, 6912, 2560, BTC_ACT_NONE},
+    {"decode q/k/v/o", 1, 2560, 2560, BTC_ACT_NONE}, {"decode gate/up", 1, 6912, 2560, BTC_ACT_NONE},
+    {"decode down", 1, 2560, 6912, BTC_ACT_NONE},    {"decode head", 1, 32000, 2560, BTC_ACT_NONE},
+    {"decode gate/up", 2, 6912, 2560, BTC_ACT_NONE}, {"decode gate/up", 4, 6912, 2560, BTC_ACT_NONE},
+    {"decode gate/up", 8, 6912, 2560, BTC_ACT_NONE}, {"decode gate/up", 16, 6912, 2560, BTC_ACT_NONE},
 };
 
 static const btc_backend *bf16_backend; /* the one of bf16 products, for the peer's sake */
@@ -302,7 +311,8 @@ static void bench_wide(btc_backend *b, const shape *s, float *y, const float *x,
   char name[96];
   product p = {b, false, y, x, s->m, {data, type, s->n, s->k}, {.bias = data, .act = s->act}};
   double flops = 2.0 * (double)s->m * (double)s->n * (double)s->k, bytes = (double)(s->n * s->k) * (double)btc_dtype_size(type);
-  snprintf(name, sizeof name, "%s %s [%lld,%lld]x[%lld]", s->name, btc_dtype_name(type), (long long)s->m, (long long)s->k, (long long)s->n);
+  snprintf(name, sizeof name, "%s %s [%lld,%lld]x[%lld]", s->name, btc_dtype_name(type), (long long)s->m, (long long)s->k,
+           (long long)s->n);
   measure(name, run_product, &p, flops, bytes);
   if (b == bf16_backend) {
     snprintf(name, sizeof name, "  %s by oneDNN bf16, no epilogue, packed x", s->name);
@@ -333,7 +343,8 @@ static void bench_few(btc_backend *b, const shape *s, float *y, const float *x, 
   char name[96];
   walk w = {{b, true, y, x, s->m, {data, type, s->n, s->k}, {.act = s->act}}, (const char *)data, floats * 4, 0};
   double flops = 2.0 * (double)s->m * (double)s->n * (double)s->k, bytes = (double)(s->n * s->k) * (double)btc_dtype_size(type);
-  snprintf(name, sizeof name, "%s %s [%lld,%lld]x[%lld]", s->name, btc_dtype_name(type), (long long)s->m, (long long)s->k, (long long)s->n);
+  snprintf(name, sizeof name, "%s %s [%lld,%lld]x[%lld]", s->name, btc_dtype_name(type), (long long)s->m, (long long)s->k,
+           (long long)s->n);
   measure(name, run_walk, &w, flops, bytes);
 }
 
@@ -418,18 +429,21 @@ static void bench_all(btc_compute compute, float *y, const float *x, const float
 }
 
 static int usage(FILE *to, int code) {
-  fputs("usage: btcchat-bench-kernels [--threads N] [--seconds S] [--only TEXT] [--cpu-time] [--json]\n"
-        "  --threads N  threads, 1 to 256 (default: all processors)\n"
-        "  --seconds S  time spent on each case (default 0.5)\n"
-        "  --only TEXT  the cases whose names contain TEXT\n"
-        "  --cpu-time   time of the calling thread alone: for one thread on a machine shared with others\n"
-        "  --json       machine-readable output\n",
-        to);
+  fputs(
+      "usage: btcchat-bench-kernels [--threads N] [--seconds S] [--only TEXT] [--cpu-time] [--json]\n"
+      "  --threads N  threads, 1 to 256 (default: all processors)\n"
+      "  --seconds S  time spent on each case (default 0.5)\n"
+      "  --only TEXT  the cases whose names contain TEXT\n"
+      "  --cpu-time   time of the calling thread alone: for one thread on a machine shared with others\n"
+      "  --json       machine-readable output\n",
+      to);
   return code;
 }
 
 static bool read_options(int argc, char **argv) {
-  static const struct option options[] = {{"threads", required_argument, NULL, 't'}, {"seconds", required_argument, NULL, 's'}, {"json", no_argument, NULL, 'j'}, {"only", required_argument, NULL, 'o'}, {"cpu-time", no_argument, NULL, 'c'}, {0}};
+  static const struct option options[] = {{"threads", required_argument, NULL, 't'}, {"seconds", required_argument, NULL, 's'},
+                                          {"json", no_argument, NULL, 'j'},          {"only", required_argument, NULL, 'o'},
+                                          {"cpu-time", no_argument, NULL, 'c'},      {0}};
   for (int c; (c = getopt_long(argc, argv, "", options, NULL)) != -1;) {
     char *end = NULL;
     if (c == 't') threads = (int)strtol(optarg, &end, 10);
@@ -437,7 +451,9 @@ static bool read_options(int argc, char **argv) {
     if (c == 'o') only = optarg;
     if (c == 'j') json = true;
     if (c == 'c') clock_used = CLOCK_THREAD_CPUTIME_ID;
-    if (c == '?' || (end && (*end || end == optarg)) || threads < 0 || threads > 256 || !(seconds_a_case >= 0 && seconds_a_case <= 3600)) return false;
+    if (c == '?' || (end && (*end || end == optarg)) || threads < 0 || threads > 256 ||
+        !(seconds_a_case >= 0 && seconds_a_case <= 3600))
+      return false;
   }
   return optind == argc;
 }

@@ -171,7 +171,8 @@ static void look_at(expansion *x) {
 }
 
 static bool is_busy(const struct btc_expander *all, const char *jid) {
-  for (const expansion *x = all->first; x; x = x->next)
+  for (const expansion *x = all->first; x;
+       x = x->next) /* NOLINT(clang-analyzer-unix.Malloc): end() takes it out of the list first */
     if (strcmp(x->jid, jid) == 0) return true;
   return false;
 }

@@ -24,7 +24,8 @@ struct btc_http {
 
 /* ---- answers ---- */
 
-static enum MHD_Result answer(struct MHD_Connection *c, unsigned status, const char *type, char *text, enum MHD_ResponseMemoryMode mode) {
+static enum MHD_Result answer(struct MHD_Connection *c, unsigned status, const char *type, char *text,
+                              enum MHD_ResponseMemoryMode mode) {
   struct MHD_Response *r = MHD_create_response_from_buffer(strlen(text), text, mode);
   if (!r) {
     if (mode == MHD_RESPMEM_MUST_FREE) free(text);
@@ -41,8 +42,8 @@ static enum MHD_Result say(struct MHD_Connection *c, unsigned status, const char
   return answer(c, status, "text/plain; charset=utf-8", (char *)text, MHD_RESPMEM_MUST_COPY);
 }
 
-static enum MHD_Result handle(void *ctx, struct MHD_Connection *c, const char *url, const char *method, const char *version, const char *data,
-                              size_t *data_size, void **state) {
+static enum MHD_Result handle(void *ctx, struct MHD_Connection *c, const char *url, const char *method, const char *version,
+                              const char *data, size_t *data_size, void **state) {
   (void)version;
   (void)data;
   btc_http *h = ctx;
@@ -123,14 +124,16 @@ static void print_address(int fd, char *out, size_t size) {
   socklen_t len = sizeof a;
   char host[INET6_ADDRSTRLEN] = "?";
   getsockname(fd, (struct sockaddr *)&a, &len);
-  const struct sockaddr_in *v4 = (const struct sockaddr_in *)&a;
-  const struct sockaddr_in6 *v6 = (const struct sockaddr_in6 *)&a;
+  struct sockaddr_in v4 = {0};
+  struct sockaddr_in6 v6 = {0};
+  memcpy(&v4, &a, sizeof v4);
+  memcpy(&v6, &a, sizeof v6);
   if (a.ss_family == AF_INET6) {
-    inet_ntop(AF_INET6, &v6->sin6_addr, host, sizeof host);
-    snprintf(out, size, "[%s]:%u", host, ntohs(v6->sin6_port));
+    inet_ntop(AF_INET6, &v6.sin6_addr, host, sizeof host);
+    snprintf(out, size, "[%s]:%u", host, ntohs(v6.sin6_port));
   } else {
-    inet_ntop(AF_INET, &v4->sin_addr, host, sizeof host);
-    snprintf(out, size, "%s:%u", host, ntohs(v4->sin_port));
+    inet_ntop(AF_INET, &v4.sin_addr, host, sizeof host);
+    snprintf(out, size, "%s:%u", host, ntohs(v4.sin_port));
   }
 }
 

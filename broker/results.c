@@ -15,12 +15,13 @@
 #include "base/json.h"
 
 #define MAX_PARTS 1000000
-#define MAX_LINE (7u << 20)  /* an envelope carries 8 MiB */
+#define MAX_LINE (7u << 20) /* an envelope carries 8 MiB */
 #define MAX_READ (4u << 20)
 
 bool btc_results_jid_valid(const char *jid) {
   size_t len = strlen(jid);
-  return len && len <= 64 && jid[0] != '.' && strspn(jid, "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789._-") == len;
+  return len && len <= 64 && jid[0] != '.' &&
+         strspn(jid, "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789._-") == len;
 }
 
 static btc_status check_jid(const char *jid, btc_error *err) {
@@ -184,8 +185,10 @@ static btc_status take_lines(reader *r, int fd, const char *name, uint64_t size,
   return BTC_OK;
 }
 
-/* *exists: the file is there; then lines from *offset on. An offset that is not at a line's start: ARG, or with restart from the beginning. */
-static btc_status read_file(reader *r, const char *name, bool restart, uint64_t *offset, bool *exists, uint64_t *size, btc_error *err) {
+/* *exists: the file is there; then lines from *offset on. An offset that is not at a line's start: ARG, or with restart from the
+ * beginning. */
+static btc_status read_file(reader *r, const char *name, bool restart, uint64_t *offset, bool *exists, uint64_t *size,
+                            btc_error *err) {
   *exists = false;
   char *path = NULL;
   if (asprintf(&path, "%s/%s/%s", r->results, r->jid, name) < 0) return btc_fail(err, BTC_ERR_NOMEM, "out of memory");

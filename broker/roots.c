@@ -98,8 +98,8 @@ bool btc_roots_allow(btc_roots *r, const char *path) {
   const char *name = strrchr(path, '/');
   size_t folder = (size_t)(name - path);
   struct stat sb;
-  if (folder && strlen(r->folder) == folder && memcmp(r->folder, path, folder) == 0 && strcmp(name, "/..") != 0 && strcmp(name, "/.") != 0 &&
-      lstat(path, &sb) == 0 && S_ISREG(sb.st_mode))
+  if (folder && strlen(r->folder) == folder && memcmp(r->folder, path, folder) == 0 && strcmp(name, "/..") != 0 &&
+      strcmp(name, "/.") != 0 && lstat(path, &sb) == 0 && S_ISREG(sb.st_mode))
     return true;
   char real[PATH_MAX];
   if (!realpath(path, real)) return (errno == ENOENT || errno == ENOTDIR) && allow_missing(r, path);

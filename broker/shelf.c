@@ -76,7 +76,9 @@ static void fill(btc_identity *id, int i, const struct stat *sb) {
 }
 
 static btc_status stat_failed(const char *path, btc_error *err) {
-  btc_status st = errno == ENOENT || errno == ENOTDIR ? BTC_ERR_NOT_FOUND : errno == ELOOP || errno == ENAMETOOLONG ? BTC_ERR_ARG : BTC_ERR_IO;
+  btc_status st = errno == ENOENT || errno == ENOTDIR       ? BTC_ERR_NOT_FOUND
+                  : errno == ELOOP || errno == ENAMETOOLONG ? BTC_ERR_ARG
+                                                            : BTC_ERR_IO;
   return btc_fail(err, st, "cannot open '%s': %s", path, strerror(errno));
 }
 
@@ -109,14 +111,15 @@ static const digest *find_digest(btc_shelf *s, const btc_identity *id) {
   return NULL;
 }
 
-btc_status btc_shelf_check(btc_shelf *s, const char *path, const char *sha256, bool *known, btc_identity *identity, const char **hex,
-                           btc_error *err) {
+btc_status btc_shelf_check(btc_shelf *s, const char *path, const char *sha256, bool *known, btc_identity *identity,
+                           const char **hex, btc_error *err) {
   *known = true;
   *hex = "";
   if (path[0] != '/' || strlen(path) >= PATH_MAX) return btc_fail(err, BTC_ERR_ARG, "'%.200s' is not an absolute path", path);
   btc_roots_refresh(s->roots);
   btc_status st = identify(path, identity, err);
-  if (!btc_roots_allow(s->roots, path)) return btc_fail(err, BTC_ERR_ARG, "'%s' lies outside the folders that the broker serves", path);
+  if (!btc_roots_allow(s->roots, path))
+    return btc_fail(err, BTC_ERR_ARG, "'%s' lies outside the folders that the broker serves", path);
   if (st != BTC_OK || !*sha256) return st;
   const digest *d = find_digest(s, identity);
   *known = d != NULL;
@@ -160,7 +163,8 @@ static reader *find_reader(btc_shelf *s, const char *path, const char *base, con
   return any && (any->folder || n >= READERS_OF_ONE) ? any : NULL;
 }
 
-static btc_status open_reader(btc_shelf *s, const char *path, const char *base, const btc_identity *identity, reader **out, btc_error *err) {
+static btc_status open_reader(btc_shelf *s, const char *path, const char *base, const btc_identity *identity, reader **out,
+                              btc_error *err) {
   reader *r = &s->reader[0];
   for (size_t i = 0; i < READERS; i++)
     if (s->reader[i].used < r->used) r = &s->reader[i];
@@ -178,8 +182,8 @@ static btc_status open_reader(btc_shelf *s, const char *path, const char *base, 
   return btc_fail(err, BTC_ERR_NOMEM, "out of memory");
 }
 
-btc_status btc_shelf_reader(btc_shelf *s, const char *path, const char *base, const btc_identity *identity, const char *pos, btc_manifest **out,
-                            btc_error *err) {
+btc_status btc_shelf_reader(btc_shelf *s, const char *path, const char *base, const btc_identity *identity, const char *pos,
+                            btc_manifest **out, btc_error *err) {
   reader *r = find_reader(s, path, base, identity, pos);
   btc_status st = r ? BTC_OK : open_reader(s, path, base, identity, &r, err);
   if (st != BTC_OK) return st;

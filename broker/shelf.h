@@ -1,5 +1,6 @@
 /*
- * Manifests at hand: open readers that stand somewhere, and which files were found to have which SHA-256. One thread: the disk thread's.
+ * Manifests at hand: open readers that stand somewhere, and which files were found to have which SHA-256. One thread: the disk
+ * thread's.
  */
 #ifndef BTC_BROKER_SHELF_H
 #define BTC_BROKER_SHELF_H
@@ -23,17 +24,17 @@ btc_status btc_shelf_create(const char *roots, btc_shelf **out, btc_error *err);
 void btc_shelf_destroy(btc_shelf **s);
 btc_roots *btc_shelf_roots(btc_shelf *s);
 
-/* Path policy and digest of what lies at path now. sha256 "": any. OK with *known: may be read, *identity says what it is, and *hex its digest ("" when none was
- * asked for). OK without: it must be hashed first. NOT_FOUND, ARG, FORMAT, IO as in io.h. */
-btc_status btc_shelf_check(btc_shelf *s, const char *path, const char *sha256, bool *known, btc_identity *identity, const char **hex,
-                           btc_error *err);
+/* Path policy and digest of what lies at path now. sha256 "": any. OK with *known: may be read, *identity says what it is, and *hex
+ * its digest ("" when none was asked for). OK without: it must be hashed first. NOT_FOUND, ARG, FORMAT, IO as in io.h. */
+btc_status btc_shelf_check(btc_shelf *s, const char *path, const char *sha256, bool *known, btc_identity *identity,
+                           const char **hex, btc_error *err);
 /* Remembers a digest. */
 void btc_shelf_learn(btc_shelf *s, const btc_identity *identity, const char hex[65]);
 bool btc_identity_equal(const btc_identity *a, const btc_identity *b);
 
 /* A reader that stands at pos, borrowed until the next call. base: what relative paths stand on, "" the manifest's folder. */
-btc_status btc_shelf_reader(btc_shelf *s, const char *path, const char *base, const btc_identity *identity, const char *pos, btc_manifest **out,
-                            btc_error *err);
+btc_status btc_shelf_reader(btc_shelf *s, const char *path, const char *base, const btc_identity *identity, const char *pos,
+                            btc_manifest **out, btc_error *err);
 
 /* ---- hashing, in slices ---- */
 typedef struct btc_hashing btc_hashing;

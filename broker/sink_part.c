@@ -36,7 +36,7 @@ struct btc_part_job {
   btc_stream_id *id; /* [entries_room] */
   entry *entry;      /* [entries_room] */
   size_t n, entries_room, records;
-  bool stale; /* the folder must be read again before anything is added or sealed */
+  bool stale;     /* the folder must be read again before anything is added or sealed */
   uint64_t token; /* in names of temporary files: process ids repeat on other machines */
 };
 
@@ -176,7 +176,8 @@ static bool grow(btc_part_job *j, size_t bytes) {
   return true;
 }
 
-btc_status btc_part_add(btc_part_job *j, btc_stream_id id, uint64_t idx, const char *json, size_t len, btc_part_added *how, btc_error *err) {
+btc_status btc_part_add(btc_part_job *j, btc_stream_id id, uint64_t idx, const char *json, size_t len, btc_part_added *how,
+                        btc_error *err) {
   *how = BTC_PART_ALREADY;
   if (j->stale) return btc_fail(err, BTC_ERR_IO, "'%s' must be read again", j->path);
   if (btc_items_has(&j->sealed, idx)) return BTC_OK;
@@ -261,15 +262,15 @@ static btc_status sync_folder(const btc_part_job *j, btc_error *err) {
   return fsync(j->dir) == 0 ? BTC_OK : failed(j, "sync", ".", err);
 }
 
-/* Gives the file its name unless another has it. A file server may say "exists" to a repeated request of our own: then it is our file. File systems
- * without hard links get a rename that does not replace either. */
+/* Gives the file its name unless another has it. A file server may say "exists" to a repeated request of our own: then it is our
+ * file. File systems without hard links get a rename that does not replace either. */
 static btc_status take_name(const btc_part_job *j, const char *tmp, const char *name, bool *taken, btc_error *err) {
   *taken = linkat(j->dir, tmp, j->dir, name, 0) == 0;
   if (*taken) return BTC_OK;
   if (errno == EEXIST) {
     struct stat a, b;
-    *taken = fstatat(j->dir, tmp, &a, AT_SYMLINK_NOFOLLOW) == 0 && fstatat(j->dir, name, &b, AT_SYMLINK_NOFOLLOW) == 0 && a.st_ino == b.st_ino &&
-             a.st_dev == b.st_dev;
+    *taken = fstatat(j->dir, tmp, &a, AT_SYMLINK_NOFOLLOW) == 0 && fstatat(j->dir, name, &b, AT_SYMLINK_NOFOLLOW) == 0 &&
+             a.st_ino == b.st_ino && a.st_dev == b.st_dev;
     return BTC_OK;
   }
   if (errno == ENOENT) return BTC_OK; /* the temporary file is gone: another sink tidied the folder */
@@ -284,7 +285,9 @@ static char *sidecar_text(const btc_part_job *j, size_t *len) {
   uint32_t crc = btc_crc32(j->buffer, j->len);
   FILE *f = open_memstream(&text, len);
   if (!f) return NULL;
-  fprintf(f, "{\"v\":1,\"first\":\"%" PRIu64 "-%" PRIu64 "\",\"last\":\"%" PRIu64 "-%" PRIu64 "\",\"count\":%zu,\"bytes\":%zu,\"crc32\":\"%08" PRIx32 "\",\"idx\":\"",
+  fprintf(f,
+          "{\"v\":1,\"first\":\"%" PRIu64 "-%" PRIu64 "\",\"last\":\"%" PRIu64 "-%" PRIu64
+          "\",\"count\":%zu,\"bytes\":%zu,\"crc32\":\"%08" PRIx32 "\",\"idx\":\"",
           first.ms, first.seq, last.ms, last.seq, j->records, j->len, crc);
   btc_items_print(&j->held, f);
   fputs("\"}\n", f);
@@ -333,7 +336,8 @@ btc_status btc_part_seal(btc_part_job *j, int *conflicts, btc_error *err) {
     bool done;
     st = seal_number(j, j->last + 1, &done, err);
     if (st == BTC_OK && done) break;
-    if (st == BTC_OK && ++*conflicts > MAX_CONFLICTS) st = btc_fail(err, BTC_ERR_IO, "'%s': another sink writes here all the time", j->path);
+    if (st == BTC_OK && ++*conflicts > MAX_CONFLICTS)
+      st = btc_fail(err, BTC_ERR_IO, "'%s': another sink writes here all the time", j->path);
     /* after an error too: the number may be taken by our own sidecar, and a part that was named but not synced is a part */
     j->stale = true;
     if (st != BTC_OK || (st = read_again(j, err)) != BTC_OK) return st;

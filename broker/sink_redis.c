@@ -20,8 +20,8 @@ struct btc_sink_redis {
   redisContext *c;
 };
 
-btc_status btc_sink_redis_create(const char *url, const char *user, const char *password_file, const char *queue, btc_sink_redis **out,
-                                 btc_error *err) {
+btc_status btc_sink_redis_create(const char *url, const char *user, const char *password_file, const char *queue,
+                                 btc_sink_redis **out, btc_error *err) {
   btc_sink_redis *r = *out = btc_alloc_zero(1, sizeof *r);
   if (!r) return btc_fail(err, BTC_ERR_NOMEM, "out of memory");
   btc_status st = btc_redis_address_parse(url, &r->address, err);
@@ -73,7 +73,8 @@ static btc_status log_in(btc_sink_redis *r, btc_error *err) {
 btc_status btc_sink_redis_connect(btc_sink_redis *r, btc_error *err) {
   if (r->c) return BTC_OK;
   struct timeval connect = {.tv_sec = CONNECT_S}, command = {.tv_sec = COMMAND_S};
-  r->c = r->address.host[0] ? redisConnectWithTimeout(r->address.host, r->address.port, connect) : redisConnectUnixWithTimeout(r->address.path, connect);
+  r->c = r->address.host[0] ? redisConnectWithTimeout(r->address.host, r->address.port, connect)
+                            : redisConnectUnixWithTimeout(r->address.path, connect);
   if (!r->c) return btc_fail(err, BTC_ERR_NOMEM, "out of memory");
   btc_status st = BTC_OK;
   if (r->c->err) {

@@ -120,6 +120,7 @@ static void on_done(void *ctx, void *tag, btc_result *r) {
     b->status = r->status;
     b->err = r->error;
   }
+  /* the bits are what must be equal: NOLINTNEXTLINE(bugprone-suspicious-memory-comparison) */
   if (r->status == BTC_OK && b->compare && memcmp(&r->logprob, &b->logprob[i], sizeof r->logprob) != 0) b->differs = true;
   b->answered++;
   btc_result_clear(r);
@@ -192,7 +193,7 @@ static void print_figures(const bench *b, const btc_session *s, const figures *f
   printf("%-36s %8.4f items/s\n", "one item at a time", f->one);
   printf("%-36s %8.4f items/s  %.2fx  %lld images encoded, %.1f rows a decode step, %lld of %lld prompt positions reused\n",
          "batched", f->batched, f->batched / f->one, (long long)c->encoded, rows, (long long)c->reused,
-         (long long)(c->reused + c->prefilled));
+         (long long)c->reused + (long long)c->prefilled);
   printf("%-36s %8.4f items/s  %.2fx  %lld images encoded\n", "batched, a time series", f->series, f->series / f->one,
          (long long)f->series_counts.encoded);
   printf("answers of both are %s\n", b->differs ? "NOT the same" : "the same bit for bit");

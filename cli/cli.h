@@ -16,11 +16,17 @@ enum { CLI_OK = 0, CLI_FAILED = 1, CLI_USAGE = 2, CLI_SOME_FAILED = 3, CLI_UNREA
 
 /* One option. Its value comes from the command line, else the environment (BTCCHAT_ and the name in capitals, '-' as '_'), else the
  * --config file (a JSON object with the names as keys), else what *target held before. */
-typedef enum cli_type { CLI_FLAG /* bool */, CLI_TEXT /* const char * */, CLI_INT /* int64_t */, CLI_REAL /* double */, CLI_CHOICE /* const char *, one of `choices` */ } cli_type;
+typedef enum cli_type {
+  CLI_FLAG /* bool */,
+  CLI_TEXT /* const char * */,
+  CLI_INT /* int64_t */,
+  CLI_REAL /* double */,
+  CLI_CHOICE /* const char *, one of `choices` */
+} cli_type;
 
 typedef struct cli_option {
-  const char *name;    /* "max-tokens" */
-  char letter;         /* 0: long only */
+  const char *name; /* "max-tokens" */
+  char letter;      /* 0: long only */
   cli_type type;
   void *target;
   const char *value;   /* what --help calls the value: "N", "DIR", "F.png" */
@@ -39,13 +45,16 @@ typedef struct cli_command {
 
 extern const cli_command cmd_caption, cmd_ask, cmd_inspect, cmd_verify, cmd_doctor, cmd_bench;
 extern const cli_command cmd_keygen;
-extern const cli_command cmd_submit, cmd_status, cmd_top, cmd_results, cmd_cancel, cmd_pause, cmd_resume, cmd_replay, cmd_dead, cmd_workers, cmd_pipes, cmd_drain, cmd_run;
+extern const cli_command cmd_submit, cmd_status, cmd_top, cmd_results, cmd_cancel, cmd_pause, cmd_resume, cmd_replay, cmd_dead,
+    cmd_workers, cmd_pipes, cmd_drain, cmd_run;
 extern const cli_command cmd_worker;
 extern const cli_command cmd_broker;
 
 /* Parses argv (argv[0] is the subcommand) by the table. Returns true to go on, with the positional arguments in *args and *n_args;
- * false when there is nothing more to do: *code is then the exit code (0 after --help, 2 after a usage error, with its line printed). */
-bool cli_parse(const cli_command *cmd, const cli_option *options, size_t n_options, int argc, char **argv, char ***args, int *n_args, int *code);
+ * false when there is nothing more to do: *code is then the exit code (0 after --help, 2 after a usage error, with its line
+ * printed). */
+bool cli_parse(const cli_command *cmd, const cli_option *options, size_t n_options, int argc, char **argv, char ***args,
+               int *n_args, int *code);
 void cli_free_settings(void); /* frees what the --config file left; call before leaving main */
 
 /* Prints "btcchat: " and the message to stderr, with control characters made visible. */

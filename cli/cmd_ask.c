@@ -11,8 +11,10 @@ const cli_command cmd_ask = {
     .name = "ask",
     .arguments = "QUESTION IMAGE...",
     .summary = "answers a question about an image, a pair (--pair) or a video's frames (--video)",
-    .details = "One image by default. With --pair the two images are before and after. With --video give exactly the number of frames that the\n"
-               "model takes (see 'btcchat inspect').",
+    .details =
+        "One image by default. With --pair the two images are before and after. With --video give exactly the number of frames "
+        "that the\n"
+        "model takes (see 'btcchat inspect').",
     .run = run,
 };
 
@@ -37,7 +39,8 @@ static int answer(const ask_options *a, btc_model *m, btc_session *s, const btc_
   if (a->json) {
     record_model rm;
     char *line = NULL;
-    if (record_model_fill(m, btc_session_precision(s), &rm, &err) == BTC_OK) line = record_line(m, &rm, "1", item->question, NULL, item->n_images == 2, &r);
+    if (record_model_fill(m, btc_session_precision(s), &rm, &err) == BTC_OK)
+      line = record_line(m, &rm, "1", item->question, NULL, item->n_images == 2, &r);
     if (line)
       puts(line);
     else

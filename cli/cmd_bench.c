@@ -16,10 +16,11 @@ const cli_command cmd_bench = {
     .name = "bench",
     .arguments = "make-model DIR | stages BEFORE AFTER | batching",
     .summary = "make-model writes a random checkpoint; stages times the parts of one caption; batching many items",
-    .details = "make-model: --size full is the real model (6.3 GB of bf16, about a minute), small a hundredth of its work.\n"
-               "stages: runs the pair --runs times with answers of exactly --tokens tokens and prints, per stage and pair, the\n"
-               "fastest run; with --batch, of that many pairs together (the same one several times).\n"
-               "batching: items/s of --pairs pairs one at a time, through --slots slots at once, and of a time series of as many.",
+    .details =
+        "make-model: --size full is the real model (6.3 GB of bf16, about a minute), small a hundredth of its work.\n"
+        "stages: runs the pair --runs times with answers of exactly --tokens tokens and prints, per stage and pair, the\n"
+        "fastest run; with --batch, of that many pairs together (the same one several times).\n"
+        "batching: items/s of --pairs pairs one at a time, through --slots slots at once, and of a time series of as many.",
     .run = run,
 };
 
@@ -42,7 +43,8 @@ static int make_model(const bench_options *b, const char *dir) {
   }
   if (!b->tokenizer) snprintf(tokenizer, sizeof tokenizer, "%s/llm", nano);
   const make_model_size *size = !strcmp(b->size, "full") ? &make_model_full : &make_model_small;
-  btc_status st = make_model_write(dir, size, b->tokenizer ? b->tokenizer : tokenizer, b->shard_mb * 1000000, (uint64_t)b->model.seed, &err);
+  btc_status st =
+      make_model_write(dir, size, b->tokenizer ? b->tokenizer : tokenizer, b->shard_mb * 1000000, (uint64_t)b->model.seed, &err);
   if (st == BTC_OK) return CLI_OK;
   cli_error("%s", err.message);
   return st == BTC_ERR_CANCELLED ? CLI_INTERRUPTED : CLI_FAILED;
@@ -60,7 +62,8 @@ static int64_t private_kb(void) {
   char line[256];
   long long kb = 0;
   FILE *f = fopen("/proc/self/status", "r");
-  while (f && !kb && fgets(line, sizeof line, f)) sscanf(line, "RssAnon: %lld kB", &kb);
+  while (f && !kb && fgets(line, sizeof line, f))
+    if (strncmp(line, "RssAnon:", 8) == 0) kb = strtoll(line + 8, NULL, 10);
   if (f) fclose(f);
   return kb;
 }
@@ -103,13 +106,15 @@ static void print_figures(const bench_options *b, btc_model *m, btc_session *s, 
     flop[k.kind] += btc_block_flops(m, i, &load);
     if (k.kind == BTC_BLOCK_LLM || k.kind == BTC_BLOCK_HEAD) bytes += (double)k.weight_bytes;
   }
-  double vision = (flop[BTC_BLOCK_PATCH] + flop[BTC_BLOCK_VISION]) / f->vision * 1e-6, change = flop[BTC_BLOCK_CHANGE] / f->change * 1e-6;
+  double vision = (flop[BTC_BLOCK_PATCH] + flop[BTC_BLOCK_VISION]) / f->vision * 1e-6,
+         change = flop[BTC_BLOCK_CHANGE] / f->change * 1e-6;
   double prefill = (flop[BTC_BLOCK_LLM] + flop[BTC_BLOCK_HEAD]) / f->prefill * 1e-6, decode = bytes / f->decode * 1e-6;
   if (b->json) {
-    json_t *o = json_pack("{s:s,s:s,s:I,s:I,s:I,s:f,s:I,s:f,s:f,s:f,s:f,s:f,s:f,s:f,s:f,s:f}", "backend", btc_session_describe(s), "dtype",
-                          btc_session_precision(s) == BTC_PRECISION_BF16 ? "bf16" : "f32", "positions", (json_int_t)f->positions, "batch", (json_int_t)b->model.batch, "tokens", (json_int_t)b->tokens, "open_ms", f->open, "private_kb",
-                          (json_int_t)f->private_kb, "pair_ms", f->pair, "vision_ms",
-                          f->vision, "change_ms", f->change, "prefill_ms", f->prefill, "decode_ms", f->decode, "vision_gflops", vision, "change_gflops",
+    json_t *o = json_pack("{s:s,s:s,s:I,s:I,s:I,s:f,s:I,s:f,s:f,s:f,s:f,s:f,s:f,s:f,s:f,s:f}", "backend", btc_session_describe(s),
+                          "dtype", btc_session_precision(s) == BTC_PRECISION_BF16 ? "bf16" : "f32", "positions",
+                          (json_int_t)f->positions, "batch", (json_int_t)b->model.batch, "tokens", (json_int_t)b->tokens, "open_ms",
+                          f->open, "private_kb", (json_int_t)f->private_kb, "pair_ms", f->pair, "vision_ms", f->vision, "change_ms",
+                          f->change, "prefill_ms", f->prefill, "decode_ms", f->decode, "vision_gflops", vision, "change_gflops",
                           change, "prefill_gflops", prefill, "decode_gbs", decode);
     char *line = json_dumps(o, JSON_COMPACT | JSON_REAL_PRECISION(6));
     if (line) puts(line);
@@ -171,7 +176,8 @@ static int stages(const bench_options *b, char **images) {
   }
   if (code == CLI_OK) {
     btc_item items[MAX_BATCH];
-    for (int64_t i = 0; i < b->model.batch; i++) items[i] = (btc_item){.images = (const char *const *)images, .n_images = 2, .question = question};
+    for (int64_t i = 0; i < b->model.batch; i++)
+      items[i] = (btc_item){.images = (const char *const *)images, .n_images = 2, .question = question};
     btc_session_set_probe(s, &(btc_session_probe){.force = force, .n_force = (size_t)b->tokens});
     btc_status st = BTC_OK;
     for (int64_t i = 0; i < b->runs && st == BTC_OK; i++) st = one_run(s, items, (int)b->model.batch, (int)b->tokens, &best, &err);
@@ -191,21 +197,83 @@ static int stages(const bench_options *b, char **images) {
 }
 
 static int run(int argc, char **argv) {
-  bench_options b = {.model = model_options_default, .size = "full", .shard_mb = 5000, .runs = 3, .tokens = 16, .pairs = 16, .slots = 8};
+  bench_options b = {
+      .model = model_options_default, .size = "full", .shard_mb = 5000, .runs = 3, .tokens = 16, .pairs = 16, .slots = 8};
   b.model.batch = 1;
   cli_option table[] = {
       MODEL_OPTION_ROWS(b.model),
-      {.name = "size", .type = CLI_CHOICE, .target = &b.size, .value = "S", .help = "make-model: full or small (default full)", .choices = "full|small"},
-      {.name = "tokenizer", .type = CLI_TEXT, .target = &b.tokenizer, .value = "DIR", .help = "make-model: where tokenizer.model is (default: the nano model's)"},
-      {.name = "shard-mb", .type = CLI_INT, .target = &b.shard_mb, .value = "N", .help = "make-model: largest shard of the language model, MB (default 5000)", .low = 200, .high = 1e6},
-      {.name = "seed", .type = CLI_INT, .target = &b.model.seed, .value = "S", .help = "make-model: seed of the weights (default 0)", .low = 0, .high = 9007199254740992.0},
-      {.name = "runs", .type = CLI_INT, .target = &b.runs, .value = "N", .help = "stages, batching: runs, the fastest counts (default 3)", .low = 1, .high = 1000},
-      {.name = "tokens", .type = CLI_INT, .target = &b.tokens, .value = "N", .help = "stages, batching: tokens of an answer (default 16)", .low = 2, .high = 128},
-      {.name = "positions", .type = CLI_INT, .target = &b.positions, .value = "N", .help = "stages: lengthen the prompt to this many positions (default: as it is)", .low = 0, .high = 4096},
-      {.name = "batch", .letter = 'b', .type = CLI_INT, .target = &b.model.batch, .value = "N", .help = "stages: pairs computed together (default 1)", .low = 1, .high = MAX_BATCH},
-      {.name = "pairs", .type = CLI_INT, .target = &b.pairs, .value = "N", .help = "batching: pairs (default 16)", .low = 2, .high = 10000},
-      {.name = "slots", .type = CLI_INT, .target = &b.slots, .value = "N", .help = "batching: pairs generated together (default 8)", .low = 1, .high = 256},
-      {.name = "cpu-time", .type = CLI_FLAG, .target = &b.cpu_time, .help = "stages, batching: processor time of all threads, for a machine shared with others"},
+      {.name = "size",
+       .type = CLI_CHOICE,
+       .target = &b.size,
+       .value = "S",
+       .help = "make-model: full or small (default full)",
+       .choices = "full|small"},
+      {.name = "tokenizer",
+       .type = CLI_TEXT,
+       .target = &b.tokenizer,
+       .value = "DIR",
+       .help = "make-model: where tokenizer.model is (default: the nano model's)"},
+      {.name = "shard-mb",
+       .type = CLI_INT,
+       .target = &b.shard_mb,
+       .value = "N",
+       .help = "make-model: largest shard of the language model, MB (default 5000)",
+       .low = 200,
+       .high = 1e6},
+      {.name = "seed",
+       .type = CLI_INT,
+       .target = &b.model.seed,
+       .value = "S",
+       .help = "make-model: seed of the weights (default 0)",
+       .low = 0,
+       .high = 9007199254740992.0},
+      {.name = "runs",
+       .type = CLI_INT,
+       .target = &b.runs,
+       .value = "N",
+       .help = "stages, batching: runs, the fastest counts (default 3)",
+       .low = 1,
+       .high = 1000},
+      {.name = "tokens",
+       .type = CLI_INT,
+       .target = &b.tokens,
+       .value = "N",
+       .help = "stages, batching: tokens of an answer (default 16)",
+       .low = 2,
+       .high = 128},
+      {.name = "positions",
+       .type = CLI_INT,
+       .target = &b.positions,
+       .value = "N",
+       .help = "stages: lengthen the prompt to this many positions (default: as it is)",
+       .low = 0,
+       .high = 4096},
+      {.name = "batch",
+       .letter = 'b',
+       .type = CLI_INT,
+       .target = &b.model.batch,
+       .value = "N",
+       .help = "stages: pairs computed together (default 1)",
+       .low = 1,
+       .high = MAX_BATCH},
+      {.name = "pairs",
+       .type = CLI_INT,
+       .target = &b.pairs,
+       .value = "N",
+       .help = "batching: pairs (default 16)",
+       .low = 2,
+       .high = 10000},
+      {.name = "slots",
+       .type = CLI_INT,
+       .target = &b.slots,
+       .value = "N",
+       .help = "batching: pairs generated together (default 8)",
+       .low = 1,
+       .high = 256},
+      {.name = "cpu-time",
+       .type = CLI_FLAG,
+       .target = &b.cpu_time,
+       .help = "stages, batching: processor time of all threads, for a machine shared with others"},
       {.name = "json", .type = CLI_FLAG, .target = &b.json, .help = "one JSON object"},
   };
   char **args;

@@ -15,8 +15,10 @@ const cli_command cmd_caption = {
     .name = "caption",
     .arguments = "BEFORE AFTER | --pairs MANIFEST",
     .summary = "captions what changed between two images, or between all pairs of a manifest",
-    .details = "BEFORE and AFTER are PNG or JPEG files of the same place. MANIFEST is JSONL, CSV (before,after[,id]) or a directory with A/ and B/;\n"
-               "then one JSON record a line goes to stdout, in manifest order.",
+    .details =
+        "BEFORE and AFTER are PNG or JPEG files of the same place. MANIFEST is JSONL, CSV (before,after[,id]) or a directory with "
+        "A/ and B/;\n"
+        "then one JSON record a line goes to stdout, in manifest order.",
     .run = run,
 };
 
@@ -90,10 +92,28 @@ static int run(int argc, char **argv) {
       PROMPT_OPTION_ROWS(o.model),
       ANSWER_OPTION_ROWS(o.model),
       {.name = "json", .type = CLI_FLAG, .target = &o.json, .help = "print the whole record"},
-      {.name = "heatmap", .type = CLI_TEXT, .target = &o.heatmap, .value = "F.png", .help = "write the change map over the after image"},
-      {.name = "pairs", .type = CLI_TEXT, .target = &o.pairs, .value = "MANIFEST", .help = "caption every pair of it; - is JSONL on stdin"},
-      {.name = "batch", .letter = 'b', .type = CLI_INT, .target = &o.model.batch, .value = "N", .help = "pairs computed together, with --pairs (default 8)", .low = 1, .high = 256},
-      {.name = "strict", .type = CLI_FLAG, .target = &o.strict, .help = "a bad manifest line ends the run instead of being a failed record"},
+      {.name = "heatmap",
+       .type = CLI_TEXT,
+       .target = &o.heatmap,
+       .value = "F.png",
+       .help = "write the change map over the after image"},
+      {.name = "pairs",
+       .type = CLI_TEXT,
+       .target = &o.pairs,
+       .value = "MANIFEST",
+       .help = "caption every pair of it; - is JSONL on stdin"},
+      {.name = "batch",
+       .letter = 'b',
+       .type = CLI_INT,
+       .target = &o.model.batch,
+       .value = "N",
+       .help = "pairs computed together, with --pairs (default 8)",
+       .low = 1,
+       .high = 256},
+      {.name = "strict",
+       .type = CLI_FLAG,
+       .target = &o.strict,
+       .help = "a bad manifest line ends the run instead of being a failed record"},
   };
   o.model.batch = 0;
   char **args, *owned = NULL;

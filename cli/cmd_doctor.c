@@ -46,13 +46,15 @@ static void found(findings *f, finding_level level, const char *what, const char
 static void check_cpu(findings *f) {
   btc_backend *be = NULL;
   btc_error err;
-  btc_backend_options o = {.kind = "cpu", .threads = 0, .compute = btc_cpu_has_bf16() ? BTC_COMPUTE_BF16 : BTC_COMPUTE_F32, .max_cols = 64};
+  btc_backend_options o = {
+      .kind = "cpu", .threads = 0, .compute = btc_cpu_has_bf16() ? BTC_COMPUTE_BF16 : BTC_COMPUTE_F32, .max_cols = 64};
   if (btc_backend_create(&o, &be, &err) != BTC_OK) {
     found(f, PROBLEM, "cpu", "%s", err.message);
     return;
   }
   found(f, FINE, "cpu", "%s", btc_backend_describe(be));
-  if (!btc_cpu_has_bf16()) found(f, NOTE, "bf16", "this CPU has no bf16 products: --dtype auto means f32 here, and bf16 would be no faster");
+  if (!btc_cpu_has_bf16())
+    found(f, NOTE, "bf16", "this CPU has no bf16 products: --dtype auto means f32 here, and bf16 would be no faster");
   btc_backend_destroy(&be);
 }
 
@@ -60,7 +62,8 @@ static void check_memory(findings *f) {
   long long pages = sysconf(_SC_AVPHYS_PAGES), page = sysconf(_SC_PAGESIZE), total = sysconf(_SC_PHYS_PAGES);
   double gb = (double)total * (double)page * 1e-9;
   if (gb < 8)
-    found(f, NOTE, "memory", "%.1f GB in all: enough for small models; the full-size model wants 8 GB so that its weights stay in memory", gb);
+    found(f, NOTE, "memory",
+          "%.1f GB in all: enough for small models; the full-size model wants 8 GB so that its weights stay in memory", gb);
   else
     found(f, FINE, "memory", "%.1f GB in all, %.1f GB free", gb, (double)pages * (double)page * 1e-9);
 }
@@ -113,11 +116,13 @@ static void check_redis(findings *f) {
   char program[4096];
   int v[3] = {0};
   if (!on_path("redis-server", program, sizeof program))
-    found(f, NOTE, "redis", "redis-server is not on the PATH; captions do not need it. Install the package redis-server to run a queue");
+    found(f, NOTE, "redis",
+          "redis-server is not on the PATH; captions do not need it. Install the package redis-server to run a queue");
   else if (!redis_version(program, v))
     found(f, NOTE, "redis", "'%s' does not tell its version; a queue needs Redis 7.0 or newer", program);
   else if (v[0] < 7)
-    found(f, NOTE, "redis", "redis-server is %d.%d.%d: a queue needs 7.0 or newer, for its functions; captions do not", v[0], v[1], v[2]);
+    found(f, NOTE, "redis", "redis-server is %d.%d.%d: a queue needs 7.0 or newer, for its functions; captions do not", v[0], v[1],
+          v[2]);
   else
     found(f, FINE, "redis", "redis-server is %d.%d.%d (only the queue needs it; captions do not)", v[0], v[1], v[2]);
 }
@@ -136,8 +141,9 @@ static void check_model(findings *f, const char *dir) {
   }
   btc_model_info i;
   btc_model_get_info(m, &i);
-  found(f, FINE, "model", "'%s': %s, %.2f million parameters, %.1f MB, %lldx%lld pixels, pairs %s", dir, i.name, (double)i.parameters * 1e-6,
-        (double)i.weight_bytes * 1e-6, (long long)i.image_side, (long long)i.image_side, i.change_layers >= 0 ? "yes" : "no");
+  found(f, FINE, "model", "'%s': %s, %.2f million parameters, %.1f MB, %lldx%lld pixels, pairs %s", dir, i.name,
+        (double)i.parameters * 1e-6, (double)i.weight_bytes * 1e-6, (long long)i.image_side, (long long)i.image_side,
+        i.change_layers >= 0 ? "yes" : "no");
   double need = (double)i.weight_bytes + 1e9, have = (double)sysconf(_SC_PHYS_PAGES) * (double)sysconf(_SC_PAGESIZE);
   if (need > have) found(f, NOTE, "model", "its weights do not fit this machine's memory: every token will read them from disk");
   btc_model_close(&m);
@@ -147,7 +153,12 @@ static int run(int argc, char **argv) {
   findings f = {.list = json_array()};
   const char *model = NULL;
   cli_option table[] = {
-      {.name = "model", .letter = 'm', .type = CLI_TEXT, .target = &model, .value = "DIR", .help = "checkpoint to check (default: as for caption)"},
+      {.name = "model",
+       .letter = 'm',
+       .type = CLI_TEXT,
+       .target = &model,
+       .value = "DIR",
+       .help = "checkpoint to check (default: as for caption)"},
       {.name = "json", .type = CLI_FLAG, .target = &f.json, .help = "one JSON object"},
   };
   char **args;

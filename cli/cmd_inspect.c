@@ -13,7 +13,8 @@ const cli_command cmd_inspect = {
     .name = "inspect",
     .arguments = "[MODEL]",
     .summary = "shows a checkpoint's config, tensors, bytes, fingerprint, memory needed and blocks with prices",
-    .details = "MODEL is a checkpoint directory (default: as for caption). Prices of a block: bytes of weights, GFLOP for one pair.",
+    .details =
+        "MODEL is a checkpoint directory (default: as for caption). Prices of a block: bytes of weights, GFLOP for one pair.",
     .run = run,
 };
 
@@ -41,7 +42,8 @@ static int64_t working_bytes(const btc_model *m) {
 
 static void shape_text(const btc_tensor_view *t, char out[96]) {
   int at = snprintf(out, 96, "[");
-  for (int i = 0; i < t->rank && at < 80; i++) at += snprintf(out + at, 96 - (size_t)at, "%s%lld", i ? "," : "", (long long)t->dim[i]);
+  for (int i = 0; i < t->rank && at < 80; i++)
+    at += snprintf(out + at, 96 - (size_t)at, "%s%lld", i ? "," : "", (long long)t->dim[i]);
   snprintf(out + at, 96 - (size_t)at, "]");
 }
 
@@ -49,20 +51,24 @@ static void print_text(btc_model *m, const inspect_options *o, const char *finge
   btc_model_info info;
   const btc_config *c = m->cfg;
   btc_model_get_info(m, &info);
-  printf("name         %s\ndirectory    %s\nparameters   %.3f million, %.1f MB\n", info.name, btc_checkpoint_dir(m->ckpt), (double)info.parameters * 1e-6,
-         (double)info.weight_bytes * 1e-6);
+  printf("name         %s\ndirectory    %s\nparameters   %.3f million, %.1f MB\n", info.name, btc_checkpoint_dir(m->ckpt),
+         (double)info.parameters * 1e-6, (double)info.weight_bytes * 1e-6);
   if (fingerprint) printf("fingerprint  %s\n", fingerprint);
-  printf("vision       %lld px, patch %lld, grid %lldx%lld, width %lld, mlp %lld, heads %lld, %lld of %lld blocks used\n", (long long)c->vision.image,
-         (long long)c->vision.patch, (long long)c->vision.grid, (long long)c->vision.grid, (long long)c->vision.hidden, (long long)c->vision.mlp,
-         (long long)c->vision.heads, (long long)c->vision.blocks, (long long)c->vision.layers);
+  printf("vision       %lld px, patch %lld, grid %lldx%lld, width %lld, mlp %lld, heads %lld, %lld of %lld blocks used\n",
+         (long long)c->vision.image, (long long)c->vision.patch, (long long)c->vision.grid, (long long)c->vision.grid,
+         (long long)c->vision.hidden, (long long)c->vision.mlp, (long long)c->vision.heads, (long long)c->vision.blocks,
+         (long long)c->vision.layers);
   if (info.change_layers >= 0)
     printf("change       %lld attention layers, %lld heads\n", (long long)info.change_layers, (long long)c->cc_head);
   else
     printf("change       none: pairs are not supported\n");
   printf("projector    %lld visual tokens an image or pair, width %lld\n", (long long)info.tokens_per_image, (long long)m->width);
-  printf("llm          %lld layers, width %lld, mlp %lld, heads %lld/%lld of %lld, vocabulary %lld, context %lld, rope %g (factor %g)\n",
-         (long long)c->llm.layers, (long long)c->llm.hidden, (long long)c->llm.mlp, (long long)c->llm.heads, (long long)c->llm.kv_heads,
-         (long long)c->llm.head_dim, (long long)c->llm.vocab, (long long)c->llm.context, c->llm.rope_theta, c->llm.rope_factor);
+  printf(
+      "llm          %lld layers, width %lld, mlp %lld, heads %lld/%lld of %lld, vocabulary %lld, context %lld, rope %g (factor "
+      "%g)\n",
+      (long long)c->llm.layers, (long long)c->llm.hidden, (long long)c->llm.mlp, (long long)c->llm.heads,
+      (long long)c->llm.kv_heads, (long long)c->llm.head_dim, (long long)c->llm.vocab, (long long)c->llm.context, c->llm.rope_theta,
+      c->llm.rope_factor);
   printf("video        %lld frames%s\n", (long long)info.video_frames, c->aspect_pad ? ", padded to squares" : "");
   printf("memory       weights are mapped (shared, %.1f MB); about %.1f MB of working memory for one pair, f32, 128 tokens\n",
          (double)info.weight_bytes * 1e-6, (double)working_bytes(m) * 1e-6);
@@ -97,13 +103,16 @@ static void print_json(btc_model *m, const char *fingerprint) {
   for (int i = 0; i < btc_block_count(m); i++) {
     char name[32];
     btc_block_name(m, i, name);
-    json_array_append_new(blocks, json_pack("{s:s,s:I,s:f}", "name", name, "weight_bytes", (json_int_t)btc_block_at(m, i).weight_bytes, "flop_per_pair",
-                                            btc_block_flops(m, i, &load)));
+    json_array_append_new(blocks,
+                          json_pack("{s:s,s:I,s:f}", "name", name, "weight_bytes", (json_int_t)btc_block_at(m, i).weight_bytes,
+                                    "flop_per_pair", btc_block_flops(m, i, &load)));
   }
-  json_t *o = json_pack("{s:s,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:o}", "name", info.name, "parameters", (json_int_t)info.parameters, "weight_bytes",
-                        (json_int_t)info.weight_bytes, "working_bytes", (json_int_t)working_bytes(m), "image_side", (json_int_t)info.image_side, "grid",
-                        (json_int_t)info.grid, "tokens_per_image", (json_int_t)info.tokens_per_image, "context", (json_int_t)info.context, "video_frames",
-                        (json_int_t)info.video_frames, "change_layers", (json_int_t)info.change_layers, "vocabulary", (json_int_t)c->llm.vocab, "blocks", blocks);
+  json_t *o =
+      json_pack("{s:s,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:o}", "name", info.name, "parameters", (json_int_t)info.parameters,
+                "weight_bytes", (json_int_t)info.weight_bytes, "working_bytes", (json_int_t)working_bytes(m), "image_side",
+                (json_int_t)info.image_side, "grid", (json_int_t)info.grid, "tokens_per_image", (json_int_t)info.tokens_per_image,
+                "context", (json_int_t)info.context, "video_frames", (json_int_t)info.video_frames, "change_layers",
+                (json_int_t)info.change_layers, "vocabulary", (json_int_t)c->llm.vocab, "blocks", blocks);
   if (fingerprint) json_object_set_new(o, "fingerprint", json_string(fingerprint));
   char *line = json_dumps(o, JSON_COMPACT | JSON_REAL_PRECISION(12));
   if (line) puts(line);
@@ -115,7 +124,12 @@ static int run(int argc, char **argv) {
   inspect_options o = {.fingerprint = true};
   bool no_fingerprint = false;
   cli_option table[] = {
-      {.name = "model", .letter = 'm', .type = CLI_TEXT, .target = &o.model, .value = "DIR", .help = "checkpoint, if not given as the argument"},
+      {.name = "model",
+       .letter = 'm',
+       .type = CLI_TEXT,
+       .target = &o.model,
+       .value = "DIR",
+       .help = "checkpoint, if not given as the argument"},
       {.name = "tensors", .type = CLI_FLAG, .target = &o.tensors, .help = "list every tensor with dtype and shape"},
       {.name = "no-fingerprint", .type = CLI_FLAG, .target = &no_fingerprint, .help = "skip it: it reads all weights once"},
       {.name = "json", .type = CLI_FLAG, .target = &o.json, .help = "one JSON object"},

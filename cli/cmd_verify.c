@@ -13,9 +13,11 @@ const cli_command cmd_verify = {
     .name = "verify",
     .arguments = "CASE...",
     .summary = "runs golden cases and prints the largest difference per stage",
-    .details = "A case is a directory with ckpt/, expected.json and expected.safetensors. Exit code 0 only if everything in all of them holds:\n"
-               "prompts, ids, pixels and texts exactly, tensors within their tolerances, error runs refused.\n"
-               "'x noise' is the difference over the stated float32 error of the tensor.",
+    .details =
+        "A case is a directory with ckpt/, expected.json and expected.safetensors. Exit code 0 only if everything in all of them "
+        "holds:\n"
+        "prompts, ids, pixels and texts exactly, tensors within their tolerances, error runs refused.\n"
+        "'x noise' is the difference over the stated float32 error of the tensor.",
     .run = run,
 };
 
@@ -40,8 +42,9 @@ static void print_json(const golden_report *r, bool bf16) {
   json_t *o = json_object(), *tensors = json_object(), *problems = json_array();
   for (int i = 0; i < r->n_tensors; i++) {
     const golden_tensor *t = &r->tensor[i];
-    json_object_set_new(tensors, t->name, json_pack("{s:f,s:f,s:f,s:f,s:b}", "max_diff", t->max_diff, "tolerance", t->tolerance, "noise_ratio", t->noise_ratio,
-                                                    "rel_rms", t->rel_rms, "ok", t->ok));
+    json_object_set_new(tensors, t->name,
+                        json_pack("{s:f,s:f,s:f,s:f,s:b}", "max_diff", t->max_diff, "tolerance", t->tolerance, "noise_ratio",
+                                  t->noise_ratio, "rel_rms", t->rel_rms, "ok", t->ok));
   }
   for (int i = 0; i < r->n_problems && i < GOLDEN_MAX_PROBLEMS; i++) json_array_append_new(problems, json_string(r->problem[i]));
   json_object_set_new(o, "case", json_string(r->name));
@@ -60,9 +63,26 @@ static int run(int argc, char **argv) {
   int64_t threads = 0;
   bool json = false;
   cli_option table[] = {
-      {.name = "dtype", .type = CLI_CHOICE, .target = &dtype, .value = "T", .help = "products in f32 or bf16, with that type's tolerances (default f32)", .choices = "f32|bf16"},
-      {.name = "device", .type = CLI_CHOICE, .target = &device, .value = "D", .help = "cpu, or plain: slow reference loops (default cpu)", .choices = "cpu|plain"},
-      {.name = "threads", .letter = 't', .type = CLI_INT, .target = &threads, .value = "N", .help = "threads, 0 = all processors (default 0)", .low = 0, .high = 256},
+      {.name = "dtype",
+       .type = CLI_CHOICE,
+       .target = &dtype,
+       .value = "T",
+       .help = "products in f32 or bf16, with that type's tolerances (default f32)",
+       .choices = "f32|bf16"},
+      {.name = "device",
+       .type = CLI_CHOICE,
+       .target = &device,
+       .value = "D",
+       .help = "cpu, or plain: slow reference loops (default cpu)",
+       .choices = "cpu|plain"},
+      {.name = "threads",
+       .letter = 't',
+       .type = CLI_INT,
+       .target = &threads,
+       .value = "N",
+       .help = "threads, 0 = all processors (default 0)",
+       .low = 0,
+       .high = 256},
       {.name = "json", .type = CLI_FLAG, .target = &json, .help = "one JSON object a case"},
   };
   char **args;

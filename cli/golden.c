@@ -30,10 +30,10 @@ typedef struct golden {
   btc_model *m;
   btc_session *s;
   golden_report *report;
-  const json_t *run;     /* being run */
+  const json_t *run; /* being run */
   const char *run_id;
-  int64_t logit_rows;    /* rows of "logits" seen so far */
-  difference logits;     /* over all steps of the run */
+  int64_t logit_rows; /* rows of "logits" seen so far */
+  difference logits;  /* over all steps of the run */
 } golden;
 
 static void problem(golden *g, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
@@ -218,7 +218,8 @@ static void check_pixels(golden *g, char **images, size_t n, bool pad) {
     if (hash && strcmp(hash, hex) != 0) problem(g, "image %zu: the resized 8-bit pixels differ", i);
     btc_image_normalise(&im, c->pre.rescale, c->pre.mean, c->pre.std, got);
     btc_image_free(&im);
-    if (w && ((i + 1) * (size_t)image * sizeof *w > want->bytes || memcmp(got, w + i * (size_t)image, (size_t)image * sizeof *w) != 0))
+    if (w &&
+        ((i + 1) * (size_t)image * sizeof *w > want->bytes || memcmp(got, w + i * (size_t)image, (size_t)image * sizeof *w) != 0))
       problem(g, "image %zu: the normalised pixels differ", i);
   }
   free(got);
@@ -260,7 +261,8 @@ static void check_text(golden *g, const btc_result *r) {
     problem(g, "decoding: %s", err.message);
     return;
   }
-  if (want_raw && (json_string_length(want_raw) != len || memcmp(json_string_value(want_raw), raw, len) != 0)) problem(g, "text_raw differs");
+  if (want_raw && (json_string_length(want_raw) != len || memcmp(json_string_value(want_raw), raw, len) != 0))
+    problem(g, "text_raw differs");
   const char *answer = btc_text_answer(raw, &len);
   if (want && (json_string_length(want) != len || memcmp(json_string_value(want), answer, len) != 0)) problem(g, "text differs");
   free(raw);
@@ -279,7 +281,8 @@ static void check_free_run(golden *g, btc_item *item) {
     const char *stop = json_string_value(json_object_get(g->run, "stop"));
     if (upto == SIZE_MAX) {
       check_text(g, &r);
-      if (stop && strcmp(stop, r.stop == BTC_STOP_EOS ? "eos" : "length") != 0) problem(g, "stopped for another reason than '%s'", stop);
+      if (stop && strcmp(stop, r.stop == BTC_STOP_EOS ? "eos" : "length") != 0)
+        problem(g, "stopped for another reason than '%s'", stop);
     }
   }
   btc_result_clear(&r);
@@ -331,8 +334,11 @@ static void check_run(golden *g, const json_t *run) {
   g->run_id = json_string_value(json_object_get(run, "id"));
   if (!g->run_id) g->run_id = "run without id";
   int64_t max_tokens = json_integer_value(json_object_get(run, "max_new_tokens"));
-  btc_item item = {.images = (const char *const *)images, .n_images = (int)n, .aspect = aspect_of(run, &pad),
-                   .question = json_string_value(json_object_get(run, "question")), .max_tokens = (int)max_tokens};
+  btc_item item = {.images = (const char *const *)images,
+                   .n_images = (int)n,
+                   .aspect = aspect_of(run, &pad),
+                   .question = json_string_value(json_object_get(run, "question")),
+                   .max_tokens = (int)max_tokens};
   if (json_array_size(json_object_get(run, "counts")) > 1) {
     problem(g, "several groups of images in one prompt are not supported");
   } else {
@@ -350,7 +356,9 @@ static void check_error_run(golden *g, const json_t *run) {
   char *images[MAX_IMAGES] = {0};
   size_t n = strings(json_object_get(run, "images"), g->dir, images, MAX_IMAGES);
   bool pad;
-  btc_item item = {.images = (const char *const *)images, .n_images = (int)n, .aspect = aspect_of(run, &pad),
+  btc_item item = {.images = (const char *const *)images,
+                   .n_images = (int)n,
+                   .aspect = aspect_of(run, &pad),
                    .question = json_string_value(json_object_get(run, "question"))};
   btc_result r;
   btc_error err;
@@ -403,7 +411,8 @@ btc_status golden_run(const char *dir, const golden_options *o, golden_report *o
   char *ckpt = NULL;
   btc_status st = load_expected(&g, err);
   if (st != BTC_OK) goto out;
-  snprintf(out->name, sizeof out->name, "%s", json_string_value(json_object_get(g.doc, "case")) ? json_string_value(json_object_get(g.doc, "case")) : dir);
+  snprintf(out->name, sizeof out->name, "%s",
+           json_string_value(json_object_get(g.doc, "case")) ? json_string_value(json_object_get(g.doc, "case")) : dir);
   if (!(ckpt = btc_path_join(dir, "ckpt"))) {
     st = btc_fail(err, BTC_ERR_NOMEM, "out of memory");
     goto out;

@@ -15,8 +15,8 @@ typedef struct golden_options {
 
 typedef struct golden_tensor {
   char name[48];
-  double max_diff, tolerance; /* of the run where diff/tolerance is largest */
-  double noise_ratio;         /* largest of max_diff / stated float32 error (floored at 1e-6 of the tensor's largest value) */
+  double max_diff, tolerance;    /* of the run where diff/tolerance is largest */
+  double noise_ratio;            /* largest of max_diff / stated float32 error (floored at 1e-6 of the tensor's largest value) */
   double rel_rms, rel_rms_limit; /* bf16 only; 0 otherwise */
   int runs;
   bool ok;

@@ -6,14 +6,14 @@
 
 /* in the order of --help */
 static const cli_command *const commands[] = {
-    &cmd_caption, &cmd_ask,    //
-    &cmd_run,     &cmd_broker,  &cmd_worker, //
-    &cmd_submit,  &cmd_status,  &cmd_top,    &cmd_results, //
-    &cmd_cancel,  &cmd_pause,   &cmd_resume, &cmd_replay,  //
-    &cmd_dead,    &cmd_workers, &cmd_pipes, &cmd_drain,  //
-    &cmd_keygen,               //
-    &cmd_inspect, &cmd_verify, //
-    &cmd_doctor,  &cmd_bench,  //
+    &cmd_caption, &cmd_ask,                                 //
+    &cmd_run,     &cmd_broker,  &cmd_worker,                //
+    &cmd_submit,  &cmd_status,  &cmd_top,    &cmd_results,  //
+    &cmd_cancel,  &cmd_pause,   &cmd_resume, &cmd_replay,   //
+    &cmd_dead,    &cmd_workers, &cmd_pipes,  &cmd_drain,    //
+    &cmd_keygen,                                            //
+    &cmd_inspect, &cmd_verify,                              //
+    &cmd_doctor,  &cmd_bench,                               //
     NULL,
 };
 
@@ -24,9 +24,12 @@ static const cli_command *find(const char *name) {
 }
 
 static void print_overview(FILE *to) {
-  fprintf(to, "btcchat %s: captions what changed between two overhead images\n\nusage: btcchat COMMAND [options] arguments\n\n", BTC_VERSION);
+  fprintf(to, "btcchat %s: captions what changed between two overhead images\n\nusage: btcchat COMMAND [options] arguments\n\n",
+          BTC_VERSION);
   for (int i = 0; commands[i]; i++) fprintf(to, "  %-10s %s\n", commands[i]->name, commands[i]->summary);
-  fprintf(to, "\n'btcchat COMMAND --help' explains a command. Exit codes: 0 done, 1 failed, 2 usage, 3 some items failed, 4 broker or Redis\nnot reached, 130 interrupted.\n");
+  fprintf(to,
+          "\n'btcchat COMMAND --help' explains a command. Exit codes: 0 done, 1 failed, 2 usage, 3 some items failed, 4 broker or "
+          "Redis\nnot reached, 130 interrupted.\n");
 }
 
 int main(int argc, char **argv) {

@@ -18,10 +18,32 @@
 #include "cli.h"
 #include "ops/ops.h"
 
-const make_model_size make_model_full = {.image = 384, .patch = 14, .vision_hidden = 1152, .vision_mlp = 4304, .vision_layers = 27, .vision_heads = 16,
-                                         .hidden = 2560, .mlp = 6912, .layers = 32, .heads = 20, .kv_heads = 20, .vocab = 32000, .context = 4096};
-const make_model_size make_model_small = {.image = 384, .patch = 14, .vision_hidden = 144, .vision_mlp = 536, .vision_layers = 6, .vision_heads = 2,
-                                          .hidden = 256, .mlp = 688, .layers = 4, .heads = 4, .kv_heads = 4, .vocab = 32000, .context = 4096};
+const make_model_size make_model_full = {.image = 384,
+                                         .patch = 14,
+                                         .vision_hidden = 1152,
+                                         .vision_mlp = 4304,
+                                         .vision_layers = 27,
+                                         .vision_heads = 16,
+                                         .hidden = 2560,
+                                         .mlp = 6912,
+                                         .layers = 32,
+                                         .heads = 20,
+                                         .kv_heads = 20,
+                                         .vocab = 32000,
+                                         .context = 4096};
+const make_model_size make_model_small = {.image = 384,
+                                          .patch = 14,
+                                          .vision_hidden = 144,
+                                          .vision_mlp = 536,
+                                          .vision_layers = 6,
+                                          .vision_heads = 2,
+                                          .hidden = 256,
+                                          .mlp = 688,
+                                          .layers = 4,
+                                          .heads = 4,
+                                          .kv_heads = 4,
+                                          .vocab = 32000,
+                                          .context = 4096};
 
 typedef struct tensor_plan {
   char name[112];
@@ -74,7 +96,8 @@ static plan plan_vision(const make_model_size *s) {
   plan p = {0};
   int64_t c = s->vision_hidden, g = s->image / s->patch;
   char name[96];
-  add(&p, 1.0 / (s->patch * sqrt(3.0)), 4, (int64_t[4]){c, 3, s->patch, s->patch}, "vision_model.embeddings.patch_embedding.weight");
+  add(&p, 1.0 / (s->patch * sqrt(3.0)), 4, (int64_t[4]){c, 3, s->patch, s->patch},
+      "vision_model.embeddings.patch_embedding.weight");
   VECTOR(&p, 0, c, "vision_model.embeddings.patch_embedding.bias");
   add(&p, 0.3, 2, (int64_t[4]){g * g, c}, "vision_model.embeddings.position_embedding.weight");
   for (int64_t i = 0; i < s->vision_layers; i++) {
@@ -223,7 +246,9 @@ static char *header_text(const plan *p, size_t first, size_t last) {
     json_t *shape = json_array();
     int64_t end = at + 2 * elements(t);
     for (int k = 0; k < t->rank; k++) json_array_append_new(shape, json_integer(t->dim[k]));
-    json_object_set_new(h, t->name, json_pack("{s:s,s:o,s:[I,I]}", "dtype", "BF16", "shape", shape, "data_offsets", (json_int_t)at, (json_int_t)end));
+    json_object_set_new(
+        h, t->name,
+        json_pack("{s:s,s:o,s:[I,I]}", "dtype", "BF16", "shape", shape, "data_offsets", (json_int_t)at, (json_int_t)end));
     at = end;
   }
   char *text = json_dumps(h, JSON_COMPACT);
@@ -231,7 +256,8 @@ static char *header_text(const plan *p, size_t first, size_t last) {
   return text;
 }
 
-static btc_status write_safetensors(const char *path, const plan *p, size_t first, size_t last, random_source *r, made_files *made, btc_error *err) {
+static btc_status write_safetensors(const char *path, const plan *p, size_t first, size_t last, random_source *r, made_files *made,
+                                    btc_error *err) {
   char *text = header_text(p, first, last);
   uint16_t *table = btc_alloc(TABLE, 2), *chunk = btc_alloc(CHUNK + 4, 2);
   FILE *f = text && table && chunk ? create_file(made, path) : NULL;
@@ -266,7 +292,8 @@ static btc_status write_json(const char *path, json_t *doc, btc_error *err) {
 }
 
 /* The language model in shards with an index, or as one file when one shard holds it. */
-static btc_status write_llm(const char *dir, const plan *p, int64_t shard_bytes, random_source *r, made_files *made, btc_error *err) {
+static btc_status write_llm(const char *dir, const plan *p, int64_t shard_bytes, random_source *r, made_files *made,
+                            btc_error *err) {
   size_t start[64] = {0}, shards = 0;
   int64_t used = shard_bytes + 1, total = 0;
   for (size_t i = 0; i < p->n; i++) {
@@ -310,42 +337,53 @@ static btc_status write_tokenizer(const char *from, const char *dir, int64_t con
   free(data);
   snprintf(target, sizeof target, "%s/llm/special_tokens_map.json", dir);
   if (st == BTC_OK)
-    st = write_json(target, json_pack("{s:s,s:s,s:s,s:s}", "bos_token", "<s>", "eos_token", "</s>", "unk_token", "<unk>", "pad_token", "<unk>"), err);
+    st = write_json(
+        target, json_pack("{s:s,s:s,s:s,s:s}", "bos_token", "<s>", "eos_token", "</s>", "unk_token", "<unk>", "pad_token", "<unk>"),
+        err);
   snprintf(target, sizeof target, "%s/llm/tokenizer_config.json", dir);
   if (st == BTC_OK)
-    st = write_json(target, json_pack("{s:s,s:b,s:b,s:b,s:I}", "tokenizer_class", "LlamaTokenizer", "add_bos_token", 1, "add_eos_token", 0, "legacy", 0,
-                                      "model_max_length", (json_int_t)context), err);
+    st = write_json(target,
+                    json_pack("{s:s,s:b,s:b,s:b,s:I}", "tokenizer_class", "LlamaTokenizer", "add_bos_token", 1, "add_eos_token", 0,
+                              "legacy", 0, "model_max_length", (json_int_t)context),
+                    err);
   return st;
 }
 
 static btc_status write_configs(const char *dir, const make_model_size *s, btc_error *err) {
   char path[4096];
-  json_t *vision = json_pack("{s:[s],s:s,s:I,s:I,s:I,s:I,s:i,s:I,s:I,s:s,s:f,s:f,s:s}", "architectures", "SiglipVisionModel", "model_type",
-                             "siglip_vision_model", "hidden_size", (json_int_t)s->vision_hidden, "intermediate_size", (json_int_t)s->vision_mlp,
-                             "num_hidden_layers", (json_int_t)s->vision_layers, "num_attention_heads", (json_int_t)s->vision_heads, "num_channels", 3,
-                             "image_size", (json_int_t)s->image, "patch_size", (json_int_t)s->patch, "hidden_act", "gelu_pytorch_tanh", "layer_norm_eps",
-                             1e-6, "attention_dropout", 0.0, "torch_dtype", "bfloat16");
-  json_t *llm = json_pack("{s:[s],s:s,s:I,s:I,s:I,s:I,s:I,s:I,s:f,s:f,s:n,s:I,s:s,s:b,s:b,s:i,s:i,s:i,s:I,s:s,s:s}", "architectures",
-                          "LlamaForCausalLM", "model_type", "llama", "hidden_size", (json_int_t)s->hidden, "intermediate_size", (json_int_t)s->mlp,
-                          "num_hidden_layers", (json_int_t)s->layers, "num_attention_heads", (json_int_t)s->heads, "num_key_value_heads",
-                          (json_int_t)s->kv_heads, "vocab_size", (json_int_t)s->vocab, "rms_norm_eps", 1e-5, "rope_theta", 10000.0, "rope_scaling",
-                          "max_position_embeddings", (json_int_t)s->context, "hidden_act", "silu", "attention_bias", 0, "tie_word_embeddings", 0,
-                          "bos_token_id", 1, "eos_token_id", 2, "pad_token_id", 0, "tokenizer_model_max_length", (json_int_t)s->context,
-                          "tokenizer_padding_side", "right", "torch_dtype", "bfloat16");
-  json_t *projector = json_pack("{s:s,s:s,s:i,s:i}", "mm_projector_type", "mlp_downsample", "model_type", "v2l_projector", "cc_n_layers", 0, "cc_head", 8);
-  json_t *root = json_pack("{s:[s],s:s,s:O,s:O,s:O,s:I,s:I,s:i,s:s,s:s,s:i,s:b,s:b,s:i,s:b,s:{s:s}}", "architectures", "LlavaLlamaModel", "model_type",
-                           "llava_llama", "llm_cfg", llm, "vision_tower_cfg", vision, "mm_projector_cfg", projector, "hidden_size", (json_int_t)s->hidden,
-                           "mm_hidden_size", (json_int_t)s->vision_hidden, "mm_vision_select_layer", -2, "mm_vision_select_feature", "cls_patch",
-                           "image_aspect_ratio", "pad", "num_video_frames", 8, "mm_use_im_start_end", 0, "mm_use_im_patch_token", 0, "vision_resolution",
-                           -1, "s2", 0, "btcchat", "name", "random");
-  json_t *pre = json_pack("{s:{s:I,s:I},s:i,s:b,s:b,s:f,s:b,s:[f,f,f],s:[f,f,f]}", "size", "height", (json_int_t)s->image, "width", (json_int_t)s->image,
-                          "resample", 3, "do_resize", 1, "do_rescale", 1, "rescale_factor", 0.00392156862745098, "do_normalize", 1, "image_mean", 0.5, 0.5,
-                          0.5, "image_std", 0.5, 0.5, 0.5);
+  json_t *vision =
+      json_pack("{s:[s],s:s,s:I,s:I,s:I,s:I,s:i,s:I,s:I,s:s,s:f,s:f,s:s}", "architectures", "SiglipVisionModel", "model_type",
+                "siglip_vision_model", "hidden_size", (json_int_t)s->vision_hidden, "intermediate_size", (json_int_t)s->vision_mlp,
+                "num_hidden_layers", (json_int_t)s->vision_layers, "num_attention_heads", (json_int_t)s->vision_heads,
+                "num_channels", 3, "image_size", (json_int_t)s->image, "patch_size", (json_int_t)s->patch, "hidden_act",
+                "gelu_pytorch_tanh", "layer_norm_eps", 1e-6, "attention_dropout", 0.0, "torch_dtype", "bfloat16");
+  json_t *llm =
+      json_pack("{s:[s],s:s,s:I,s:I,s:I,s:I,s:I,s:I,s:f,s:f,s:n,s:I,s:s,s:b,s:b,s:i,s:i,s:i,s:I,s:s,s:s}", "architectures",
+                "LlamaForCausalLM", "model_type", "llama", "hidden_size", (json_int_t)s->hidden, "intermediate_size",
+                (json_int_t)s->mlp, "num_hidden_layers", (json_int_t)s->layers, "num_attention_heads", (json_int_t)s->heads,
+                "num_key_value_heads", (json_int_t)s->kv_heads, "vocab_size", (json_int_t)s->vocab, "rms_norm_eps", 1e-5,
+                "rope_theta", 10000.0, "rope_scaling", "max_position_embeddings", (json_int_t)s->context, "hidden_act", "silu",
+                "attention_bias", 0, "tie_word_embeddings", 0, "bos_token_id", 1, "eos_token_id", 2, "pad_token_id", 0,
+                "tokenizer_model_max_length", (json_int_t)s->context, "tokenizer_padding_side", "right", "torch_dtype", "bfloat16");
+  json_t *projector = json_pack("{s:s,s:s,s:i,s:i}", "mm_projector_type", "mlp_downsample", "model_type", "v2l_projector",
+                                "cc_n_layers", 0, "cc_head", 8);
+  json_t *root =
+      json_pack("{s:[s],s:s,s:O,s:O,s:O,s:I,s:I,s:i,s:s,s:s,s:i,s:b,s:b,s:i,s:b,s:{s:s}}", "architectures", "LlavaLlamaModel",
+                "model_type", "llava_llama", "llm_cfg", llm, "vision_tower_cfg", vision, "mm_projector_cfg", projector,
+                "hidden_size", (json_int_t)s->hidden, "mm_hidden_size", (json_int_t)s->vision_hidden, "mm_vision_select_layer", -2,
+                "mm_vision_select_feature", "cls_patch", "image_aspect_ratio", "pad", "num_video_frames", 8, "mm_use_im_start_end",
+                0, "mm_use_im_patch_token", 0, "vision_resolution", -1, "s2", 0, "btcchat", "name", "random");
+  json_t *pre = json_pack("{s:{s:I,s:I},s:i,s:b,s:b,s:f,s:b,s:[f,f,f],s:[f,f,f]}", "size", "height", (json_int_t)s->image, "width",
+                          (json_int_t)s->image, "resample", 3, "do_resize", 1, "do_rescale", 1, "rescale_factor",
+                          0.00392156862745098, "do_normalize", 1, "image_mean", 0.5, 0.5, 0.5, "image_std", 0.5, 0.5, 0.5);
   struct {
     const char *name;
     json_t *doc;
-  } files[] = {{"llm/config.json", llm}, {"vision_tower/config.json", vision}, {"mm_projector/config.json", projector},
-               {"vision_tower/preprocessor_config.json", pre}, {"config.json", root}};
+  } files[] = {{"llm/config.json", llm},
+               {"vision_tower/config.json", vision},
+               {"mm_projector/config.json", projector},
+               {"vision_tower/preprocessor_config.json", pre},
+               {"config.json", root}};
   btc_status st = BTC_OK;
   for (size_t i = 0; i < sizeof files / sizeof files[0]; i++) {
     snprintf(path, sizeof path, "%s/%s", dir, files[i].name);
@@ -365,12 +403,14 @@ static btc_status make_dirs(const char *dir, btc_error *err) {
   if (access(path, F_OK) == 0) return btc_fail(err, BTC_ERR_ARG, "'%s' already holds a checkpoint", dir);
   for (int i = 0; i < 4; i++) {
     snprintf(path, sizeof path, "%s%s", dir, sub[i]);
-    if (mkdir(path, 0755) != 0 && errno != EEXIST) return btc_fail(err, BTC_ERR_IO, "cannot create '%s': %s", path, strerror(errno));
+    if (mkdir(path, 0755) != 0 && errno != EEXIST)
+      return btc_fail(err, BTC_ERR_IO, "cannot create '%s': %s", path, strerror(errno));
   }
   return BTC_OK;
 }
 
-btc_status make_model_write(const char *dir, const make_model_size *s, const char *tokenizer_dir, int64_t shard_bytes, uint64_t seed, btc_error *err) {
+btc_status make_model_write(const char *dir, const make_model_size *s, const char *tokenizer_dir, int64_t shard_bytes,
+                            uint64_t seed, btc_error *err) {
   btc_status st = make_dirs(dir, err);
   if (st != BTC_OK) return st;
   plan vision = plan_vision(s), projector = plan_projector(s), llm = plan_llm(s);

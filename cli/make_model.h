@@ -14,6 +14,7 @@ extern const make_model_size make_model_small; /* the same shape at a hundredth 
 
 /* Writes dir (created; must not hold a config.json yet), with the tokenizer.model of tokenizer_dir. The language model goes
  * into shards of at most shard_bytes. The configs are written last, so that a half-written directory is not a checkpoint. */
-btc_status make_model_write(const char *dir, const make_model_size *size, const char *tokenizer_dir, int64_t shard_bytes, uint64_t seed, btc_error *err);
+btc_status make_model_write(const char *dir, const make_model_size *size, const char *tokenizer_dir, int64_t shard_bytes,
+                            uint64_t seed, btc_error *err);
 
 #endif

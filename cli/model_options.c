@@ -9,7 +9,8 @@
 
 #include "engine/prompt.h"
 
-const model_options model_options_default = {.device = "cpu", .dtype = "auto", .batch = 1, .max_tokens = 128, .top_k = 50, .top_p = 1};
+const model_options model_options_default = {
+    .device = "cpu", .dtype = "auto", .batch = 1, .max_tokens = 128, .top_k = 50, .top_p = 1};
 
 const char *default_model_dir(void) {
   static char dir[PATH_MAX];

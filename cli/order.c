@@ -29,6 +29,7 @@ static struct id_place place_of(const char *id, size_t len) {
 /* Where the id is, or the free slot where it belongs. */
 static struct id_place *find_slot(const id_order *o, const struct id_place *p) {
   size_t i = (size_t)p->hash & (o->slots - 1);
+  /* slots are there before ids: NOLINTNEXTLINE(clang-analyzer-core.NullDereference) */
   while (o->slot[i].index != UINT32_MAX && (o->slot[i].hash != p->hash || o->slot[i].more != p->more)) i = (i + 1) & (o->slots - 1);
   return &o->slot[i];
 }

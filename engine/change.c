@@ -33,8 +33,19 @@ static void attention_block(const btc_run *r, const btc_change_attention *b, int
   float *q = scratch, *k = q + t * a, *o = k + t * a, *mid = o + t * a, *u = mid + t * m->change.ff_width;
   btc_op_matmul(r->be, q, x, t, &b->to_q, &(btc_epilogue){0});
   btc_op_matmul(r->be, k, x, t, &b->to_k, &(btc_epilogue){0});
-  btc_op_attention(r->be, &(btc_attention){.q = q, .k = k, .v = k, .o = o, .q_stride = a, .k_stride = a, .v_stride = a, .o_stride = a,
-                                           .n_seq = 1, .t = t, .heads = m->change.heads, .d = d, .scale = 1.0f / sqrtf((float)d)});
+  btc_op_attention(r->be, &(btc_attention){.q = q,
+                                           .k = k,
+                                           .v = k,
+                                           .o = o,
+                                           .q_stride = a,
+                                           .k_stride = a,
+                                           .v_stride = a,
+                                           .o_stride = a,
+                                           .n_seq = 1,
+                                           .t = t,
+                                           .heads = m->change.heads,
+                                           .d = d,
+                                           .scale = 1.0f / sqrtf((float)d)});
   btc_op_matmul(r->be, u, o, t, &b->to_out.w, &(btc_epilogue){.bias = b->to_out.bias, .residual = x});
   btc_op_layernorm(r->be, u, u, t, w, b->norm1.weight, b->norm1.bias, CE_EPS);
   btc_op_matmul(r->be, mid, u, t, &b->ff1.w, &(btc_epilogue){.bias = b->ff1.bias, .act = BTC_ACT_RELU});
@@ -83,11 +94,14 @@ static void fuse(const btc_run *r, const float *s1, const float *s2, float *out,
   btc_tap_emit(r, "ce.cos", cosine, t, 1);
   btc_op_matmul(r->be, y, z, t, &ch->conv1.w, &(btc_epilogue){.bias = ch->conv1.bias});
   btc_tap_emit(r, "ce.conv1", y, t, c);
-  btc_op_matmul(r->be, a, y, t, &ch->left0.w, &(btc_epilogue){.scale = ch->left0.scale, .bias = ch->left0.shift, .act = BTC_ACT_RELU});
+  btc_op_matmul(r->be, a, y, t, &ch->left0.w,
+                &(btc_epilogue){.scale = ch->left0.scale, .bias = ch->left0.shift, .act = BTC_ACT_RELU});
   btc_op_unfold_3x3(r->be, wide, a, g, half);
-  btc_op_matmul(r->be, b, wide, t, &ch->left3.w, &(btc_epilogue){.scale = ch->left3.scale, .bias = ch->left3.shift, .act = BTC_ACT_RELU});
+  btc_op_matmul(r->be, b, wide, t, &ch->left3.w,
+                &(btc_epilogue){.scale = ch->left3.scale, .bias = ch->left3.shift, .act = BTC_ACT_RELU});
   btc_op_matmul(r->be, out, b, t, &ch->left6.w,
-                &(btc_epilogue){.scale = ch->left6.scale, .bias = ch->left6.shift, .residual = y, .residual_first = true, .act = BTC_ACT_RELU});
+                &(btc_epilogue){
+                    .scale = ch->left6.scale, .bias = ch->left6.shift, .residual = y, .residual_first = true, .act = BTC_ACT_RELU});
   btc_tap_emit(r, "ce.out", out, t, c);
 }
 

@@ -31,15 +31,15 @@ btc_status btc_model_open(const char *dir, btc_model **out, btc_error *err);
 void btc_model_close(btc_model **m); /* NULL is fine; sets *m to NULL */
 
 typedef struct btc_model_info {
-  const char *name;          /* from the checkpoint's "btcchat" key, else the directory's last part; lives as long as the model */
-  int64_t parameters;        /* stored weights, unused ones included */
-  int64_t weight_bytes;      /* their bytes in the files */
-  int64_t image_side;        /* pixels; every image becomes image_side x image_side */
-  int64_t grid;              /* patches a side */
-  int64_t tokens_per_image;  /* language-model positions of one image, pair or frame */
-  int64_t context;           /* most positions of prompt and answer together */
-  int64_t video_frames;      /* frames of a video; 0: none */
-  int64_t change_layers;     /* attention layers in the change module; -1: no change module, so no pairs */
+  const char *name;         /* from the checkpoint's "btcchat" key, else the directory's last part; lives as long as the model */
+  int64_t parameters;       /* stored weights, unused ones included */
+  int64_t weight_bytes;     /* their bytes in the files */
+  int64_t image_side;       /* pixels; every image becomes image_side x image_side */
+  int64_t grid;             /* patches a side */
+  int64_t tokens_per_image; /* language-model positions of one image, pair or frame */
+  int64_t context;          /* most positions of prompt and answer together */
+  int64_t video_frames;     /* frames of a video; 0: none */
+  int64_t change_layers;    /* attention layers in the change module; -1: no change module, so no pairs */
 } btc_model_info;
 void btc_model_get_info(const btc_model *m, btc_model_info *out);
 
@@ -55,13 +55,14 @@ bool btc_model_says_change(const btc_model *m, const char *text);
 typedef enum btc_precision { BTC_PRECISION_AUTO, BTC_PRECISION_F32, BTC_PRECISION_BF16 } btc_precision;
 
 typedef struct btc_session_options {
-  const char *device;      /* "cpu" (default) or "plain": the slow reference loops */
-  int threads;             /* 0 (default): all processors */
-  btc_precision precision; /* AUTO (default): bf16 products where the CPU has them, else f32 */
-  int max_batch;           /* items computed together, 1 (default) to 256; more items are taken in turns */
-  int max_tokens;          /* most tokens an answer may have, default 128; working memory grows with it */
+  const char *device;         /* "cpu" (default) or "plain": the slow reference loops */
+  int threads;                /* 0 (default): all processors */
+  btc_precision precision;    /* AUTO (default): bf16 products where the CPU has them, else f32 */
+  int max_batch;              /* items computed together, 1 (default) to 256; more items are taken in turns */
+  int max_tokens;             /* most tokens an answer may have, default 128; working memory grows with it */
   const volatile int *cancel; /* when it becomes non-zero, btc_session_run stops soon and returns BTC_ERR_CANCELLED; may be NULL */
-  uint64_t *progress;      /* grows (atomically) with every image read and every block computed, so that a watcher tells slow from stuck; may be NULL */
+  uint64_t *progress; /* grows (atomically) with every image read and every block computed, so that a watcher tells slow from stuck;
+                         may be NULL */
 } btc_session_options;
 btc_session_options btc_session_options_default(void);
 
@@ -70,8 +71,8 @@ typedef struct btc_session btc_session;
 /* The model must outlive the session. Freed with btc_session_destroy. A session is used by one thread at a time. */
 btc_status btc_session_create(btc_model *m, const btc_session_options *o, btc_session **out, btc_error *err);
 void btc_session_destroy(btc_session **s);
-const char *btc_session_describe(const btc_session *s);       /* e.g. "cpu, 2 threads, avx2+fma, f32" */
-btc_precision btc_session_precision(const btc_session *s);    /* F32 or BF16: what AUTO became */
+const char *btc_session_describe(const btc_session *s);    /* e.g. "cpu, 2 threads, avx2+fma, f32" */
+btc_precision btc_session_precision(const btc_session *s); /* F32 or BF16: what AUTO became */
 
 typedef enum btc_aspect { BTC_ASPECT_AUTO, BTC_ASPECT_SQUASH, BTC_ASPECT_PAD } btc_aspect;
 
@@ -99,17 +100,17 @@ typedef struct btc_timing {
 
 /* One answer. Memory inside is owned by the result: btc_result_clear frees it. */
 typedef struct btc_result {
-  btc_status status;    /* BTC_OK, or why this item failed (others may be fine) */
-  btc_error error;      /* the message when status is not BTC_OK */
-  btc_phase phase;      /* where it failed */
-  char *text;           /* the answer, white space stripped, terminated; U+FFFD for invalid bytes */
-  int32_t *ids;         /* [n_ids] generated tokens, the end token included when stop is EOS */
+  btc_status status; /* BTC_OK, or why this item failed (others may be fine) */
+  btc_error error;   /* the message when status is not BTC_OK */
+  btc_phase phase;   /* where it failed */
+  char *text;        /* the answer, white space stripped, terminated; U+FFFD for invalid bytes */
+  int32_t *ids;      /* [n_ids] generated tokens, the end token included when stop is EOS */
   int n_ids;
   btc_stop stop;
-  double logprob;       /* sum over ids of ln p(token), p from the plain softmax */
-  float *cosine;        /* pairs: [grid, grid] cosine of the two dates' features (spec 1.3 step 3); else NULL */
+  double logprob; /* sum over ids of ln p(token), p from the plain softmax */
+  float *cosine;  /* pairs: [grid, grid] cosine of the two dates' features (spec 1.3 step 3); else NULL */
   int64_t grid;
-  double score;         /* pairs: mean of (1 - cosine) / 2 over the grid, 0 (same) to 1; else 0 */
+  double score; /* pairs: mean of (1 - cosine) / 2 over the grid, 0 (same) to 1; else 0 */
   btc_timing timing;
 } btc_result;
 

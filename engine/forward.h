@@ -28,8 +28,8 @@ static inline void btc_tap_emit(const btc_run *r, const char *name, const float 
 int64_t btc_vision_images_at_once(const btc_model *m);
 int64_t btc_patch_scratch(const btc_model *m);
 int64_t btc_vision_scratch(const btc_model *m);
-void btc_patch_forward(const btc_run *r, const float *pixels, int64_t images, float *h);    /* -> h [images*T, C] */
-void btc_vision_forward(const btc_run *r, int64_t index, int64_t images, float *h);         /* in place */
+void btc_patch_forward(const btc_run *r, const float *pixels, int64_t images, float *h); /* -> h [images*T, C] */
+void btc_vision_forward(const btc_run *r, int64_t index, int64_t images, float *h);      /* in place */
 
 /* change.c (spec 1.3): x1, x2 [T, C] -> out [T, C]; cosine [T] may be NULL */
 int64_t btc_change_scratch(const btc_model *m);

@@ -7,8 +7,8 @@
 
 #include "base/base.h"
 
-#define BTC_IMAGE_MAX_SIDE 65500               /* pixels, either side (libjpeg's own bound) */
-#define BTC_IMAGE_MAX_FILE_BYTES (1ull << 31)  /* largest file we read */
+#define BTC_IMAGE_MAX_SIDE 65500              /* pixels, either side (libjpeg's own bound) */
+#define BTC_IMAGE_MAX_FILE_BYTES (1ull << 31) /* largest file we read */
 
 typedef struct btc_image {
   int64_t width, height; /* pixels */
@@ -19,13 +19,14 @@ typedef enum btc_image_mode { BTC_IMAGE_SQUASH, BTC_IMAGE_PAD } btc_image_mode;
 
 typedef struct btc_image_limits {
   int64_t max_pixels; /* decoded pixels of one image, default 1e9 (a 30,000 x 30,000 image is fine) */
-  size_t max_bytes;   /* private memory while decoding and resizing, default 512 MiB; larger needs are met by streaming or refused */
+  size_t max_bytes; /* private memory while decoding and resizing, default 512 MiB; larger needs are met by streaming or refused */
 } btc_image_limits;
 btc_image_limits btc_image_limits_default(void); /* also what a NULL `lim` means below */
 
 /* Whole image to RGB at its own size. For tools and tests; memory 3 bytes a pixel, refused (LIMIT) above limits. */
 btc_status btc_image_decode_file(const char *path, const btc_image_limits *lim, btc_image *out, btc_error *err);
-btc_status btc_image_decode_memory(const void *data, size_t len, const char *label, const btc_image_limits *lim, btc_image *out, btc_error *err);
+btc_status btc_image_decode_memory(const void *data, size_t len, const char *label, const btc_image_limits *lim, btc_image *out,
+                                   btc_error *err);
 void btc_image_free(btc_image *im); /* sets the pointer to NULL */
 
 /* File to side x side RGB: decode rows as they come, pad with (127,127,127) if asked (spec 3.2), Pillow bicubic (spec 3.3).
@@ -43,7 +44,8 @@ btc_status btc_image_resize(const btc_image *in, int64_t width, int64_t height, 
 /* Square of side max(w,h) with background (127,127,127) (spec 3.2). */
 btc_status btc_image_pad(const btc_image *in, btc_image *out, btc_error *err);
 
-/* Normalised pixels [3, side, side] by a 256-entry table per channel (spec 3.1 steps 3-5): f=float32((double)u8*rescale); (f-mean)/std. */
+/* Normalised pixels [3, side, side] by a 256-entry table per channel (spec 3.1 steps 3-5): f=float32((double)u8*rescale);
+ * (f-mean)/std. */
 void btc_image_normalise(const btc_image *im, double rescale, const float mean[3], const float std[3], float *out);
 
 /* Encodes an 8-bit RGB image as PNG into malloc'ed bytes. */

@@ -10,7 +10,8 @@ struct btc_kv_cache {
   char **slot; /* [slots] */
 };
 
-btc_status btc_kv_cache_create(int64_t layers, int slots, int64_t kv_heads, int64_t d, btc_dtype dtype, btc_kv_cache **out, btc_error *err) {
+btc_status btc_kv_cache_create(int64_t layers, int slots, int64_t kv_heads, int64_t d, btc_dtype dtype, btc_kv_cache **out,
+                               btc_error *err) {
   btc_kv_cache *c = btc_alloc_zero(1, sizeof *c);
   char **slot = btc_alloc_zero((size_t)slots, sizeof *slot);
   *out = NULL;
@@ -49,8 +50,8 @@ btc_status btc_kv_cache_reserve(btc_kv_cache *c, int64_t positions, btc_error *e
     free(c->slot[i]);
     c->slot[i] = btc_alloc((size_t)bytes, 1);
     if (!c->slot[i])
-      return btc_fail(err, BTC_ERR_NOMEM, "not enough memory for keys and values: %d slots of %lld positions need %lld MB", c->slots,
-                      (long long)positions, (long long)(bytes >> 20) * c->slots);
+      return btc_fail(err, BTC_ERR_NOMEM, "not enough memory for keys and values: %d slots of %lld positions need %lld MB",
+                      c->slots, (long long)positions, (long long)(bytes >> 20) * c->slots);
   }
   c->capacity = positions;
   return BTC_OK;

@@ -11,7 +11,8 @@
 typedef struct btc_kv_cache btc_kv_cache;
 
 /* dtype F32 or BF16. layers may be 0 (a stage without language-model blocks). Capacity starts at 0 positions. */
-btc_status btc_kv_cache_create(int64_t layers, int slots, int64_t kv_heads, int64_t d, btc_dtype dtype, btc_kv_cache **out, btc_error *err);
+btc_status btc_kv_cache_create(int64_t layers, int slots, int64_t kv_heads, int64_t d, btc_dtype dtype, btc_kv_cache **out,
+                               btc_error *err);
 void btc_kv_cache_destroy(btc_kv_cache **c);
 /* Makes every slot hold at least `positions`; contents are lost when it grows. */
 btc_status btc_kv_cache_reserve(btc_kv_cache *c, int64_t positions, btc_error *err);

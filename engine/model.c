@@ -87,18 +87,18 @@ static btc_status need_affine(btc_model *m, btc_part part, const char *prefix, c
   return st == BTC_OK ? need_vector(m, part, full, n, &out->bias, err) : st;
 }
 
-#define TRY(call)                      \
-  do {                                 \
-    btc_status try_ = (call);          \
-    if (try_ != BTC_OK) return try_;   \
+#define TRY(call)                    \
+  do {                               \
+    btc_status try_ = (call);        \
+    if (try_ != BTC_OK) return try_; \
   } while (0)
 
 static btc_status open_vision(btc_model *m, btc_error *err) {
   const btc_vision_config *v = &m->cfg->vision;
   const btc_part part = BTC_PART_VISION;
   int64_t c = v->hidden;
-  TRY(need_matrix(m, part, "vision_model.embeddings.patch_embedding.weight", 4, (int64_t[4]){c, 3, v->patch, v->patch},
-                  &m->patch.w, err));
+  TRY(need_matrix(m, part, "vision_model.embeddings.patch_embedding.weight", 4, (int64_t[4]){c, 3, v->patch, v->patch}, &m->patch.w,
+                  err));
   TRY(need_vector(m, part, "vision_model.embeddings.patch_embedding.bias", c, &m->patch.bias, err));
   TRY(need_table(m, part, "vision_model.embeddings.position_embedding.weight", m->tokens, c, &m->position, err));
   m->vision = btc_alloc_zero((size_t)v->blocks + 1, sizeof *m->vision);
@@ -147,7 +147,8 @@ static btc_status need_conv_norm(btc_model *m, int conv, int norm, int64_t rows,
   return BTC_OK;
 }
 
-static btc_status open_change_attention(btc_model *m, int64_t layer, int j, int64_t width, btc_change_attention *b, btc_error *err) {
+static btc_status open_change_attention(btc_model *m, int64_t layer, int j, int64_t width, btc_change_attention *b,
+                                        btc_error *err) {
   const btc_part part = BTC_PART_PROJECTOR;
   btc_change *c = &m->change;
   char p[96];
@@ -188,7 +189,8 @@ static btc_status read_change_widths(btc_model *m, btc_error *err) {
   }
   c->heads = m->cfg->cc_head;
   if (c->attention_width < 1 || c->ff_width < 1)
-    return btc_fail(err, BTC_ERR_MODEL, "'%s': mm_projector: layers.change.selftrans.0.0 lacks its attention or feedforward tensors",
+    return btc_fail(err, BTC_ERR_MODEL,
+                    "'%s': mm_projector: layers.change.selftrans.0.0 lacks its attention or feedforward tensors",
                     btc_checkpoint_dir(m->ckpt));
   if (c->heads < 1 || c->attention_width % c->heads)
     return btc_fail(err, BTC_ERR_MODEL, "'%s/config.json': cc_head %lld does not divide the change module's attention width %lld",

@@ -64,10 +64,10 @@ struct btc_model {
   const btc_config *cfg;
   btc_tokenizer *tok;
   char *name;
-  int64_t tokens, hidden;     /* T = grid^2 and C */
+  int64_t tokens, hidden;      /* T = grid^2 and C */
   int64_t block_tokens, width; /* visual positions a block (T') and the language model's width D */
 
-  btc_linear patch; /* weight viewed as [C, 3*p*p] */
+  btc_linear patch;      /* weight viewed as [C, 3*p*p] */
   const float *position; /* [T, C] */
   btc_vision_block *vision;
   btc_change change;

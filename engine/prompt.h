@@ -6,11 +6,11 @@
 
 #include "tokenizer.h"
 
-#define BTC_IMAGE_ID (-200)                 /* stands for one block of visual tokens */
+#define BTC_IMAGE_ID (-200) /* stands for one block of visual tokens */
 #define BTC_IMAGE_TAG "<image>"
-#define BTC_PROMPT_MAX_BYTES (1u << 20)     /* longest rendered prompt */
-extern const char btc_prompt_system[];      /* the v1 system text */
-extern const char btc_prompt_caption[];     /* "Please briefly describe the main changes ..." (spec 4.2) */
+#define BTC_PROMPT_MAX_BYTES (1u << 20) /* longest rendered prompt */
+extern const char btc_prompt_system[];  /* the v1 system text */
+extern const char btc_prompt_caption[]; /* "Please briefly describe the main changes ..." (spec 4.2) */
 
 typedef struct btc_message {
   const char *role; /* "USER" or "ASSISTANT" */

@@ -15,12 +15,12 @@ struct btc_session {
   btc_session_options o;
   btc_precision precision;
   btc_stage *stage;
-  btc_sampler *sampler;   /* over the tokenizer's pieces: rows of the head beyond them (padding) have no text and are never picked */
-  btc_request *live;      /* [max_batch] */
-  btc_stage_item *steps;  /* [max_batch] */
-  int *order;             /* [max_batch] live index of each step */
-  float *logits;          /* [max_batch, vocab] */
-  float *pixels;          /* grown to the largest batch seen */
+  btc_sampler *sampler;  /* over the tokenizer's pieces: rows of the head beyond them (padding) have no text and are never picked */
+  btc_request *live;     /* [max_batch] */
+  btc_stage_item *steps; /* [max_batch] */
+  int *order;            /* [max_batch] live index of each step */
+  float *logits;         /* [max_batch, vocab] */
+  float *pixels;         /* grown to the largest batch seen */
   int64_t pixel_floats;
   btc_session_probe probe;
 };
@@ -30,7 +30,8 @@ btc_session_options btc_session_options_default(void) {
 }
 
 static btc_status check_options(const btc_session_options *o, btc_error *err) {
-  if (o->max_batch < 1 || o->max_batch > 256) return btc_fail(err, BTC_ERR_ARG, "batch size %d is not between 1 and 256", o->max_batch);
+  if (o->max_batch < 1 || o->max_batch > 256)
+    return btc_fail(err, BTC_ERR_ARG, "batch size %d is not between 1 and 256", o->max_batch);
   if (o->max_tokens < 1 || o->max_tokens > 65536)
     return btc_fail(err, BTC_ERR_ARG, "max tokens %d is not between 1 and 65536", o->max_tokens);
   if (o->threads < 0 || o->threads > 256) return btc_fail(err, BTC_ERR_ARG, "%d threads are not between 0 and 256", o->threads);
@@ -63,7 +64,8 @@ btc_status btc_session_create(btc_model *m, const btc_session_options *o, btc_se
     s->steps = btc_alloc_zero(batch, sizeof *s->steps);
     s->order = btc_alloc_zero(batch, sizeof *s->order);
     s->logits = btc_alloc(batch * vocab, sizeof *s->logits);
-    if (!s->live || !s->steps || !s->order || !s->logits) st = btc_fail(err, BTC_ERR_NOMEM, "not enough memory for a session of batch %d", o->max_batch);
+    if (!s->live || !s->steps || !s->order || !s->logits)
+      st = btc_fail(err, BTC_ERR_NOMEM, "not enough memory for a session of batch %d", o->max_batch);
   }
   if (st != BTC_OK) btc_session_destroy(&s);
   *out = s;

@@ -42,7 +42,8 @@ static int64_t vision_bytes(const btc_model *m, const btc_vision_block *b) {
 
 static int64_t change_attention_bytes(const btc_change_attention *b) {
   return linear_bytes(&b->to_q, false) + linear_bytes(&b->to_k, false) + linear_bytes(&b->to_out.w, true) +
-         linear_bytes(&b->ff1.w, true) + linear_bytes(&b->ff2.w, true) + 4 * b->to_out.w.rows * (int64_t)btc_dtype_size(b->to_q.dtype);
+         linear_bytes(&b->ff1.w, true) + linear_bytes(&b->ff2.w, true) +
+         4 * b->to_out.w.rows * (int64_t)btc_dtype_size(b->to_q.dtype);
 }
 
 static int64_t change_bytes(const btc_model *m) {
@@ -53,7 +54,8 @@ static int64_t change_bytes(const btc_model *m) {
   int64_t size = (int64_t)btc_dtype_size(c->conv1.w.dtype);
   for (int64_t i = 0; i < c->layers; i++)
     n += change_attention_bytes(&c->layer[i].per_image) + change_attention_bytes(&c->layer[i].joint);
-  n += linear_bytes(&c->conv1.w, true) + linear_bytes(&c->left0.w, true) + linear_bytes(&c->left3.w, true) + linear_bytes(&c->left6.w, true);
+  n += linear_bytes(&c->conv1.w, true) + linear_bytes(&c->left0.w, true) + linear_bytes(&c->left3.w, true) +
+       linear_bytes(&c->left6.w, true);
   return n + size * (2 * m->cfg->vision.grid * c->half + 4 * (2 * c->half + m->hidden));
 }
 
@@ -66,7 +68,8 @@ static int64_t llm_bytes(const btc_model *m, const btc_llm_block *b) {
 btc_block btc_block_at(const btc_model *m, int i) {
   int64_t vb = m->cfg->vision.blocks, ll = m->cfg->llm.layers;
   if (i == 0)
-    return (btc_block){BTC_BLOCK_PATCH, 0, linear_bytes(&m->patch.w, true) + m->tokens * m->hidden * (int64_t)btc_dtype_size(m->patch.w.dtype)};
+    return (btc_block){BTC_BLOCK_PATCH, 0,
+                       linear_bytes(&m->patch.w, true) + m->tokens * m->hidden * (int64_t)btc_dtype_size(m->patch.w.dtype)};
   if (i <= vb) return (btc_block){BTC_BLOCK_VISION, i - 1, vision_bytes(m, &m->vision[i - 1])};
   if (i == vb + 1) return (btc_block){BTC_BLOCK_CHANGE, 0, change_bytes(m)};
   if (i == vb + 2) return (btc_block){BTC_BLOCK_SPLICE, 0, linear_bytes(&m->embed, false)};
@@ -89,15 +92,16 @@ static double matmul_flops(double rows, const btc_weight *w) {
 
 static double change_flops(const btc_model *m, const btc_load *l) {
   double t = (double)m->tokens, blocks = (double)l->blocks;
-  double n = matmul_flops((double)m->block_tokens * blocks, &m->projector.fc1.w) + matmul_flops((double)m->block_tokens * blocks, &m->projector.fc2.w);
+  double n = matmul_flops((double)m->block_tokens * blocks, &m->projector.fc1.w) +
+             matmul_flops((double)m->block_tokens * blocks, &m->projector.fc2.w);
   if (!l->pairs || m->change.layers < 0) return n;
   const btc_change *c = &m->change;
   for (int64_t i = 0; i < c->layers; i++)
     for (int j = 0; j < 2; j++) {
       const btc_change_attention *a = j ? &c->layer[i].joint : &c->layer[i].per_image;
       double rows = t * (j ? 1 : 2) * blocks;
-      n += matmul_flops(rows, &a->to_q) + matmul_flops(rows, &a->to_k) + matmul_flops(rows, &a->to_out.w) + matmul_flops(rows, &a->ff1.w) +
-           matmul_flops(rows, &a->ff2.w) + 4.0 * rows * t * (double)c->attention_width;
+      n += matmul_flops(rows, &a->to_q) + matmul_flops(rows, &a->to_k) + matmul_flops(rows, &a->to_out.w) +
+           matmul_flops(rows, &a->ff1.w) + matmul_flops(rows, &a->ff2.w) + 4.0 * rows * t * (double)c->attention_width;
     }
   return n + matmul_flops(t * blocks, &c->conv1.w) + matmul_flops(t * blocks, &c->left0.w) + matmul_flops(t * blocks, &c->left3.w) +
          matmul_flops(t * blocks, &c->left6.w);
@@ -107,19 +111,23 @@ double btc_block_flops(const btc_model *m, int i, const btc_load *l) {
   btc_block b = btc_block_at(m, i);
   double t = (double)m->tokens, rows = t * (double)l->images, p = (double)l->positions;
   switch (b.kind) {
-    case BTC_BLOCK_PATCH: return matmul_flops(rows, &m->patch.w);
+    case BTC_BLOCK_PATCH:
+      return matmul_flops(rows, &m->patch.w);
     case BTC_BLOCK_VISION: {
       const btc_vision_block *v = &m->vision[b.index];
       return 4 * matmul_flops(rows, &v->q.w) + 2 * matmul_flops(rows, &v->fc1.w) + 4.0 * rows * t * (double)m->hidden;
     }
-    case BTC_BLOCK_CHANGE: return change_flops(m, l);
-    case BTC_BLOCK_SPLICE: return 0;
+    case BTC_BLOCK_CHANGE:
+      return change_flops(m, l);
+    case BTC_BLOCK_SPLICE:
+      return 0;
     case BTC_BLOCK_LLM: {
       const btc_llm_block *b_ = &m->llm[b.index];
       return 2 * (matmul_flops(p, &b_->q) + matmul_flops(p, &b_->k)) + 3 * matmul_flops(p, &b_->gate) +
              2.0 * p * p * (double)(m->cfg->llm.heads * m->cfg->llm.head_dim);
     }
-    default: return matmul_flops(1, &m->head);
+    default:
+      return matmul_flops(1, &m->head);
   }
 }
 
@@ -158,12 +166,18 @@ static int64_t widest_input(const btc_model *m) {
 
 static int64_t block_scratch(const btc_model *m, btc_block_kind kind, int64_t slots) {
   switch (kind) {
-    case BTC_BLOCK_PATCH: return btc_patch_scratch(m);
-    case BTC_BLOCK_VISION: return btc_vision_scratch(m);
-    case BTC_BLOCK_CHANGE: return m->tokens * m->hidden + max64(btc_change_scratch(m), btc_projector_scratch(m));
-    case BTC_BLOCK_SPLICE: return 0;
-    case BTC_BLOCK_LLM: return btc_llm_scratch(m, max64(BTC_LLM_ROWS, slots));
-    default: return 2 * slots * m->width;
+    case BTC_BLOCK_PATCH:
+      return btc_patch_scratch(m);
+    case BTC_BLOCK_VISION:
+      return btc_vision_scratch(m);
+    case BTC_BLOCK_CHANGE:
+      return m->tokens * m->hidden + max64(btc_change_scratch(m), btc_projector_scratch(m));
+    case BTC_BLOCK_SPLICE:
+      return 0;
+    case BTC_BLOCK_LLM:
+      return btc_llm_scratch(m, max64(BTC_LLM_ROWS, slots));
+    default:
+      return 2 * slots * m->width;
   }
 }
 
@@ -188,12 +202,13 @@ btc_status btc_stage_create(const btc_model *m, int first, int last, const btc_s
     s->past = btc_alloc((size_t)o->slots, sizeof *s->past);
     s->step_kv = btc_alloc((size_t)o->slots, sizeof *s->step_kv);
     if (!s->scratch || !s->past || !s->step_kv)
-      st = btc_fail(err, BTC_ERR_NOMEM, "not enough memory: a stage needs %lld MB of working space", (long long)(s->scratch_floats >> 18));
+      st = btc_fail(err, BTC_ERR_NOMEM, "not enough memory: a stage needs %lld MB of working space",
+                    (long long)(s->scratch_floats >> 18));
   }
   const btc_llm_config *l = &m->cfg->llm;
-  if (st == BTC_OK)
-    /* bf16 keys and values with bf16 products: half the memory, and golden cases stay within half their limits */
-    st = btc_kv_cache_create(s->llm_last - s->llm_first, o->slots, l->kv_heads, l->head_dim, o->compute == BTC_COMPUTE_BF16 ? BTC_BF16 : BTC_F32, &s->kv, err);
+  if (st == BTC_OK) /* bf16 keys and values with bf16 products: half the memory, and golden cases stay within half their limits */
+    st = btc_kv_cache_create(s->llm_last - s->llm_first, o->slots, l->kv_heads, l->head_dim,
+                             o->compute == BTC_COMPUTE_BF16 ? BTC_BF16 : BTC_F32, &s->kv, err);
   if (st != BTC_OK) btc_stage_destroy(&s);
   *out = s;
   return st;
@@ -224,7 +239,9 @@ btc_status btc_stage_reserve(btc_stage *s, const btc_stage_item *items, int n, i
       s->flow[k] = btc_alloc((size_t)need, sizeof *s->flow[k]);
     }
     s->flow_floats = s->flow[0] && s->flow[1] ? need : 0;
-    if (!s->flow_floats) return btc_fail(err, BTC_ERR_NOMEM, "not enough memory: a batch of %d needs %lld MB of activations", n, (long long)(need >> 17));
+    if (!s->flow_floats)
+      return btc_fail(err, BTC_ERR_NOMEM, "not enough memory: a batch of %d needs %lld MB of activations", n,
+                      (long long)(need >> 17));
   }
   return btc_kv_cache_reserve(s->kv, slot_positions, err);
 }
@@ -340,12 +357,24 @@ static void prefill_block(btc_stage *s, const btc_run *r, int i, const btc_stage
   bool in_place = b.kind == BTC_BLOCK_VISION || b.kind == BTC_BLOCK_LLM;
   if (in_place && *cur != own) memcpy(own, *cur, (size_t)btc_flow_floats(s->m, i, items, n, false) * sizeof *own);
   switch (b.kind) {
-    case BTC_BLOCK_PATCH: btc_patch_forward(r, *cur, total_images(items, n), other); break;
-    case BTC_BLOCK_VISION: btc_vision_forward(r, b.index, total_images(items, n), own); break;
-    case BTC_BLOCK_CHANGE: change_and_project(r, items, n, *cur, other); break;
-    case BTC_BLOCK_SPLICE: splice(r, items, n, *cur, other); break;
-    case BTC_BLOCK_LLM: llm_prefill(s, r, b.index, items, n, own); break;
-    case BTC_BLOCK_HEAD: head_prefill(r, items, n, *cur, other, other); break;
+    case BTC_BLOCK_PATCH:
+      btc_patch_forward(r, *cur, total_images(items, n), other);
+      break;
+    case BTC_BLOCK_VISION:
+      btc_vision_forward(r, b.index, total_images(items, n), own);
+      break;
+    case BTC_BLOCK_CHANGE:
+      change_and_project(r, items, n, *cur, other);
+      break;
+    case BTC_BLOCK_SPLICE:
+      splice(r, items, n, *cur, other);
+      break;
+    case BTC_BLOCK_LLM:
+      llm_prefill(s, r, b.index, items, n, own);
+      break;
+    case BTC_BLOCK_HEAD:
+      head_prefill(r, items, n, *cur, other, other);
+      break;
   }
   *cur = in_place ? own : other;
 }
@@ -373,8 +402,8 @@ static void decode_block(btc_stage *s, const btc_run *r, int i, const btc_stage_
   }
 }
 
-static btc_status run(btc_stage *s, int first, int last, const btc_stage_item *items, int n, const float *in, float *out, bool decode,
-                      btc_error *err) {
+static btc_status run(btc_stage *s, int first, int last, const btc_stage_item *items, int n, const float *in, float *out,
+                      bool decode, btc_error *err) {
   btc_run r = {.m = s->m, .be = s->be, .scratch = s->scratch, .tap = s->tap, .tap_user = s->tap_user};
   const float *cur = in;
   for (int i = first; i < last; i++) {
@@ -394,14 +423,15 @@ static btc_status run(btc_stage *s, int first, int last, const btc_stage_item *i
 }
 
 /* Checks what a wrong caller could break memory with; the items of a session are right by construction. */
-static btc_status check_items(const btc_stage *s, int first, int last, const btc_stage_item *items, int n, bool decode, btc_error *err) {
+static btc_status check_items(const btc_stage *s, int first, int last, const btc_stage_item *items, int n, bool decode,
+                              btc_error *err) {
   if (n < 1 || n > s->slots) return btc_fail(err, BTC_ERR_ARG, "a batch of %d items does not fit %d slots", n, s->slots);
   for (int i = 0; i < n; i++) {
     const btc_stage_item *it = &items[i];
     int64_t end = it->past + (decode ? 1 : it->positions);
     if (it->slot < 0 || it->slot >= s->slots || it->past < 0 || end > btc_kv_cache_capacity(s->kv) || end > s->m->cfg->llm.context)
-      return btc_fail(err, BTC_ERR_LIMIT, "item %d ends at position %lld, beyond the %lld reserved (context %lld)", i, (long long)end,
-                      (long long)btc_kv_cache_capacity(s->kv), (long long)s->m->cfg->llm.context);
+      return btc_fail(err, BTC_ERR_LIMIT, "item %d ends at position %lld, beyond the %lld reserved (context %lld)", i,
+                      (long long)end, (long long)btc_kv_cache_capacity(s->kv), (long long)s->m->cfg->llm.context);
   }
   int64_t need = 0;
   for (int i = first; i <= last; i++)
@@ -415,8 +445,8 @@ btc_status btc_stage_prefill(btc_stage *s, const btc_stage_item *items, int n, c
   return st == BTC_OK ? run(s, s->first, s->last, items, n, in, out, false, err) : st;
 }
 
-btc_status btc_stage_prefill_part(btc_stage *s, int first, int last, const btc_stage_item *items, int n, const float *in, float *out,
-                                  btc_error *err) {
+btc_status btc_stage_prefill_part(btc_stage *s, int first, int last, const btc_stage_item *items, int n, const float *in,
+                                  float *out, btc_error *err) {
   if (first < s->first || last > s->last || first >= last)
     return btc_fail(err, BTC_ERR_ARG, "blocks %d to %d are no part of a stage of blocks %d to %d", first, last, s->first, s->last);
   btc_status st = check_items(s, first, last, items, n, false, err);
@@ -425,7 +455,8 @@ btc_status btc_stage_prefill_part(btc_stage *s, int first, int last, const btc_s
 
 btc_status btc_stage_copy_slot(btc_stage *s, int from, int to, int64_t positions, btc_error *err) {
   if (from < 0 || to < 0 || from >= s->slots || to >= s->slots || positions < 0 || positions > btc_kv_cache_capacity(s->kv))
-    return btc_fail(err, BTC_ERR_ARG, "cannot copy %lld positions from slot %d to slot %d of %d", (long long)positions, from, to, s->slots);
+    return btc_fail(err, BTC_ERR_ARG, "cannot copy %lld positions from slot %d to slot %d of %d", (long long)positions, from, to,
+                    s->slots);
   if (from != to) btc_kv_cache_copy(s->kv, from, to, positions);
   return BTC_OK;
 }

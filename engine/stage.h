@@ -22,7 +22,14 @@
 
 #include "model.h"
 
-typedef enum btc_block_kind { BTC_BLOCK_PATCH, BTC_BLOCK_VISION, BTC_BLOCK_CHANGE, BTC_BLOCK_SPLICE, BTC_BLOCK_LLM, BTC_BLOCK_HEAD } btc_block_kind;
+typedef enum btc_block_kind {
+  BTC_BLOCK_PATCH,
+  BTC_BLOCK_VISION,
+  BTC_BLOCK_CHANGE,
+  BTC_BLOCK_SPLICE,
+  BTC_BLOCK_LLM,
+  BTC_BLOCK_HEAD
+} btc_block_kind;
 
 typedef struct btc_block {
   btc_block_kind kind;
@@ -46,11 +53,11 @@ typedef struct btc_stage_item {
   int n_images;       /* 1, 2 or video_frames */
   const int32_t *ids; /* prefill: the prompt */
   int64_t n_ids;
-  int64_t positions;  /* prefill: rows of the spliced prompt that are computed, from past on; decode: 1 */
-  int64_t past;       /* positions already in the slot: 0 for a whole prefill, more for its later chunks or behind a copied prefix */
-  int32_t token;      /* decode: the token to feed */
-  int slot;           /* key/value slot, 0..slots-1 */
-  float *cosine;      /* [T] receives the change map of a pair; may be NULL */
+  int64_t positions; /* prefill: rows of the spliced prompt that are computed, from past on; decode: 1 */
+  int64_t past;      /* positions already in the slot: 0 for a whole prefill, more for its later chunks or behind a copied prefix */
+  int32_t token;     /* decode: the token to feed */
+  int slot;          /* key/value slot, 0..slots-1 */
+  float *cosine;     /* [T] receives the change map of a pair; may be NULL */
 } btc_stage_item;
 
 int btc_item_blocks(const btc_stage_item *it); /* visual blocks it becomes: 1 for an image or a pair, else one a frame */
@@ -62,7 +69,7 @@ typedef struct btc_stage_options {
   const char *backend; /* "cpu" or "plain" */
   int threads;
   btc_compute compute;
-  int slots; /* items with live keys and values, and most items of a batch */
+  int slots;                  /* items with live keys and values, and most items of a batch */
   const volatile int *cancel; /* checked between blocks; may be NULL */
   uint64_t *progress;         /* grows atomically with every block; may be NULL */
 } btc_stage_options;
@@ -86,10 +93,11 @@ int64_t btc_flow_floats(const btc_model *m, int i, const btc_stage_item *items, 
 btc_status btc_stage_prefill(btc_stage *s, const btc_stage_item *items, int n, const float *in, float *out, btc_error *err);
 btc_status btc_stage_decode(btc_stage *s, const btc_stage_item *items, int n, const float *in, float *out, btc_error *err);
 
-/* The same prefill in parts, for a caller that keeps the flow at some cut, or that takes a prompt in chunks of positions: only blocks
- * [first,last) within the stage's range. A chunk is [past, past + positions) of the spliced prompt and changes no bit of any row
- * (ops.h); the item's whole ids and all its visual blocks are given each time. The head gives logits of a chunk's last row. */
-btc_status btc_stage_prefill_part(btc_stage *s, int first, int last, const btc_stage_item *items, int n, const float *in, float *out, btc_error *err);
+/* The same prefill in parts, for a caller that keeps the flow at some cut, or that takes a prompt in chunks of positions: only
+ * blocks [first,last) within the stage's range. A chunk is [past, past + positions) of the spliced prompt and changes no bit of any
+ * row (ops.h); the item's whole ids and all its visual blocks are given each time. The head gives logits of a chunk's last row. */
+btc_status btc_stage_prefill_part(btc_stage *s, int first, int last, const btc_stage_item *items, int n, const float *in,
+                                  float *out, btc_error *err);
 /* Keys and values of the first positions of one slot, into another one. */
 btc_status btc_stage_copy_slot(btc_stage *s, int from, int to, int64_t positions, btc_error *err);
 

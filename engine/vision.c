@@ -44,8 +44,18 @@ static void block(const btc_run *r, const btc_vision_block *b, int64_t images, f
   btc_op_matmul(r->be, q, a, rows, &b->q.w, &(btc_epilogue){.bias = b->q.bias});
   btc_op_matmul(r->be, k, a, rows, &b->k.w, &(btc_epilogue){.bias = b->k.bias});
   btc_op_matmul(r->be, val, a, rows, &b->v.w, &(btc_epilogue){.bias = b->v.bias});
-  btc_op_attention(r->be, &(btc_attention){.q = q, .k = k, .v = val, .o = o, .q_stride = c, .k_stride = c, .v_stride = c,
-                                           .o_stride = c, .n_seq = images, .t = m->tokens, .heads = v->heads, .d = d,
+  btc_op_attention(r->be, &(btc_attention){.q = q,
+                                           .k = k,
+                                           .v = val,
+                                           .o = o,
+                                           .q_stride = c,
+                                           .k_stride = c,
+                                           .v_stride = c,
+                                           .o_stride = c,
+                                           .n_seq = images,
+                                           .t = m->tokens,
+                                           .heads = v->heads,
+                                           .d = d,
                                            .scale = 1.0f / sqrtf((float)d)});
   btc_op_matmul(r->be, h, o, rows, &b->out.w, &(btc_epilogue){.bias = b->out.bias, .residual = h});
   btc_op_layernorm(r->be, a, h, rows, c, b->ln2.weight, b->ln2.bias, v->eps);

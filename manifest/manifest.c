@@ -349,7 +349,8 @@ static btc_status next_line(btc_manifest *m, btc_manifest_item *item, btc_error 
     item->kind = BTC_MANIFEST_END;
     return BTC_OK;
   }
-  if (m->items == BTC_MANIFEST_MAX_ITEMS) return btc_fail(err, BTC_ERR_LIMIT, "'%s': more than %d items", m->path, BTC_MANIFEST_MAX_ITEMS);
+  if (m->items == BTC_MANIFEST_MAX_ITEMS)
+    return btc_fail(err, BTC_ERR_LIMIT, "'%s': more than %d items", m->path, BTC_MANIFEST_MAX_ITEMS);
   m->items++;
   item->line = r.line;
   snprintf(m->id, sizeof m->id, "%" PRIu64, r.line);

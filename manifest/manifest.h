@@ -62,8 +62,9 @@ void btc_manifest_close(btc_manifest **m);
 
 #define BTC_MANIFEST_POS_TEXT 64 /* bytes of a position's text, terminator included */
 
-/* Where the next item begins: "ITEM:LINE:OFFSET" in decimals, of a folder "ITEM:A:B" (places in the sorted listings). It belongs to the bytes it
- * was taken from; only files and folders have positions, pipes do not. "" and "0:1:0" (folders: "0:0:0") are the beginning. */
+/* Where the next item begins: "ITEM:LINE:OFFSET" in decimals, of a folder "ITEM:A:B" (places in the sorted listings). It belongs to
+ * the bytes it was taken from; only files and folders have positions, pipes do not. "" and "0:1:0" (folders: "0:0:0") are the
+ * beginning. */
 typedef struct btc_manifest_pos {
   char text[BTC_MANIFEST_POS_TEXT];
 } btc_manifest_pos;
@@ -74,24 +75,27 @@ uint64_t btc_manifest_index(const btc_manifest *m);
 uint64_t btc_manifest_bytes(const btc_manifest *m); /* where it stands in its file; 0 in a folder */
 /* The next item read is the one at pos. ARG: no position, or one outside this manifest. Only for readers with duplicates_too. */
 btc_status btc_manifest_seek(btc_manifest *m, const char *pos, btc_error *err);
-/* Passes over at most n items without parsing them; *skipped < n at the end of the manifest. Only for readers with duplicates_too. */
+/* Passes over at most n items without parsing them; *skipped < n at the end of the manifest. Only for readers with duplicates_too.
+ */
 btc_status btc_manifest_skip(btc_manifest *m, uint64_t n, uint64_t *skipped, btc_error *err);
 /* Turns an item whose id came before into a bad line with the words of the reader that compares ids; bad lines stay as they are. */
 void btc_manifest_mark_duplicate(btc_manifest *m, btc_manifest_item *item);
 
-/* The digest of a folder as manifest: SHA-256, as 64 hex digits, over "A/NAME" and "B/NAME" of the listings in their order, each with its terminating NUL. (The digest
- * of a file is that of its bytes.) Contents of images do not enter. */
+/* The digest of a folder as manifest: SHA-256, as 64 hex digits, over "A/NAME" and "B/NAME" of the listings in their order, each
+ * with its terminating NUL. (The digest of a file is that of its bytes.) Contents of images do not enter. */
 btc_status btc_manifest_folder_sha256(const btc_manifest *m, char hex[65], btc_error *err);
 bool btc_manifest_is_folder(const btc_manifest *m);
 
-/* One JSON text as if it were line `line` of a JSONL manifest whose folder is dir ("" for the working directory). Line 0: it is no line; its id is
- * "" when it brings none, and its problem is told without a line. It gives an item or a bad line; both borrow from *m, which the first call makes (start with NULL) and later calls use again: close it with btc_manifest_close. */
-btc_status btc_manifest_parse_line(btc_manifest **m, const char *text, size_t len, uint64_t line, const char *dir, btc_manifest_item *item,
-                                   btc_error *err);
+/* One JSON text as if it were line `line` of a JSONL manifest whose folder is dir ("" for the working directory). Line 0: it is no
+ * line; its id is
+ * "" when it brings none, and its problem is told without a line. It gives an item or a bad line; both borrow from *m, which the
+ * first call makes (start with NULL) and later calls use again: close it with btc_manifest_close. */
+btc_status btc_manifest_parse_line(btc_manifest **m, const char *text, size_t len, uint64_t line, const char *dir,
+                                   btc_manifest_item *item, btc_error *err);
 
-/* The item text of docs/protocol.md 1: one JSON object without newline, malloc'ed (caller frees). base: the absolute folder that paths which are still
- * relative stand on, or NULL. Items keep meta and window as they were; bad lines become {"id","problem":"line N: ..."}, as `caption --pairs` words
- * them. NULL: no memory. */
+/* The item text of docs/protocol.md 1: one JSON object without newline, malloc'ed (caller frees). base: the absolute folder that
+ * paths which are still relative stand on, or NULL. Items keep meta and window as they were; bad lines become {"id","problem":"line
+ * N: ..."}, as `caption --pairs` words them. NULL: no memory. */
 char *btc_manifest_item_text(const btc_manifest_item *item, const char *base);
 
 #endif

@@ -63,7 +63,8 @@ btc_status btc_manifest_seek(btc_manifest *m, const char *pos, btc_error *err) {
   btc_status st = BTC_OK;
   if (m->format != FORMAT_FOLDERS) {
     st = seek_lines(m, pos, part, err);
-  } else if (part[1] > m->before.n || part[2] > m->after.n || part[0] > part[1] + part[2] || part[0] < part[1] || part[0] < part[2]) {
+  } else if (part[1] > m->before.n || part[2] > m->after.n || part[0] > part[1] + part[2] || part[0] < part[1] ||
+             part[0] < part[2]) {
     st = btc_fail(err, BTC_ERR_ARG, "'%s': the place %.64s is not one of this manifest", m->path, pos);
   } else {
     m->next_before = (size_t)part[1];
@@ -91,7 +92,8 @@ btc_status btc_manifest_skip(btc_manifest *m, uint64_t n, uint64_t *skipped, btc
     m->ended = got == BTC_LINES_END || got == BTC_LINES_FAILED;
     if (got == BTC_LINES_FAILED) return btc_fail(err, BTC_ERR_IO, "cannot read '%s': %s", m->path, strerror(errno));
     if (m->ended) break;
-    if (m->items == BTC_MANIFEST_MAX_ITEMS) return btc_fail(err, BTC_ERR_LIMIT, "'%s': more than %d items", m->path, BTC_MANIFEST_MAX_ITEMS);
+    if (m->items == BTC_MANIFEST_MAX_ITEMS)
+      return btc_fail(err, BTC_ERR_LIMIT, "'%s': more than %d items", m->path, BTC_MANIFEST_MAX_ITEMS);
     m->items++;
   }
   return BTC_OK;
@@ -150,8 +152,8 @@ static btc_status reader_for_texts(btc_manifest **out, const char *dir, btc_erro
   return BTC_ERR_NOMEM;
 }
 
-btc_status btc_manifest_parse_line(btc_manifest **reader, const char *text, size_t len, uint64_t line, const char *dir, btc_manifest_item *item,
-                                   btc_error *err) {
+btc_status btc_manifest_parse_line(btc_manifest **reader, const char *text, size_t len, uint64_t line, const char *dir,
+                                   btc_manifest_item *item, btc_error *err) {
   btc_status st = reader_for_texts(reader, dir, err);
   if (st != BTC_OK) return st;
   btc_manifest *m = *reader;
@@ -197,7 +199,8 @@ static json_t *item_object(const btc_manifest_item *item, const char *base) {
     if (item->prompt) failed |= json_object_set_new(o, "prompt", json_string(item->prompt));
     const int64_t *w = item->window;
     if (item->has_window)
-      failed |= json_object_set_new(o, "window", json_pack("[I,I,I,I]", (json_int_t)w[0], (json_int_t)w[1], (json_int_t)w[2], (json_int_t)w[3]));
+      failed |= json_object_set_new(o, "window",
+                                    json_pack("[I,I,I,I]", (json_int_t)w[0], (json_int_t)w[1], (json_int_t)w[2], (json_int_t)w[3]));
   }
   if (!failed) return o;
   json_decref(o);

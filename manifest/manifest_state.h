@@ -17,10 +17,10 @@ struct btc_manifest {
   bool strict, ended;
   bool duplicates_too; /* ids are not compared */
   bool seekable;       /* a regular file or a folder, not standard input */
-  bool own_id; /* the current id was read, not made from the line number */
+  bool own_id;         /* the current id was read, not made from the line number */
   format format;
   int fd;
-  off_t size; /* of the file, 0 when unknown */
+  off_t size;                       /* of the file, 0 when unknown */
   uint64_t begin_line, begin_bytes; /* of the first item (behind a CSV header) */
   btc_lines lines;
   int column[COLUMNS]; /* CSV: which field, or -1 */

@@ -193,11 +193,13 @@ static btc_status draw(char public_key[41], char secret_key[41], btc_error *err)
   return BTC_OK;
 }
 
-static btc_status write_pair(const char *key_path, const char *pub_path, const char *public_key, const char *secret, btc_error *err) {
+static btc_status write_pair(const char *key_path, const char *pub_path, const char *public_key, const char *secret,
+                             btc_error *err) {
   char text[2 * KEY_LEN + 256];
   struct stat sb;
   if (lstat(pub_path, &sb) == 0) return btc_fail(err, BTC_ERR_ARG, "'%s' exists already; keys are never overwritten", pub_path);
-  snprintf(text, sizeof text, "# secret key of btcchat: keep it private, never send it\npublic %s\nsecret %s\n", public_key, secret);
+  snprintf(text, sizeof text, "# secret key of btcchat: keep it private, never send it\npublic %s\nsecret %s\n", public_key,
+           secret);
   btc_status st = write_new(key_path, 0600, text, err);
   btc_keys_wipe(text, sizeof text);
   if (st != BTC_OK) return st;

@@ -14,13 +14,16 @@ typedef struct btc_ops_table {
   void (*destroy)(btc_backend *b);
   void (*matmul)(btc_backend *b, float *y, const float *x, int64_t m, const btc_weight *w, const btc_epilogue *e);
   void (*matvec)(btc_backend *b, float *y, const float *x, int64_t m, const btc_weight *w, const btc_epilogue *e);
-  void (*layernorm)(btc_backend *b, float *y, const float *x, int64_t m, int64_t n, const float *weight, const float *bias, float eps);
+  void (*layernorm)(btc_backend *b, float *y, const float *x, int64_t m, int64_t n, const float *weight, const float *bias,
+                    float eps);
   void (*rmsnorm)(btc_backend *b, float *y, const float *x, int64_t m, int64_t n, const float *weight, float eps);
   void (*attention)(btc_backend *b, const btc_attention *a);
-  void (*kv_store)(btc_backend *b, const btc_kv *kv, int64_t pos, const float *k, int64_t k_stride, const float *v, int64_t v_stride, int64_t m);
-  void (*attention_causal)(btc_backend *b, float *o, const float *q, int64_t q_stride, int64_t m, int64_t pos, int64_t heads, const btc_kv *kv,
-                           float scale);
-  void (*rope)(btc_backend *b, float *x, int64_t stride, int64_t m, int64_t heads, int64_t d, int64_t pos, const float *cos, const float *sin);
+  void (*kv_store)(btc_backend *b, const btc_kv *kv, int64_t pos, const float *k, int64_t k_stride, const float *v,
+                   int64_t v_stride, int64_t m);
+  void (*attention_causal)(btc_backend *b, float *o, const float *q, int64_t q_stride, int64_t m, int64_t pos, int64_t heads,
+                           const btc_kv *kv, float scale);
+  void (*rope)(btc_backend *b, float *x, int64_t stride, int64_t m, int64_t heads, int64_t d, int64_t pos, const float *cos,
+               const float *sin);
   void (*add)(btc_backend *b, float *y, const float *a, const float *c, int64_t n);
   void (*silu_mul)(btc_backend *b, float *y, const float *gate, const float *up, int64_t n);
   void (*unfold_patches)(btc_backend *b, float *dst, const float *x, int64_t side, int64_t p, int64_t g);

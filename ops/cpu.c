@@ -4,9 +4,10 @@
 #include "kernels/cpu/kernels.h"
 #include "ops/backend.h"
 
-_Static_assert((int)BTC_F32 == BTC_CPU_F32 && (int)BTC_F16 == BTC_CPU_F16 && (int)BTC_BF16 == BTC_CPU_BF16, "the types have the same numbers");
-_Static_assert((int)BTC_ACT_NONE == BTC_CPU_NONE && (int)BTC_ACT_GELU_TANH == BTC_CPU_GELU_TANH && (int)BTC_ACT_GELU_ERF == BTC_CPU_GELU_ERF &&
-                   (int)BTC_ACT_RELU == BTC_CPU_RELU,
+_Static_assert((int)BTC_F32 == BTC_CPU_F32 && (int)BTC_F16 == BTC_CPU_F16 && (int)BTC_BF16 == BTC_CPU_BF16,
+               "the types have the same numbers");
+_Static_assert((int)BTC_ACT_NONE == BTC_CPU_NONE && (int)BTC_ACT_GELU_TANH == BTC_CPU_GELU_TANH &&
+                   (int)BTC_ACT_GELU_ERF == BTC_CPU_GELU_ERF && (int)BTC_ACT_RELU == BTC_CPU_RELU,
                "the activations have the same numbers");
 
 bool btc_cpu_has_bf16(void) {
@@ -18,8 +19,8 @@ static btc_status cpu_create(btc_backend *b, const btc_backend_options *o, btc_e
   btc_status s = btc_cpu_create(b->threads, o->max_cols, o->compute == BTC_COMPUTE_BF16, &c, err);
   if (s != BTC_OK) return s;
   b->self = c;
-  snprintf(b->description, sizeof b->description, "cpu, %d thread%s, %s, %s", b->threads, b->threads == 1 ? "" : "s", btc_cpu_isa_name(c),
-           o->compute == BTC_COMPUTE_BF16 ? "bf16" : "f32");
+  snprintf(b->description, sizeof b->description, "cpu, %d thread%s, %s, %s", b->threads, b->threads == 1 ? "" : "s",
+           btc_cpu_isa_name(c), o->compute == BTC_COMPUTE_BF16 ? "bf16" : "f32");
   return BTC_OK;
 }
 
@@ -52,7 +53,8 @@ static void cpu_matvec(btc_backend *b, float *y, const float *x, int64_t m, cons
   btc_cpu_matvec(b->self, y, x, m, &matrix_w, &last);
 }
 
-static void cpu_layernorm(btc_backend *b, float *y, const float *x, int64_t m, int64_t n, const float *weight, const float *bias, float eps) {
+static void cpu_layernorm(btc_backend *b, float *y, const float *x, int64_t m, int64_t n, const float *weight, const float *bias,
+                          float eps) {
   btc_cpu_layernorm(b->self, y, x, m, n, weight, bias, eps);
 }
 
@@ -61,25 +63,25 @@ static void cpu_rmsnorm(btc_backend *b, float *y, const float *x, int64_t m, int
 }
 
 static void cpu_attention(btc_backend *b, const btc_attention *a) {
-  btc_cpu_attention job = {a->q,        a->k,        a->v,        a->o,     a->q_stride, a->k_stride,
-                           a->v_stride, a->o_stride, a->n_seq,    a->t,     a->heads,    a->d,
-                           a->scale};
+  btc_cpu_attention job = {a->q,        a->k,     a->v, a->o,     a->q_stride, a->k_stride, a->v_stride,
+                           a->o_stride, a->n_seq, a->t, a->heads, a->d,        a->scale};
   btc_cpu_attend(b->self, &job);
 }
 
-static void cpu_kv_store(btc_backend *b, const btc_kv *kv, int64_t pos, const float *k, int64_t k_stride, const float *v, int64_t v_stride,
-                         int64_t m) {
+static void cpu_kv_store(btc_backend *b, const btc_kv *kv, int64_t pos, const float *k, int64_t k_stride, const float *v,
+                         int64_t v_stride, int64_t m) {
   btc_cpu_kv c = cache(kv);
   btc_cpu_kv_store(b->self, &c, pos, k, k_stride, v, v_stride, m);
 }
 
-static void cpu_attention_causal(btc_backend *b, float *o, const float *q, int64_t q_stride, int64_t m, int64_t pos, int64_t heads, const btc_kv *kv,
-                                 float scale) {
+static void cpu_attention_causal(btc_backend *b, float *o, const float *q, int64_t q_stride, int64_t m, int64_t pos, int64_t heads,
+                                 const btc_kv *kv, float scale) {
   btc_cpu_kv c = cache(kv);
   btc_cpu_attend_causal(b->self, o, q, q_stride, m, pos, heads, &c, scale);
 }
 
-static void cpu_rope(btc_backend *b, float *x, int64_t stride, int64_t m, int64_t heads, int64_t d, int64_t pos, const float *cos, const float *sin) {
+static void cpu_rope(btc_backend *b, float *x, int64_t stride, int64_t m, int64_t heads, int64_t d, int64_t pos, const float *cos,
+                     const float *sin) {
   btc_cpu_rope(b->self, x, stride, m, heads, d, pos, cos, sin);
 }
 

@@ -71,7 +71,8 @@ void btc_op_matvec(btc_backend *b, float *y, const float *x, int64_t m, const bt
   b->table->matvec(b, y, x, m, w, e);
 }
 
-void btc_op_layernorm(btc_backend *b, float *y, const float *x, int64_t m, int64_t n, const float *weight, const float *bias, float eps) {
+void btc_op_layernorm(btc_backend *b, float *y, const float *x, int64_t m, int64_t n, const float *weight, const float *bias,
+                      float eps) {
   b->table->layernorm(b, y, x, m, n, weight, bias, eps);
 }
 
@@ -83,16 +84,18 @@ void btc_op_attention(btc_backend *b, const btc_attention *a) {
   b->table->attention(b, a);
 }
 
-void btc_op_kv_store(btc_backend *b, const btc_kv *kv, int64_t pos, const float *k, int64_t k_stride, const float *v, int64_t v_stride, int64_t m) {
+void btc_op_kv_store(btc_backend *b, const btc_kv *kv, int64_t pos, const float *k, int64_t k_stride, const float *v,
+                     int64_t v_stride, int64_t m) {
   b->table->kv_store(b, kv, pos, k, k_stride, v, v_stride, m);
 }
 
-void btc_op_attention_causal(btc_backend *b, float *o, const float *q, int64_t q_stride, int64_t m, int64_t pos, int64_t heads, const btc_kv *kv,
-                             float scale) {
+void btc_op_attention_causal(btc_backend *b, float *o, const float *q, int64_t q_stride, int64_t m, int64_t pos, int64_t heads,
+                             const btc_kv *kv, float scale) {
   b->table->attention_causal(b, o, q, q_stride, m, pos, heads, kv, scale);
 }
 
-void btc_op_rope(btc_backend *b, float *x, int64_t stride, int64_t m, int64_t heads, int64_t d, int64_t pos, const float *cos, const float *sin) {
+void btc_op_rope(btc_backend *b, float *x, int64_t stride, int64_t m, int64_t heads, int64_t d, int64_t pos, const float *cos,
+                 const float *sin) {
   b->table->rope(b, x, stride, m, heads, d, pos, cos, sin);
 }
 

@@ -52,8 +52,9 @@ typedef struct btc_epilogue {
 } btc_epilogue;
 
 /* BTC_COMPUTE_F32: stored weights widened exactly, float32 products and sums.
- * BTC_COMPUTE_BF16: both operands of every matrix product rounded to bf16, float32 sums (spec 1.7). Those of bidirectional attention
- * (queries, keys, values, weights) are rounded too where the processor multiplies pairs of bf16, and stay float32 elsewhere. */
+ * BTC_COMPUTE_BF16: both operands of every matrix product rounded to bf16, float32 sums (spec 1.7). Those of bidirectional
+ * attention (queries, keys, values, weights) are rounded too where the processor multiplies pairs of bf16, and stay float32
+ * elsewhere. */
 typedef enum btc_compute { BTC_COMPUTE_F32, BTC_COMPUTE_BF16 } btc_compute;
 
 typedef struct btc_backend btc_backend;
@@ -66,7 +67,7 @@ typedef struct btc_backend_options {
 } btc_backend_options;
 
 btc_status btc_backend_create(const btc_backend_options *o, btc_backend **out, btc_error *err);
-void btc_backend_destroy(btc_backend **b); /* NULL is fine; sets *b to NULL */
+void btc_backend_destroy(btc_backend **b);              /* NULL is fine; sets *b to NULL */
 const char *btc_backend_describe(const btc_backend *b); /* e.g. "cpu, 2 threads, avx2+fma, f32"; lives as long as b */
 int btc_backend_threads(const btc_backend *b);
 /* true when this CPU multiplies bf16 natively, so that bf16 is the right default. Any thread. */
@@ -82,7 +83,8 @@ void btc_op_matvec(btc_backend *b, float *y, const float *x, int64_t m, const bt
 
 /* ---- norms (statistics in float32) ---- */
 /* y = (x-mean)/sqrt(var+eps)*weight+bias per row; biased variance. y may be x. Spec 1.2, 1.3, 1.4. */
-void btc_op_layernorm(btc_backend *b, float *y, const float *x, int64_t m, int64_t n, const float *weight, const float *bias, float eps);
+void btc_op_layernorm(btc_backend *b, float *y, const float *x, int64_t m, int64_t n, const float *weight, const float *bias,
+                      float eps);
 /* y = x*rsqrt(mean(x^2)+eps)*weight per row. y may be x. Spec 1.6. */
 void btc_op_rmsnorm(btc_backend *b, float *y, const float *x, int64_t m, int64_t n, const float *weight, float eps);
 
@@ -106,18 +108,22 @@ typedef struct btc_kv {
 } btc_kv;
 
 /* Stores rows k[m, kv_heads*d], v[m, kv_heads*d] (row strides in elements) at positions [pos, pos+m). */
-void btc_op_kv_store(btc_backend *b, const btc_kv *kv, int64_t pos, const float *k, int64_t k_stride, const float *v, int64_t v_stride, int64_t m);
+void btc_op_kv_store(btc_backend *b, const btc_kv *kv, int64_t pos, const float *k, int64_t k_stride, const float *v,
+                     int64_t v_stride, int64_t m);
 /* Causal attention of one item: query row i (position pos+i) sees keys [0, pos+i]. q [m, heads*d], o [m, heads*d].
  * Query head h reads kv head h / (heads/kv_heads). Spec 1.6. A query row's result does not depend on m. */
-void btc_op_attention_causal(btc_backend *b, float *o, const float *q, int64_t q_stride, int64_t m, int64_t pos, int64_t heads, const btc_kv *kv, float scale);
+void btc_op_attention_causal(btc_backend *b, float *o, const float *q, int64_t q_stride, int64_t m, int64_t pos, int64_t heads,
+                             const btc_kv *kv, float scale);
 
 /* Half-split rotary embedding in place on x[m, heads*d] (row stride in elements); cos/sin [max_pos, d/2]; row i has
  * position pos+i. Spec 1.6. */
-void btc_op_rope(btc_backend *b, float *x, int64_t stride, int64_t m, int64_t heads, int64_t d, int64_t pos, const float *cos, const float *sin);
+void btc_op_rope(btc_backend *b, float *x, int64_t stride, int64_t m, int64_t heads, int64_t d, int64_t pos, const float *cos,
+                 const float *sin);
 
 /* ---- elementwise ---- */
-void btc_op_add(btc_backend *b, float *y, const float *a, const float *c, int64_t n);          /* y = a + c; y may be a or c */
-void btc_op_silu_mul(btc_backend *b, float *y, const float *gate, const float *up, int64_t n); /* y = silu(gate)*up; in place allowed */
+void btc_op_add(btc_backend *b, float *y, const float *a, const float *c, int64_t n); /* y = a + c; y may be a or c */
+void btc_op_silu_mul(btc_backend *b, float *y, const float *gate, const float *up,
+                     int64_t n); /* y = silu(gate)*up; in place allowed */
 
 /* ---- layout ---- */
 /* Patches of one image: dst[g*g, 3*p*p], row t = r*g+c holds x[ch][p*r+ky][p*c+kx] in (ch,ky,kx) order, as the rows of the
@@ -127,7 +133,8 @@ void btc_op_unfold_patches(btc_backend *b, float *dst, const float *x, int64_t s
 void btc_op_unfold_3x3(btc_backend *b, float *dst, const float *x, int64_t g, int64_t c);
 /* 2x2 space to channel with one zero row/column appended when g is odd: dst[h*h, 4*c], h=(g+1)/2, column-major tokens. Spec 1.4. */
 void btc_op_space_to_depth(btc_backend *b, float *dst, const float *x, int64_t g, int64_t c);
-/* z[t, 2c] = concat(s1[t], s2[t]) + cosine(s1[t], s2[t]); the cosine also goes to cos[t] if not NULL. eps 1e-8. Spec 1.3 steps 3-4. */
+/* z[t, 2c] = concat(s1[t], s2[t]) + cosine(s1[t], s2[t]); the cosine also goes to cos[t] if not NULL. eps 1e-8. Spec 1.3 steps 3-4.
+ */
 void btc_op_cosine_concat(btc_backend *b, float *z, float *cos, const float *s1, const float *s2, int64_t t, int64_t c);
 /* y[m, n] = rows of a stored table; ids in [0, table.rows). Spec 4.4. */
 void btc_op_embed(btc_backend *b, float *y, const btc_weight *table, const int32_t *ids, int64_t m);

@@ -31,10 +31,14 @@ static float operand(const btc_backend *b, float x) {
 
 static double activate(double x, btc_act act) {
   switch (act) {
-    case BTC_ACT_GELU_TANH: return 0.5 * x * (1 + tanh(0.79788456080286535588 * (x + 0.044715 * x * x * x)));
-    case BTC_ACT_GELU_ERF: return 0.5 * x * (1 + erf(x * 0.70710678118654752440));
-    case BTC_ACT_RELU: return x < 0 ? 0 : x; /* a NaN passes, as in torch */
-    case BTC_ACT_NONE: break;
+    case BTC_ACT_GELU_TANH:
+      return 0.5 * x * (1 + tanh(0.79788456080286535588 * (x + 0.044715 * x * x * x)));
+    case BTC_ACT_GELU_ERF:
+      return 0.5 * x * (1 + erf(x * 0.70710678118654752440));
+    case BTC_ACT_RELU:
+      return x < 0 ? 0 : x; /* a NaN passes, as in torch */
+    case BTC_ACT_NONE:
+      break;
   }
   return x;
 }
@@ -56,7 +60,8 @@ static void plain_matmul(btc_backend *b, float *y, const float *x, int64_t m, co
     }
 }
 
-static void plain_layernorm(btc_backend *b, float *y, const float *x, int64_t m, int64_t n, const float *weight, const float *bias, float eps) {
+static void plain_layernorm(btc_backend *b, float *y, const float *x, int64_t m, int64_t n, const float *weight, const float *bias,
+                            float eps) {
   (void)b;
   for (int64_t i = 0; i < m; i++) {
     const float *row = x + i * n;
@@ -114,7 +119,8 @@ static void plain_attention(btc_backend *b, const btc_attention *a) {
     for (int64_t h = 0; h < a->heads; h++) {
       int64_t row0 = s * a->t, c = h * a->d;
       keys all = {a->k + row0 * a->k_stride + c, a->v + row0 * a->v_stride + c, BTC_F32, a->k_stride, a->v_stride, a->t, a->d};
-      for (int64_t i = row0; i < row0 + a->t; i++) attend_row(a->o + i * a->o_stride + c, a->q + i * a->q_stride + c, &all, a->scale);
+      for (int64_t i = row0; i < row0 + a->t; i++)
+        attend_row(a->o + i * a->o_stride + c, a->q + i * a->q_stride + c, &all, a->scale);
     }
 }
 
@@ -125,8 +131,8 @@ static void store(void *dst, btc_dtype t, int64_t i, float x) {
     ((uint16_t *)dst)[i] = btc_f32_to_bf16(x);
 }
 
-static void plain_kv_store(btc_backend *b, const btc_kv *kv, int64_t pos, const float *k, int64_t k_stride, const float *v, int64_t v_stride,
-                           int64_t m) {
+static void plain_kv_store(btc_backend *b, const btc_kv *kv, int64_t pos, const float *k, int64_t k_stride, const float *v,
+                           int64_t v_stride, int64_t m) {
   (void)b;
   for (int64_t i = 0; i < m; i++)
     for (int64_t h = 0; h < kv->kv_heads; h++)
@@ -137,8 +143,8 @@ static void plain_kv_store(btc_backend *b, const btc_kv *kv, int64_t pos, const 
       }
 }
 
-static void plain_attention_causal(btc_backend *b, float *o, const float *q, int64_t q_stride, int64_t m, int64_t pos, int64_t heads, const btc_kv *kv,
-                                   float scale) {
+static void plain_attention_causal(btc_backend *b, float *o, const float *q, int64_t q_stride, int64_t m, int64_t pos,
+                                   int64_t heads, const btc_kv *kv, float scale) {
   (void)b;
   size_t head_bytes = (size_t)(kv->capacity * kv->d) * btc_dtype_size(kv->dtype);
   for (int64_t i = 0; i < m; i++)
@@ -149,7 +155,8 @@ static void plain_attention_causal(btc_backend *b, float *o, const float *q, int
     }
 }
 
-static void plain_rope(btc_backend *b, float *x, int64_t stride, int64_t m, int64_t heads, int64_t d, int64_t pos, const float *cos, const float *sin) {
+static void plain_rope(btc_backend *b, float *x, int64_t stride, int64_t m, int64_t heads, int64_t d, int64_t pos, const float *cos,
+                       const float *sin) {
   (void)b;
   int64_t half = d / 2;
   for (int64_t i = 0; i < m; i++)
@@ -187,7 +194,8 @@ static void plain_unfold_3x3(btc_backend *b, float *dst, const float *x, int64_t
     for (int64_t q = 0; q < g; q++)
       for (int64_t ch = 0; ch < c; ch++)
         for (int64_t ky = r - 1; ky <= r + 1; ky++)
-          for (int64_t kx = q - 1; kx <= q + 1; kx++) *dst++ = ky < 0 || ky >= g || kx < 0 || kx >= g ? 0 : x[(ky * g + kx) * c + ch];
+          for (int64_t kx = q - 1; kx <= q + 1; kx++)
+            *dst++ = ky < 0 || ky >= g || kx < 0 || kx >= g ? 0 : x[(ky * g + kx) * c + ch];
 }
 
 static void plain_space_to_depth(btc_backend *b, float *dst, const float *x, int64_t g, int64_t c) {
@@ -223,7 +231,8 @@ static void plain_cosine_concat(btc_backend *b, float *z, float *cos, const floa
 static void plain_embed(btc_backend *b, float *y, const btc_weight *table, const int32_t *ids, int64_t m) {
   (void)b;
   for (int64_t i = 0; i < m; i++)
-    for (int64_t j = 0; j < table->cols; j++) y[i * table->cols + j] = stored_at(table->data, table->dtype, ids[i] * table->cols + j);
+    for (int64_t j = 0; j < table->cols; j++)
+      y[i * table->cols + j] = stored_at(table->data, table->dtype, ids[i] * table->cols + j);
 }
 
 const btc_ops_table btc_ops_plain = {

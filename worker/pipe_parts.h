@@ -85,7 +85,7 @@ bool pipe_has_fault(void *driver); /* pipe_watch as a link's stop */
 void pipe_break(pipe_driver *p, btc_status st, const char *fmt, ...) __attribute__((format(printf, 3, 4)));
 
 /* pipe_form.c */
-void pipe_wait_for_death(pipe_driver *p); /* a moment, for the true cause of a break */
+void pipe_wait_for_death(pipe_driver *p);             /* a moment, for the true cause of a break */
 btc_status pipe_form(pipe_driver *p, btc_error *err); /* a new epoch, dead ranks started anew */
 
 /* pipe.c */

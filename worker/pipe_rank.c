@@ -188,7 +188,8 @@ static void hear(pipe_driver *p, int r, const shard_report *w) {
       k->ready_epoch = w->epoch;
       break;
     case SHARD_BROKEN:
-      if (w->epoch == p->epoch && w->epoch > p->abandoned) pipe_break(p, (btc_status)w->status, "rank %d: %.*s", r, (int)sizeof w->message, w->message);
+      if (w->epoch == p->epoch && w->epoch > p->abandoned)
+        pipe_break(p, (btc_status)w->status, "rank %d: %.*s", r, (int)sizeof w->message, w->message);
       break;
     case SHARD_FAILED:
       pipe_break(p, (btc_status)w->status, "rank %d cannot start: %.*s", r, (int)sizeof w->message, w->message);

@@ -23,7 +23,8 @@ static void store_task(void *arg, int64_t head, int worker) {
   }
 }
 
-void btc_cpu_kv_store(btc_cpu *c, const btc_cpu_kv *kv, int64_t pos, const float *k, int64_t k_stride, const float *v, int64_t v_stride, int64_t m) {
+void btc_cpu_kv_store(btc_cpu *c, const btc_cpu_kv *kv, int64_t pos, const float *k, int64_t k_stride, const float *v,
+                      int64_t v_stride, int64_t m) {
   store_job j = {c, kv, pos, k_stride, v_stride, m, k, v};
   if (m >= 16) {
     btc_pool_run(c->pool, kv->kv_heads, store_task, &j);
@@ -65,8 +66,8 @@ static void attend_task(void *arg, int64_t task, int worker) {
   j->c->isa->attend_rows(&r);
 }
 
-void btc_cpu_attend_causal(btc_cpu *c, float *o, const float *q, int64_t q_stride, int64_t m, int64_t pos, int64_t heads, const btc_cpu_kv *kv,
-                           float scale) {
+void btc_cpu_attend_causal(btc_cpu *c, float *o, const float *q, int64_t q_stride, int64_t m, int64_t pos, int64_t heads,
+                           const btc_cpu_kv *kv, float scale) {
   job j = {c, kv, q, o, q_stride, m, pos, heads, scale};
   btc_pool_run(c->pool, heads * btc_ceil_div(m, CAUSAL_QUERIES), attend_task, &j);
 }

@@ -51,7 +51,8 @@ static void rope_task(void *arg, int64_t task, int worker) {
   }
 }
 
-void btc_cpu_rope(btc_cpu *c, float *x, int64_t stride, int64_t m, int64_t heads, int64_t d, int64_t pos, const float *cos, const float *sin) {
+void btc_cpu_rope(btc_cpu *c, float *x, int64_t stride, int64_t m, int64_t heads, int64_t d, int64_t pos, const float *cos,
+                  const float *sin) {
   rope_job j = {c, x, stride, m, heads, d, pos, btc_ceil_div(RUN, heads * d), cos, sin};
   btc_pool_run(c->pool, btc_ceil_div(m, j.rows_a_task), rope_task, &j);
 }

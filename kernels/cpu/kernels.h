@@ -40,7 +40,8 @@ void btc_cpu_matmul(btc_cpu *c, float *y, const float *x, int64_t m, const btc_c
 void btc_cpu_matvec(btc_cpu *c, float *y, const float *x, int64_t m, const btc_cpu_matrix *w, const btc_cpu_epilogue *e);
 
 /* norm.c */
-void btc_cpu_layernorm(btc_cpu *c, float *y, const float *x, int64_t m, int64_t n, const float *weight, const float *bias, float eps);
+void btc_cpu_layernorm(btc_cpu *c, float *y, const float *x, int64_t m, int64_t n, const float *weight, const float *bias,
+                       float eps);
 void btc_cpu_rmsnorm(btc_cpu *c, float *y, const float *x, int64_t m, int64_t n, const float *weight, float eps);
 void btc_cpu_cosine_concat(btc_cpu *c, float *z, float *cosine, const float *s1, const float *s2, int64_t t, int64_t width);
 
@@ -60,12 +61,14 @@ typedef struct btc_cpu_kv {
   btc_cpu_type type;
   int64_t kv_heads, capacity, d;
 } btc_cpu_kv;
-void btc_cpu_kv_store(btc_cpu *c, const btc_cpu_kv *kv, int64_t pos, const float *k, int64_t k_stride, const float *v, int64_t v_stride, int64_t m);
-void btc_cpu_attend_causal(btc_cpu *c, float *o, const float *q, int64_t q_stride, int64_t m, int64_t pos, int64_t heads, const btc_cpu_kv *kv,
-                           float scale);
+void btc_cpu_kv_store(btc_cpu *c, const btc_cpu_kv *kv, int64_t pos, const float *k, int64_t k_stride, const float *v,
+                      int64_t v_stride, int64_t m);
+void btc_cpu_attend_causal(btc_cpu *c, float *o, const float *q, int64_t q_stride, int64_t m, int64_t pos, int64_t heads,
+                           const btc_cpu_kv *kv, float scale);
 
 /* elementwise.c */
-void btc_cpu_rope(btc_cpu *c, float *x, int64_t stride, int64_t m, int64_t heads, int64_t d, int64_t pos, const float *cos, const float *sin);
+void btc_cpu_rope(btc_cpu *c, float *x, int64_t stride, int64_t m, int64_t heads, int64_t d, int64_t pos, const float *cos,
+                  const float *sin);
 void btc_cpu_add(btc_cpu *c, float *y, const float *a, const float *b, int64_t n);
 void btc_cpu_silu_mul(btc_cpu *c, float *y, const float *gate, const float *up, int64_t n);
 

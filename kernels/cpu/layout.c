@@ -68,5 +68,6 @@ void btc_cpu_space_to_depth(btc_cpu *c, float *dst, const float *x, int64_t g, i
 
 void btc_cpu_embed(btc_cpu *c, float *y, const btc_cpu_matrix *table, const int32_t *ids, int64_t m) {
   size_t row = (size_t)table->k * btc_cpu_type_size(table->type);
-  for (int64_t i = 0; i < m; i++) c->isa->widen(y + i * table->k, (const char *)table->data + (size_t)ids[i] * row, table->type, table->k);
+  for (int64_t i = 0; i < m; i++)
+    c->isa->widen(y + i * table->k, (const char *)table->data + (size_t)ids[i] * row, table->type, table->k);
 }

@@ -1,6 +1,6 @@
 /*
- * Products of few rows (decode). The weights stream from memory once for up to MATVEC_ROWS rows; a task is MATVEC_NB weight rows, so
- * each thread reads long contiguous runs.
+ * Products of few rows (decode). The weights stream from memory once for up to MATVEC_ROWS rows; a task is MATVEC_NB weight rows,
+ * so each thread reads long contiguous runs.
  */
 #include "isa.h"
 

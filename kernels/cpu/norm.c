@@ -43,7 +43,8 @@ static void cosine_task(void *arg, int64_t task, int worker) {
   }
 }
 
-void btc_cpu_layernorm(btc_cpu *c, float *y, const float *x, int64_t m, int64_t n, const float *weight, const float *bias, float eps) {
+void btc_cpu_layernorm(btc_cpu *c, float *y, const float *x, int64_t m, int64_t n, const float *weight, const float *bias,
+                       float eps) {
   job j = {.y = y, .x = x, .weight = weight, .bias = bias, .m = m, .n = n, .eps = eps};
   run_rows(c, &j, layernorm_task);
 }

@@ -2,14 +2,14 @@
 
 /* Four vectors of running sums, folded pairwise: error of a sum of n about n/(4 VW) roundings. F(j) is the term at element j,
  * written with LOAD(p, j). */
-#define SUM_OVER(result, n, TERM)                                                            \
-  do {                                                                                       \
-    V sum_[4] = {vzero(), vzero(), vzero(), vzero()};                                        \
-    int64_t j_ = 0;                                                                          \
-    for (; j_ + 4 * VW <= (n); j_ += 4 * VW)                                                 \
-      for (int u_ = 0; u_ < 4; u_++) sum_[u_] = TERM(j_ + u_ * VW, VW, sum_[u_]);            \
-    for (; j_ < (n); j_ += VW) sum_[0] = TERM(j_, btc_min64((n)-j_, VW), sum_[0]);           \
-    (result) = vsum(vadd(vadd(sum_[0], sum_[1]), vadd(sum_[2], sum_[3])));                   \
+#define SUM_OVER(result, n, TERM)                                                  \
+  do {                                                                             \
+    V sum_[4] = {vzero(), vzero(), vzero(), vzero()};                              \
+    int64_t j_ = 0;                                                                \
+    for (; j_ + 4 * VW <= (n); j_ += 4 * VW)                                       \
+      for (int u_ = 0; u_ < 4; u_++) sum_[u_] = TERM(j_ + u_ * VW, VW, sum_[u_]);  \
+    for (; j_ < (n); j_ += VW) sum_[0] = TERM(j_, btc_min64((n)-j_, VW), sum_[0]); \
+    (result) = vsum(vadd(vadd(sum_[0], sum_[1]), vadd(sum_[2], sum_[3])));         \
   } while (0)
 
 inl V load_part(const float *p, int64_t n) {
@@ -31,7 +31,8 @@ fn void layernorm(float *y, const float *x, int64_t n, const float *weight, cons
   V mean = vset(total / (float)n);
   /* lanes behind the end must add nothing, though mean is not 0 */
   float last[VW];
-#define TERM(j, here, acc) vfma(vsub(load_part(x + (j), here), load_part(last, here)), vsub(load_part(x + (j), here), load_part(last, here)), acc)
+#define TERM(j, here, acc) \
+  vfma(vsub(load_part(x + (j), here), load_part(last, here)), vsub(load_part(x + (j), here), load_part(last, here)), acc)
   vstore(last, mean);
   SUM_OVER(squares, n, TERM);
 #undef TERM

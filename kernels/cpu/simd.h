@@ -37,21 +37,49 @@ typedef uint32_t VU __attribute__((vector_size(16)));
 inl __mmask16 vmask(int64_t n) {
   return (__mmask16)((1u << n) - 1);
 }
-inl V vzero(void) { return _mm512_setzero_ps(); }
-inl V vset(float x) { return _mm512_set1_ps(x); }
-inl V vload(const float *p) { return _mm512_loadu_ps(p); }
-inl V vload_n(const float *p, int64_t n) { return _mm512_maskz_loadu_ps(vmask(n), p); }
-inl void vstore(float *p, V x) { _mm512_storeu_ps(p, x); }
-inl void vstore_n(float *p, V x, int64_t n) { _mm512_mask_storeu_ps(p, vmask(n), x); }
-inl V vadd(V a, V b) { return _mm512_add_ps(a, b); }
-inl V vsub(V a, V b) { return _mm512_sub_ps(a, b); }
-inl V vmul(V a, V b) { return _mm512_mul_ps(a, b); }
-inl V vdiv(V a, V b) { return _mm512_div_ps(a, b); }
-inl V vfma(V a, V b, V c) { return _mm512_fmadd_ps(a, b, c); }
+inl V vzero(void) {
+  return _mm512_setzero_ps();
+}
+inl V vset(float x) {
+  return _mm512_set1_ps(x);
+}
+inl V vload(const float *p) {
+  return _mm512_loadu_ps(p);
+}
+inl V vload_n(const float *p, int64_t n) {
+  return _mm512_maskz_loadu_ps(vmask(n), p);
+}
+inl void vstore(float *p, V x) {
+  _mm512_storeu_ps(p, x);
+}
+inl void vstore_n(float *p, V x, int64_t n) {
+  _mm512_mask_storeu_ps(p, vmask(n), x);
+}
+inl V vadd(V a, V b) {
+  return _mm512_add_ps(a, b);
+}
+inl V vsub(V a, V b) {
+  return _mm512_sub_ps(a, b);
+}
+inl V vmul(V a, V b) {
+  return _mm512_mul_ps(a, b);
+}
+inl V vdiv(V a, V b) {
+  return _mm512_div_ps(a, b);
+}
+inl V vfma(V a, V b, V c) {
+  return _mm512_fmadd_ps(a, b, c);
+}
 /* b when either is NaN, as the machine does: vmax(0, x) and vmax(bound, x) let a NaN x pass. */
-inl V vmax(V a, V b) { return _mm512_max_ps(a, b); }
-inl V vmin(V a, V b) { return _mm512_min_ps(a, b); }
-inl V vround(V x) { return _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
+inl V vmax(V a, V b) {
+  return _mm512_max_ps(a, b);
+}
+inl V vmin(V a, V b) {
+  return _mm512_min_ps(a, b);
+}
+inl V vround(V x) {
+  return _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+}
 /* 2^n for integral n in [-126, 127] */
 inl V vpow2(V n) {
   return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_add_epi32(_mm512_cvtps_epi32(n), _mm512_set1_epi32(127)), 23));
@@ -70,9 +98,13 @@ inl V vround_bf16(V x) {
 inl V vload_bf16(const void *p) {
   return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256(p)), 16));
 }
-inl V vload_f16(const void *p) { return _mm512_cvtph_ps(_mm256_loadu_si256(p)); }
+inl V vload_f16(const void *p) {
+  return _mm512_cvtph_ps(_mm256_loadu_si256(p));
+}
 /* The upper halves of the lanes */
-inl void vstore_top(void *p, V x) { _mm256_storeu_si256(p, _mm512_cvtepi32_epi16(_mm512_srli_epi32(_mm512_castps_si512(x), 16))); }
+inl void vstore_top(void *p, V x) {
+  _mm256_storeu_si256(p, _mm512_cvtepi32_epi16(_mm512_srli_epi32(_mm512_castps_si512(x), 16)));
+}
 
 #elif defined(SIMD_AVX2)
 
@@ -80,24 +112,54 @@ inl __m256i vmask(int64_t n) {
   static const int32_t ones[16] = {-1, -1, -1, -1, -1, -1, -1, -1};
   return _mm256_loadu_si256((const __m256i *)(const void *)(ones + 8 - n));
 }
-inl V vzero(void) { return _mm256_setzero_ps(); }
-inl V vset(float x) { return _mm256_set1_ps(x); }
-inl V vload(const float *p) { return _mm256_loadu_ps(p); }
-inl V vload_n(const float *p, int64_t n) { return _mm256_maskload_ps(p, vmask(n)); }
-inl void vstore(float *p, V x) { _mm256_storeu_ps(p, x); }
-inl void vstore_n(float *p, V x, int64_t n) { _mm256_maskstore_ps(p, vmask(n), x); }
-inl V vadd(V a, V b) { return _mm256_add_ps(a, b); }
-inl V vsub(V a, V b) { return _mm256_sub_ps(a, b); }
-inl V vmul(V a, V b) { return _mm256_mul_ps(a, b); }
-inl V vdiv(V a, V b) { return _mm256_div_ps(a, b); }
-inl V vfma(V a, V b, V c) { return _mm256_fmadd_ps(a, b, c); }
-inl V vmax(V a, V b) { return _mm256_max_ps(a, b); }
-inl V vmin(V a, V b) { return _mm256_min_ps(a, b); }
-inl V vround(V x) { return _mm256_round_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
+inl V vzero(void) {
+  return _mm256_setzero_ps();
+}
+inl V vset(float x) {
+  return _mm256_set1_ps(x);
+}
+inl V vload(const float *p) {
+  return _mm256_loadu_ps(p);
+}
+inl V vload_n(const float *p, int64_t n) {
+  return _mm256_maskload_ps(p, vmask(n));
+}
+inl void vstore(float *p, V x) {
+  _mm256_storeu_ps(p, x);
+}
+inl void vstore_n(float *p, V x, int64_t n) {
+  _mm256_maskstore_ps(p, vmask(n), x);
+}
+inl V vadd(V a, V b) {
+  return _mm256_add_ps(a, b);
+}
+inl V vsub(V a, V b) {
+  return _mm256_sub_ps(a, b);
+}
+inl V vmul(V a, V b) {
+  return _mm256_mul_ps(a, b);
+}
+inl V vdiv(V a, V b) {
+  return _mm256_div_ps(a, b);
+}
+inl V vfma(V a, V b, V c) {
+  return _mm256_fmadd_ps(a, b, c);
+}
+inl V vmax(V a, V b) {
+  return _mm256_max_ps(a, b);
+}
+inl V vmin(V a, V b) {
+  return _mm256_min_ps(a, b);
+}
+inl V vround(V x) {
+  return _mm256_round_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+}
 inl V vpow2(V n) {
   return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127)), 23));
 }
-inl V vzero_below(V x, V by, V bound) { return _mm256_and_ps(x, _mm256_cmp_ps(by, bound, _CMP_NLT_UQ)); }
+inl V vzero_below(V x, V by, V bound) {
+  return _mm256_and_ps(x, _mm256_cmp_ps(by, bound, _CMP_NLT_UQ));
+}
 inl V vround_bf16(V x) {
   __m256i u = _mm256_castps_si256(x), top = _mm256_set1_epi32((int)0xffff0000);
   __m256i odd = _mm256_and_si256(_mm256_srli_epi32(u, 16), _mm256_set1_epi32(1));
@@ -108,7 +170,9 @@ inl V vround_bf16(V x) {
 inl V vload_bf16(const void *p) {
   return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128(p)), 16));
 }
-inl V vload_f16(const void *p) { return _mm256_cvtph_ps(_mm_loadu_si128(p)); }
+inl V vload_f16(const void *p) {
+  return _mm256_cvtph_ps(_mm_loadu_si128(p));
+}
 inl void vstore_top(void *p, V x) {
   __m256i u = _mm256_srli_epi32(_mm256_castps_si256(x), 16);
   _mm_storeu_si128(p, _mm_packus_epi32(_mm256_castsi256_si128(u), _mm256_extracti128_si256(u, 1)));
@@ -116,8 +180,12 @@ inl void vstore_top(void *p, V x) {
 
 #else
 
-inl V vzero(void) { return (V){0}; }
-inl V vset(float x) { return (V){x, x, x, x}; }
+inl V vzero(void) {
+  return (V){0};
+}
+inl V vset(float x) {
+  return (V){x, x, x, x};
+}
 inl V vload(const float *p) {
   V x;
   memcpy(&x, p, sizeof x);
@@ -128,20 +196,46 @@ inl V vload_n(const float *p, int64_t n) {
   memcpy(&x, p, (size_t)n * sizeof *p);
   return x;
 }
-inl void vstore(float *p, V x) { memcpy(p, &x, sizeof x); }
-inl void vstore_n(float *p, V x, int64_t n) { memcpy(p, &x, (size_t)n * sizeof *p); }
-inl V vadd(V a, V b) { return a + b; }
-inl V vsub(V a, V b) { return a - b; }
-inl V vmul(V a, V b) { return a * b; }
-inl V vdiv(V a, V b) { return a / b; }
-inl V vfma(V a, V b, V c) { return a * b + c; }
-inl V vselect(VI mask, V a, V b) { return (V)(((VI)a & mask) | ((VI)b & ~mask)); }
-inl V vmax(V a, V b) { return vselect(a > b, a, b); }
-inl V vmin(V a, V b) { return vselect(a < b, a, b); }
+inl void vstore(float *p, V x) {
+  memcpy(p, &x, sizeof x);
+}
+inl void vstore_n(float *p, V x, int64_t n) {
+  memcpy(p, &x, (size_t)n * sizeof *p);
+}
+inl V vadd(V a, V b) {
+  return a + b;
+}
+inl V vsub(V a, V b) {
+  return a - b;
+}
+inl V vmul(V a, V b) {
+  return a * b;
+}
+inl V vdiv(V a, V b) {
+  return a / b;
+}
+inl V vfma(V a, V b, V c) {
+  return a * b + c;
+}
+inl V vselect(VI mask, V a, V b) {
+  return (V)(((VI)a & mask) | ((VI)b & ~mask));
+}
+inl V vmax(V a, V b) {
+  return vselect(a > b, a, b);
+}
+inl V vmin(V a, V b) {
+  return vselect(a < b, a, b);
+}
 /* To nearest even by the unit of 1.5*2^23; |x| < 2^22 */
-inl V vround(V x) { return x + vset(12582912.0f) - vset(12582912.0f); }
-inl V vpow2(V n) { return (V)(((VU)(n + vset(12582912.0f)) - 0x4b400000 + 127) << 23); }
-inl V vzero_below(V x, V by, V bound) { return (V)((VI)x & ~(by < bound)); }
+inl V vround(V x) {
+  return x + vset(12582912.0f) - vset(12582912.0f);
+}
+inl V vpow2(V n) {
+  return (V)(((VU)(n + vset(12582912.0f)) - 0x4b400000 + 127) << 23);
+}
+inl V vzero_below(V x, V by, V bound) {
+  return (V)((VI)x & ~(by < bound));
+}
 inl V vround_bf16(V x) {
   VU u = (VU)x, r = (u + 0x7fff + (u >> 16 & 1)) & 0xffff0000, quiet = (u & 0xffff0000) | 0x400000;
   return vselect(x != x, (V)quiet, (V)r);
@@ -200,23 +294,33 @@ inl V vpairs(V acc, V a, V b) {
 
 /* The sum of the lanes in one fixed order, halves folded onto each other; and the largest, not a NaN. */
 #if defined(SIMD_AVX512) || defined(SIMD_AVX2)
-#define FOLD_256(NAME, OP, OP1)                                                   \
-  inl float NAME(__m256 x) {                                                      \
-    __m128 y = OP(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1));        \
-    y = OP(y, _mm_movehl_ps(y, y));                                               \
-    return _mm_cvtss_f32(OP1(y, _mm_shuffle_ps(y, y, 1)));                        \
+#define FOLD_256(NAME, OP, OP1)                                            \
+  inl float NAME(__m256 x) {                                               \
+    __m128 y = OP(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1)); \
+    y = OP(y, _mm_movehl_ps(y, y));                                        \
+    return _mm_cvtss_f32(OP1(y, _mm_shuffle_ps(y, y, 1)));                 \
   }
 FOLD_256(sum_256, _mm_add_ps, _mm_add_ss)
 FOLD_256(top_256, _mm_max_ps, _mm_max_ss)
 #endif
 #if defined(SIMD_AVX512)
-inl float vsum(V x) { return sum_256(_mm256_add_ps(_mm512_castps512_ps256(x), _mm512_extractf32x8_ps(x, 1))); }
-inl float vtop(V x) { return top_256(_mm256_max_ps(_mm512_castps512_ps256(x), _mm512_extractf32x8_ps(x, 1))); }
+inl float vsum(V x) {
+  return sum_256(_mm256_add_ps(_mm512_castps512_ps256(x), _mm512_extractf32x8_ps(x, 1)));
+}
+inl float vtop(V x) {
+  return top_256(_mm256_max_ps(_mm512_castps512_ps256(x), _mm512_extractf32x8_ps(x, 1)));
+}
 #elif defined(SIMD_AVX2)
-inl float vsum(V x) { return sum_256(x); }
-inl float vtop(V x) { return top_256(x); }
+inl float vsum(V x) {
+  return sum_256(x);
+}
+inl float vtop(V x) {
+  return top_256(x);
+}
 #else
-inl float vsum(V x) { return x[0] + x[2] + (x[1] + x[3]); }
+inl float vsum(V x) {
+  return x[0] + x[2] + (x[1] + x[3]);
+}
 inl float vtop(V x) {
   float top = x[0];
   for (int i = 1; i < VW; i++) top = x[i] > top ? x[i] : top;

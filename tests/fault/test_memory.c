@@ -1,4 +1,5 @@
-/* Memory that runs out at every single allocation: opening a model and answering end with a clear error, and nothing leaks (ASan). */
+/* Memory that runs out at every single allocation: opening a model and answering end with a clear error, and nothing leaks (ASan).
+ */
 #include "test.h"
 
 #include <stdio.h>

@@ -1,5 +1,5 @@
-/* Any bytes as a manifest file (JSONL or CSV, as its first line decides): every item or bad line is well formed, and reading from any place that was told gives
- * what reading on gave. The first byte asks for strictness. */
+/* Any bytes as a manifest file (JSONL or CSV, as its first line decides): every item or bad line is well formed, and reading from
+ * any place that was told gives what reading on gave. The first byte asks for strictness. */
 #define _GNU_SOURCE
 #include <sys/mman.h>
 
@@ -66,7 +66,8 @@ static void check_places(const char *path) {
     if (strcmp(text, again) != 0) abort();
     free(text);
     free(again);
-    if (btc_manifest_seek(b, pos.text, &err) != BTC_OK || btc_manifest_skip(b, 1, &skipped, &err) != BTC_OK || skipped != 1) abort();
+    if (btc_manifest_seek(b, pos.text, &err) != BTC_OK || btc_manifest_skip(b, 1, &skipped, &err) != BTC_OK || skipped != 1)
+      abort();
     if (btc_manifest_tell(b, &pos, &err) != BTC_OK || strcmp(pos.text, after.text) != 0) abort();
   }
   btc_manifest_close(&a);

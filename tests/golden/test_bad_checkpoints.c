@@ -116,7 +116,9 @@ static btc_status run_all(const char *dir, const first_run *f, bool *same, btc_e
   if (st == BTC_OK) st = btc_session_create(m, &o, &s, err);
   if (st == BTC_OK) {
     btc_result r;
-    btc_item item = {.images = f->paths, .n_images = f->n, .aspect = BTC_ASPECT_SQUASH,
+    btc_item item = {.images = f->paths,
+                     .n_images = f->n,
+                     .aspect = BTC_ASPECT_SQUASH,
                      .question = json_string_value(json_object_get(f->run, "question")),
                      .max_tokens = (int)json_integer_value(json_object_get(f->run, "max_new_tokens"))};
     btc_session_run(s, &item, 1, &r, NULL);
@@ -147,9 +149,11 @@ static void test_bad_checkpoints_run_the_first_case(void **state) {
     load_first_run(&f, json_string_value(json_object_get(recipe, "base")));
     btc_status st = run_all(dir, &f, &same, &err);
     const char *wrong = judge(recipe, st, &err);
-    if (!wrong && strcmp(json_string_value(json_object_get(recipe, "outcome")), "ok") == 0 && !same) wrong = "gives other ids than its base";
+    if (!wrong && strcmp(json_string_value(json_object_get(recipe, "outcome")), "ok") == 0 && !same)
+      wrong = "gives other ids than its base";
     if (wrong) {
-      print_error("recipe %s %s: %s\n", json_string_value(json_object_get(recipe, "name")), wrong, st == BTC_OK ? "answered" : err.message);
+      print_error("recipe %s %s: %s\n", json_string_value(json_object_get(recipe, "name")), wrong,
+                  st == BTC_OK ? "answered" : err.message);
       bad++;
     }
     json_decref(f.doc);

@@ -204,12 +204,9 @@ static void test_preprocess_pixel_table(void **state) {
 
 /* clang-format off: ctest wants one entry a line */
 static const struct CMUnitTest tests[] = {
-    cmocka_unit_test(test_preprocess_decoded_files),
-    cmocka_unit_test(test_preprocess_squash_384),
-    cmocka_unit_test(test_preprocess_pad_384),
-    cmocka_unit_test(test_preprocess_pad_in_memory),
-    cmocka_unit_test(test_preprocess_full_results),
-    cmocka_unit_test(test_preprocess_resize_cases),
+    cmocka_unit_test(test_preprocess_decoded_files), cmocka_unit_test(test_preprocess_squash_384),
+    cmocka_unit_test(test_preprocess_pad_384),       cmocka_unit_test(test_preprocess_pad_in_memory),
+    cmocka_unit_test(test_preprocess_full_results),  cmocka_unit_test(test_preprocess_resize_cases),
     cmocka_unit_test(test_preprocess_pixel_table),
 };
 /* clang-format on */

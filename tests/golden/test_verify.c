@@ -22,7 +22,8 @@ static void check_case(const char *dir, const golden_options *o) {
   assert_true(r.runs > 0 && r.n_tensors > 0);
   if (r.n_problems) fail_msg("%s: %d problems, first: %s", dir, r.n_problems, r.problem[0]);
   for (int i = 0; i < r.n_tensors && !o->bf16; i++)
-    if (!(r.tensor[i].noise_ratio <= MAX_NOISE)) fail_msg("%s: %s is %.2f times the float32 noise", dir, r.tensor[i].name, r.tensor[i].noise_ratio);
+    if (!(r.tensor[i].noise_ratio <= MAX_NOISE))
+      fail_msg("%s: %s is %.2f times the float32 noise", dir, r.tensor[i].name, r.tensor[i].noise_ratio);
 }
 
 static int check_all(const golden_options *o) {

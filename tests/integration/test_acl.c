@@ -57,11 +57,16 @@ static void start(void) {
     btc_sha256_hex(words[i], strlen(words[i]), hash[i] + 1);
   }
   char *text = read_deploy("users.acl");
-  put_with("users.acl", text, (const char *const[][2]){{"#BROKER_SHA256", hash[0]}, {"#INTEGRATOR_SHA256", hash[1]}, {"#MONITOR_SHA256", hash[2]}}, 3);
+  put_with("users.acl", text,
+           (const char *const[][2]){{"#BROKER_SHA256", hash[0]}, {"#INTEGRATOR_SHA256", hash[1]}, {"#MONITOR_SHA256", hash[2]}}, 3);
   free(text);
   text = read_deploy("redis.conf");
   put_with("redis.conf", text,
-           (const char *const[][2]){{"/var/lib/btcchat/redis", dir}, {"/run/btcchat/redis.sock", sock}, {"/etc/redis/btcchat.acl", acl}, {"supervised systemd", "supervised no"}}, 4);
+           (const char *const[][2]){{"/var/lib/btcchat/redis", dir},
+                                    {"/run/btcchat/redis.sock", sock},
+                                    {"/etc/redis/btcchat.acl", acl},
+                                    {"supervised systemd", "supervised no"}},
+           4);
   free(text);
   snprintf(conf, sizeof conf, "%s/redis.conf", dir);
   server = fork();
@@ -105,7 +110,8 @@ static void check(const char *user, bool may, const char *const *commands) {
     redisReply *r = redisCommand(c, *commands);
     assert_non_null(r);
     bool refused = r->type == REDIS_REPLY_ERROR && (strncmp(r->str, "NOPERM", 6) == 0 || strncmp(r->str, "NOAUTH", 6) == 0);
-    if (refused == may) fail_msg("%s: %s: %s", user ? user : "nobody", *commands, r->type == REDIS_REPLY_ERROR ? r->str : "allowed");
+    if (refused == may)
+      fail_msg("%s: %s: %s", user ? user : "nobody", *commands, r->type == REDIS_REPLY_ERROR ? r->str : "allowed");
     freeReplyObject(r);
   }
   redisFree(c);
@@ -122,33 +128,53 @@ static void test_acl_broker_can_do_its_work(void **state) {
   redisReply *r = redisCommand(c, "FUNCTION LOAD REPLACE %s", redis_queue_library());
   if (r->type == REDIS_REPLY_ERROR) fail_msg("%s", r->str);
   freeReplyObject(r);
-  static const char *const calls[] = {"btc_version", "btc_setup", "btc_submit j inline t 1 %b files %b {} %b %b 1 0 %b %b 0 %b text", "btc_claim w#1 1000 32 %b",
-                                      "btc_commit 1 1 j 0 1000 w#1 0 a {}", "btc_totals", "btc_tidy 10", "btc_promote 10", "btc_reap 10", "btc_lead sink b 100",
-                                      "btc_hello w 1 1000 b {}", "btc_bye w 1", "btc_pause %b %b", "btc_resume %b", "btc_cancel j", "btc_forget j"};
+  static const char *const calls[] = {"btc_version",
+                                      "btc_setup",
+                                      "btc_submit j inline t 1 %b files %b {} %b %b 1 0 %b %b 0 %b text",
+                                      "btc_claim w#1 1000 32 %b",
+                                      "btc_commit 1 1 j 0 1000 w#1 0 a {}",
+                                      "btc_totals",
+                                      "btc_tidy 10",
+                                      "btc_promote 10",
+                                      "btc_reap 10",
+                                      "btc_lead sink b 100",
+                                      "btc_hello w 1 1000 b {}",
+                                      "btc_bye w 1",
+                                      "btc_pause %b %b",
+                                      "btc_resume %b",
+                                      "btc_cancel j",
+                                      "btc_forget j"};
   for (size_t i = 0; i < sizeof calls / sizeof calls[0]; i++) {
     char command[400], name[40];
     sscanf(calls[i], "%39s", name);
     snprintf(command, sizeof command, "FCALL %s 1 btc:{q}:%s", name, calls[i] + strlen(name));
-    r = redisCommand(c, command, "", (size_t)0, "", (size_t)0, "", (size_t)0, "", (size_t)0, "", (size_t)0, "", (size_t)0, "", (size_t)0);
+    r = redisCommand(c, command, "", (size_t)0, "", (size_t)0, "", (size_t)0, "", (size_t)0, "", (size_t)0, "", (size_t)0, "",
+                     (size_t)0);
     if (r->type == REDIS_REPLY_ERROR) fail_msg("%s: %s", calls[i], r->str);
     freeReplyObject(r);
   }
   redisFree(c);
-  MAY("broker", "PING", "INFO", "CONFIG GET maxmemory-policy", "FUNCTION LIST", "XREADGROUP GROUP sink me COUNT 1 STREAMS btc:{q}:res >", "XREADGROUP GROUP brk me COUNT 1 STREAMS btc:{q}:in >",
-      "XAUTOCLAIM btc:{q}:res sink me 0 0", "XREAD STREAMS btc:{q}:ev 0", "XREVRANGE btc:{q}:ev + - COUNT 1", "ZRANGE btc:{q}:jobs 0 1", "HMGET btc:{q}:job:j st", "HKEYS btc:{q}:dd:j");
-  MAY_NOT("broker", "FLUSHALL", "FLUSHDB", "CONFIG SET appendonly no", "SHUTDOWN", "KEYS *", "ACL LIST", "ACL SETUSER x on", "GET other", "SET other 1", "FUNCTION FLUSH",
-          "FUNCTION DELETE btc", "REPLICAOF no one", "MODULE LIST", "MONITOR", "CLIENT KILL ID 1", "SAVE", "BGREWRITEAOF", "SWAPDB 0 1");
+  MAY("broker", "PING", "INFO", "CONFIG GET maxmemory-policy", "FUNCTION LIST",
+      "XREADGROUP GROUP sink me COUNT 1 STREAMS btc:{q}:res >", "XREADGROUP GROUP brk me COUNT 1 STREAMS btc:{q}:in >",
+      "XAUTOCLAIM btc:{q}:res sink me 0 0", "XREAD STREAMS btc:{q}:ev 0", "XREVRANGE btc:{q}:ev + - COUNT 1",
+      "ZRANGE btc:{q}:jobs 0 1", "HMGET btc:{q}:job:j st", "HKEYS btc:{q}:dd:j");
+  MAY_NOT("broker", "FLUSHALL", "FLUSHDB", "CONFIG SET appendonly no", "SHUTDOWN", "KEYS *", "ACL LIST", "ACL SETUSER x on",
+          "GET other", "SET other 1", "FUNCTION FLUSH", "FUNCTION DELETE btc", "REPLICAOF no one", "MODULE LIST", "MONITOR",
+          "CLIENT KILL ID 1", "SAVE", "BGREWRITEAOF", "SWAPDB 0 1");
   stop();
 }
 
 static void test_acl_integrator_submits_and_takes(void **state) {
   (void)state;
   start();
-  MAY("integrator", "PING", "XADD btc:{q}:in * json {}", "XGROUP CREATE btc:{q}:out mine 0 MKSTREAM", "XREADGROUP GROUP mine me COUNT 1 STREAMS btc:{q}:out >", "XACK btc:{q}:out mine 0-1",
-      "XAUTOCLAIM btc:{q}:out mine me 0 0", "XLEN btc:{q}:out");
-  MAY_NOT("integrator", "XADD btc:{q}:out * json {}", "XADD btc:{q}:res * json {}", "XADD btc:{q}:ev * type x", "XRANGE btc:{q}:in - +", "XREADGROUP GROUP brk me STREAMS btc:{q}:in >", "XDEL btc:{q}:in 0-1",
-          "XACK btc:{q}:in brk 0-1", "XGROUP DESTROY btc:{q}:out mine", "XGROUP DELCONSUMER btc:{q}:out mine me", "XTRIM btc:{q}:out MAXLEN 0", "HGETALL btc:{q}:job:j", "DEL btc:{q}:cfg", "GET btc:{q}:tok",
-          "SET btc:{q}:tok 0", "FCALL btc_forget 1 btc:{q}: j", "EVAL return 1 0", "INFO", "CONFIG GET *", "KEYS *", "FLUSHALL", "SUBSCRIBE x", "ACL WHOAMI", "CLIENT LIST");
+  MAY("integrator", "PING", "XADD btc:{q}:in * json {}", "XGROUP CREATE btc:{q}:out mine 0 MKSTREAM",
+      "XREADGROUP GROUP mine me COUNT 1 STREAMS btc:{q}:out >", "XACK btc:{q}:out mine 0-1", "XAUTOCLAIM btc:{q}:out mine me 0 0",
+      "XLEN btc:{q}:out");
+  MAY_NOT("integrator", "XADD btc:{q}:out * json {}", "XADD btc:{q}:res * json {}", "XADD btc:{q}:ev * type x",
+          "XRANGE btc:{q}:in - +", "XREADGROUP GROUP brk me STREAMS btc:{q}:in >", "XDEL btc:{q}:in 0-1", "XACK btc:{q}:in brk 0-1",
+          "XGROUP DESTROY btc:{q}:out mine", "XGROUP DELCONSUMER btc:{q}:out mine me", "XTRIM btc:{q}:out MAXLEN 0",
+          "HGETALL btc:{q}:job:j", "DEL btc:{q}:cfg", "GET btc:{q}:tok", "SET btc:{q}:tok 0", "FCALL btc_forget 1 btc:{q}: j",
+          "EVAL return 1 0", "INFO", "CONFIG GET *", "KEYS *", "FLUSHALL", "SUBSCRIBE x", "ACL WHOAMI", "CLIENT LIST");
   stop();
 }
 
@@ -156,7 +182,8 @@ static void test_acl_monitor_reads_only(void **state) {
   (void)state;
   start();
   MAY("monitor", "PING", "INFO", "HGETALL btc:{q}:stat", "XLEN btc:{q}:res", "ZCARD btc:{q}:lease", "LLEN btc:{q}:sus:");
-  MAY_NOT("monitor", "HSET btc:{q}:stat dead 0", "DEL btc:{q}:cfg", "XADD btc:{q}:in * json {}", "FCALL btc_forget 1 btc:{q}: j", "EVAL return 1 0", "CONFIG GET *", "KEYS *", "GET other", "FLUSHALL");
+  MAY_NOT("monitor", "HSET btc:{q}:stat dead 0", "DEL btc:{q}:cfg", "XADD btc:{q}:in * json {}", "FCALL btc_forget 1 btc:{q}: j",
+          "EVAL return 1 0", "CONFIG GET *", "KEYS *", "GET other", "FLUSHALL");
   stop();
 }
 
@@ -177,7 +204,8 @@ static void test_acl_settings_in_force(void **state) {
   (void)state;
   start();
   redisContext *c = as("broker");
-  static const char *const want[][2] = {{"appendonly", "yes"}, {"appendfsync", "always"}, {"maxmemory-policy", "noeviction"}, {"save", ""}, {"port", "0"}};
+  static const char *const want[][2] = {
+      {"appendonly", "yes"}, {"appendfsync", "always"}, {"maxmemory-policy", "noeviction"}, {"save", ""}, {"port", "0"}};
   for (size_t i = 0; i < sizeof want / sizeof want[0]; i++) {
     redisReply *r = redisCommand(c, "CONFIG GET %s", want[i][0]);
     assert_int_equal(r->elements, 2);
@@ -205,8 +233,9 @@ static void test_acl_settings_in_force(void **state) {
 }
 
 static const struct CMUnitTest tests[] = {
-    cmocka_unit_test(test_acl_broker_can_do_its_work), cmocka_unit_test(test_acl_integrator_submits_and_takes), cmocka_unit_test(test_acl_monitor_reads_only),
-    cmocka_unit_test(test_acl_nobody_may_nothing),     cmocka_unit_test(test_acl_settings_in_force),
+    cmocka_unit_test(test_acl_broker_can_do_its_work), cmocka_unit_test(test_acl_integrator_submits_and_takes),
+    cmocka_unit_test(test_acl_monitor_reads_only),     cmocka_unit_test(test_acl_nobody_may_nothing),
+    cmocka_unit_test(test_acl_settings_in_force),
 };
 
 BTC_TEST_MAIN(tests)

@@ -354,7 +354,7 @@ int main(int argc, char **argv) {
       cmocka_unit_test(test_cli_settings_have_their_precedence),
       cmocka_unit_test(test_cli_prompt_comes_from_a_file),
       cmocka_unit_test(test_cli_full_disk_is_not_success),
-    cmocka_unit_test(test_cli_failed_make_model_can_be_tried_again),
+      cmocka_unit_test(test_cli_failed_make_model_can_be_tried_again),
       cmocka_unit_test(test_cli_inspect_and_doctor_report),
   };
   if (argc > 1) cmocka_set_test_filter(argv[1]);

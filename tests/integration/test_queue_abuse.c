@@ -82,7 +82,7 @@ static int dial(int port) {
 
 /* The status code that /readyz answers; its text in `answer`. */
 static int ready(char answer[512]) {
-  static const char request[] = "GET /readyz HTTP/1.1\r\nHost: x\r\n\r\n";
+  static const char request[] = "GET /readyz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n";
   int fd = dial(http_port), code = 0;
   size_t n = 0;
   ssize_t got;

@@ -35,8 +35,15 @@ static void start_redis(void) {
 static btc_sink *start_sink_as(const char *name, btc_metrics *metrics, int64_t seal_records) {
   btc_sink *s;
   btc_error err;
-  btc_sink_options o = {.redis = redis_server_url(redis), .queue = "q", .broker = name, .results = results, .metrics = metrics,
-                        .seal_records = seal_records, .seal_min_ms = 50, .seal_max_ms = 50, .duty_ms = 400};
+  btc_sink_options o = {.redis = redis_server_url(redis),
+                        .queue = "q",
+                        .broker = name,
+                        .results = results,
+                        .metrics = metrics,
+                        .seal_records = seal_records,
+                        .seal_min_ms = 50,
+                        .seal_max_ms = 50,
+                        .duty_ms = 400};
   if (btc_sink_start(&o, &s, &err) != BTC_OK) fail_msg("%s", err.message);
   return s;
 }
@@ -96,8 +103,8 @@ static int work_off(bool dying) {
         if (!(e[5]->integer >> i & 1)) continue;
         if (dying && idx % 50 == 7) {
           /* one dies as the worker's record says, another took its worker along */
-          redis_say(redis, "q", "btc_fail %s %s %s %s 30000 w#1 %lld p %s bad-request no %s", cid, tok, e[2]->str, lo, i, idx % 100 == 7 ? "x" : "''",
-                         idx % 100 == 7 ? "{\"id\":\"x\"}" : "''");
+          redis_say(redis, "q", "btc_fail %s %s %s %s 30000 w#1 %lld p %s bad-request no %s", cid, tok, e[2]->str, lo, i,
+                    idx % 100 == 7 ? "x" : "''", idx % 100 == 7 ? "{\"id\":\"x\"}" : "''");
           continue;
         }
         snprintf(text[2 * i], sizeof text[0], "%lld", i);
@@ -128,7 +135,9 @@ static bool published(const char *jid) {
 
 static void wait_published(const char *jid) {
   for (int64_t end = btc_now_ns() + 15000000000; !published(jid); usleep(10000))
-    if (btc_now_ns() > end) fail_msg("%s: %ld of %ld recorded, res %s", jid, number("HGET $job:%s rec", jid), number("HGET $job:%s done", jid), redis_say(redis, "q", "XLEN $res"));
+    if (btc_now_ns() > end)
+      fail_msg("%s: %ld of %ld recorded, res %s", jid, number("HGET $job:%s rec", jid), number("HGET $job:%s done", jid),
+               redis_say(redis, "q", "XLEN $res"));
 }
 
 /* ---- the folder ---- */
@@ -170,7 +179,8 @@ static void check_job(const char *jid, int total, bool dying) {
     char *lines, next[BTC_RESULTS_CURSOR];
     size_t len;
     btc_error err;
-    if (btc_results_read(results, jid, cursor, 100000, false, &lines, &len, next, &end, &err) != BTC_OK) fail_msg("%s", err.message);
+    if (btc_results_read(results, jid, cursor, 100000, false, &lines, &len, next, &end, &err) != BTC_OK)
+      fail_msg("%s", err.message);
     memcpy(cursor, next, sizeof cursor);
     char *save = NULL;
     for (char *line = strtok_r(lines, "\n", &save); line; line = strtok_r(NULL, "\n", &save)) {
@@ -221,7 +231,7 @@ static void test_sink_moves_records_to_parts(void **state) {
   check_job("j2", 10, true);
   check_redis("j1");
   btc_sink_stop(&s, 1000);
-  usleep(20000); /* it is given a millisecond more */
+  usleep(20000);                                                       /* it is given a millisecond more */
   assert_string_equal(redis_say(redis, "q", "EXISTS $ldr:sink"), "0"); /* handed back at once: the duty did not have to run out */
   redis_server_stop(&redis);
 }
@@ -238,7 +248,8 @@ static void test_sink_seals_at_stop(void **state) {
   redis_say(redis, "q", "btc_claim w#2 60000 32 ''");
   int done = work_off(false);
   assert_int_equal(done, 96);
-  for (int64_t end = btc_now_ns() + 10000000000; number("XPENDING $res sink%.0s", ""), strncmp(redis_say(redis, "q", "XPENDING $res sink"), "[0 ", 3) == 0; usleep(10000))
+  for (int64_t end = btc_now_ns() + 10000000000;
+       number("XPENDING $res sink%.0s", ""), strncmp(redis_say(redis, "q", "XPENDING $res sink"), "[0 ", 3) == 0; usleep(10000))
     assert_true(btc_now_ns() < end);
   usleep(600000);
   btc_sink_stop(&s, 5000);
@@ -256,12 +267,17 @@ static void test_sink_dead_letters_become_records(void **state) {
   char manifest[PATH_MAX];
   snprintf(manifest, sizeof manifest, "%s/m.jsonl", test_tmp_dir());
   FILE *f = fopen(manifest, "wb");
-  fputs("{\"id\":\"first\",\"before\":\"a\",\"after\":\"b\"}\n\n{\"id\":\"second\",\"before\":\"a\",\"after\":\"b\",\"meta\":{\"k\":1.5}}\n{\"before\":\"a\",\"after\":\"b\"}\n", f);
+  fputs(
+      "{\"id\":\"first\",\"before\":\"a\",\"after\":\"b\"}\n\n{\"id\":\"second\",\"before\":\"a\",\"after\":\"b\",\"meta\":{\"k\":"
+      "1.5}}\n{\"before\":\"a\",\"after\":\"b\"}\n",
+      f);
   fclose(f);
   redis_say(redis, "q", "btc_submit j manifest t 1 '' files '' {} %s '' 3 0 '' '' 0 ''", manifest);
   assert_string_equal(redis_say(redis, "q", "btc_expand j 0 3 0:1:0 end"), "3");
   redis_say(redis, "q", "btc_claim w#1 30000 32 ''");
-  redis_say(redis, "q", "btc_fail 1 1 j 0 30000 w#1 0 p first decode broken {\"v\":1,\"id\":\"first\",\"from\":\"worker\"} 1 p '' internal no-id '' 2 p '' internal no-id ''");
+  redis_say(redis, "q",
+            "btc_fail 1 1 j 0 30000 w#1 0 p first decode broken {\"v\":1,\"id\":\"first\",\"from\":\"worker\"} 1 p '' internal "
+            "no-id '' 2 p '' internal no-id ''");
   btc_sink *s = start_sink_as("b1", NULL, 100);
   wait_published("j");
   char path[2 * PATH_MAX];
@@ -269,10 +285,11 @@ static void test_sink_dead_letters_become_records(void **state) {
   size_t len;
   snprintf(path, sizeof path, "%s/j/errors.jsonl", results);
   assert_int_equal(btc_file_read(path, 1 << 20, &data, &len, NULL), BTC_OK);
-  assert_string_equal((char *)data,
-                      "{\"v\":1,\"id\":\"first\",\"from\":\"worker\"}\n"
-                      "{\"v\":1,\"id\":\"second\",\"status\":\"failed\",\"reason\":\"internal\",\"message\":\"no-id\",\"meta\":{\"k\":1.5}}\n"
-                      "{\"v\":1,\"id\":\"4\",\"status\":\"failed\",\"reason\":\"internal\",\"message\":\"no-id\"}\n");
+  assert_string_equal(
+      (char *)data,
+      "{\"v\":1,\"id\":\"first\",\"from\":\"worker\"}\n"
+      "{\"v\":1,\"id\":\"second\",\"status\":\"failed\",\"reason\":\"internal\",\"message\":\"no-id\",\"meta\":{\"k\":1.5}}\n"
+      "{\"v\":1,\"id\":\"4\",\"status\":\"failed\",\"reason\":\"internal\",\"message\":\"no-id\"}\n");
   free(data);
   /* a replay that saves all of them leaves no errors behind */
   assert_string_equal(redis_say(redis, "q", "btc_replay j '' 0 256"), "[3 0]");
@@ -292,8 +309,14 @@ static void kill_at(const char *point, int nth, bool must_die) {
     char fail[64];
     snprintf(fail, sizeof fail, "%s:%d", point, nth);
     setenv("BTC_FAIL", fail, 1);
-    btc_sink_options o = {.redis = redis_server_url(redis), .queue = "q", .broker = point, .results = results, .seal_records = 200,
-                          .seal_min_ms = 50, .seal_max_ms = 50, .duty_ms = 300};
+    btc_sink_options o = {.redis = redis_server_url(redis),
+                          .queue = "q",
+                          .broker = point,
+                          .results = results,
+                          .seal_records = 200,
+                          .seal_min_ms = 50,
+                          .seal_max_ms = 50,
+                          .duty_ms = 300};
     btc_sink *s;
     if (btc_sink_start(&o, &s, NULL) != BTC_OK) _exit(3);
     for (int i = 0; i < 500 && !published("j"); i++) usleep(10000);
@@ -302,10 +325,12 @@ static void kill_at(const char *point, int nth, bool must_die) {
   }
   int status;
   assert_int_equal(waitpid(pid, &status, 0), pid);
-  if (must_die && !(WIFSIGNALED(status) && WTERMSIG(status) == SIGKILL)) fail_msg("%s:%d was not passed: status %x", point, nth, (unsigned)status);
+  if (must_die && !(WIFSIGNALED(status) && WTERMSIG(status) == SIGKILL))
+    fail_msg("%s:%d was not passed: status %x", point, nth, (unsigned)status);
 }
 
-/* The sink that ends the work, in a process of its own: a process looks at BTC_FAIL once, and children of this one must find it unread. */
+/* The sink that ends the work, in a process of its own: a process looks at BTC_FAIL once, and children of this one must find it
+ * unread. */
 static void finish_apart(int total) {
   pid_t pid = fork();
   if (!pid) {
@@ -320,9 +345,10 @@ static void finish_apart(int total) {
   redis_server_stop(&redis);
 }
 
-static const char *const points[] = {"sink_read",         "sink_before_part", "sink_part_written", "sink_sidecar_written", "sink_sidecar_named", "sink_part_named",
-                                     "sink_part_synced",  "sink_before_ack",  "sink_acked_some",   "sink_acked",           "sink_errors_written", "sink_errors_named",
-                                     "sink_finish_noted", "sink_claimed"};
+static const char *const points[] = {"sink_read",          "sink_before_part", "sink_part_written",   "sink_sidecar_written",
+                                     "sink_sidecar_named", "sink_part_named",  "sink_part_synced",    "sink_before_ack",
+                                     "sink_acked_some",    "sink_acked",       "sink_errors_written", "sink_errors_named",
+                                     "sink_finish_noted",  "sink_claimed"};
 
 static void test_sink_killed_at_every_step(void **state) {
   (void)state;
@@ -359,8 +385,14 @@ static void test_sink_zombies_double_nothing(void **state) {
       prctl(PR_SET_PDEATHSIG, SIGKILL); /* a test that fails leaves nothing behind */
       char name[24];
       snprintf(name, sizeof name, "z%d", i);
-      btc_sink_options o = {.redis = redis_server_url(redis), .queue = "q", .broker = name, .results = results, .seal_records = 150,
-                            .seal_min_ms = 5, .seal_max_ms = 5, .duty_ms = 150};
+      btc_sink_options o = {.redis = redis_server_url(redis),
+                            .queue = "q",
+                            .broker = name,
+                            .results = results,
+                            .seal_records = 150,
+                            .seal_min_ms = 5,
+                            .seal_max_ms = 5,
+                            .duty_ms = 150};
       btc_sink *s;
       if (btc_sink_start(&o, &s, NULL) != BTC_OK) _exit(3);
       for (;;) pause();
@@ -402,7 +434,8 @@ static void test_sink_folder_arbitrates(void **state) {
     int len = snprintf(json, sizeof json, "{\"job\":\"j\",\n\"n\":%d}", (int)i);
     btc_part_job *one = i % 3 ? a : b;
     assert_int_equal(btc_part_add(one, (btc_stream_id){i + 1, 0}, i, json, (size_t)len, &how, NULL), BTC_OK);
-    if (i % 2) assert_int_equal(btc_part_add(one == a ? b : a, (btc_stream_id){i + 1, 0}, i, json, (size_t)len, &how, NULL), BTC_OK);
+    if (i % 2)
+      assert_int_equal(btc_part_add(one == a ? b : a, (btc_stream_id){i + 1, 0}, i, json, (size_t)len, &how, NULL), BTC_OK);
     if (i % 40 == 39 || i % 55 == 54) {
       one = i % 40 == 39 ? a : b;
       assert_int_equal(btc_part_seal(one, &conflicts, NULL), BTC_OK);
@@ -457,7 +490,8 @@ static void test_sink_full_disk_loses_nothing(void **state) {
   submit("j", 5000);
   assert_int_equal(work_off(false), 5000);
   char why[256];
-  for (int64_t end = btc_now_ns() + 20000000000; !btc_metrics_get(metrics, BTC_METRIC_SINK_BLOCKED); usleep(10000)) assert_true(btc_now_ns() < end);
+  for (int64_t end = btc_now_ns() + 20000000000; !btc_metrics_get(metrics, BTC_METRIC_SINK_BLOCKED); usleep(10000))
+    assert_true(btc_now_ns() < end);
   btc_metrics_health(metrics, BTC_HEALTH_REDIS, true, NULL);
   btc_metrics_health(metrics, BTC_HEALTH_LIBRARY, true, NULL);
   assert_false(btc_metrics_ready(metrics, why, sizeof why));
@@ -499,7 +533,8 @@ static void test_sink_redis_killed(void **state) {
 static void test_sink_bad_entries_do_not_stand_in_the_way(void **state) {
   (void)state;
   start_redis();
-  static const char *const bad[] = {"jid ../x idx 0 json {}", "jid j idx -1 json {}", "jid j idx 999999999 json {}", "jid j json {}", "idx 0 json {}", "jid j idx 0"};
+  static const char *const bad[] = {"jid ../x idx 0 json {}", "jid j idx -1 json {}", "jid j idx 999999999 json {}",
+                                    "jid j json {}",          "idx 0 json {}",        "jid j idx 0"};
   for (size_t i = 0; i < sizeof bad / sizeof bad[0]; i++) redis_say(redis, "q", "XADD $res * %s", bad[i]);
   btc_sink *s = start_sink_as("b", NULL, 200);
   submit("j", 10);

@@ -5,8 +5,8 @@
 #include <stddef.h>
 
 typedef struct program_result {
-  int code;    /* exit code; -signal when a signal ended it */
-  char *out;   /* stdout, terminated; may be long */
+  int code;  /* exit code; -signal when a signal ended it */
+  char *out; /* stdout, terminated; may be long */
   size_t out_len;
   char err[8192]; /* the beginning of stderr */
 } program_result;

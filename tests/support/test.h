@@ -12,10 +12,10 @@
 #include <cmocka.h>
 
 /* Runs the array `tests`; argv[1], if given, is a cmocka name filter. */
-#define BTC_TEST_MAIN(tests)                                   \
-  int main(int argc, char **argv) {                            \
-    if (argc > 1) cmocka_set_test_filter(argv[1]);             \
-    return cmocka_run_group_tests(tests, NULL, NULL);          \
+#define BTC_TEST_MAIN(tests)                          \
+  int main(int argc, char **argv) {                   \
+    if (argc > 1) cmocka_set_test_filter(argv[1]);    \
+    return cmocka_run_group_tests(tests, NULL, NULL); \
   }
 
 /* Folder with the golden vectors, from BTCCHAT_SHARED (set by ctest), e.g. shared_path("vectors/prompts.json"). The returned

@@ -8,8 +8,19 @@
 #include "test.h"
 #include "tiny_tokenizer.h"
 
-static const make_model_size tiny_size = {.image = 74, .patch = 14, .vision_hidden = 36, .vision_mlp = 84, .vision_layers = 4, .vision_heads = 3,
-                                          .hidden = 48, .mlp = 104, .layers = 3, .heads = 6, .kv_heads = 3, .vocab = 300, .context = 512};
+static const make_model_size tiny_size = {.image = 74,
+                                          .patch = 14,
+                                          .vision_hidden = 36,
+                                          .vision_mlp = 84,
+                                          .vision_layers = 4,
+                                          .vision_heads = 3,
+                                          .hidden = 48,
+                                          .mlp = 104,
+                                          .layers = 3,
+                                          .heads = 6,
+                                          .kv_heads = 3,
+                                          .vocab = 300,
+                                          .context = 512};
 
 static const char *build(char dir[128], const char *name, int64_t shard_bytes) {
   char tokenizer[128], file[160];

@@ -53,12 +53,14 @@ static inline void buffer_free(float *p, int64_t n) {
 
 static inline void assert_same_bits(const float *a, const float *b, int64_t n, const char *what) {
   for (int64_t i = 0; i < n; i++)
-    if (memcmp(a + i, b + i, sizeof *a)) fail_msg("%s: element %lld is %.9g and %.9g", what, (long long)i, (double)a[i], (double)b[i]);
+    if (memcmp(a + i, b + i, sizeof *a))
+      fail_msg("%s: element %lld is %.9g and %.9g", what, (long long)i, (double)a[i], (double)b[i]);
 }
 
 /* |a - b| <= bound; the negation catches NaN */
 static inline void assert_close(double a, double b, double bound, const char *what, int64_t at) {
-  if (!(fabs(a - b) <= bound)) fail_msg("%s: element %lld is %.9g, want %.9g, off by more than %.3g", what, (long long)at, a, b, bound);
+  if (!(fabs(a - b) <= bound))
+    fail_msg("%s: element %lld is %.9g, want %.9g, off by more than %.3g", what, (long long)at, a, b, bound);
 }
 
 /* ---- backends ---- */

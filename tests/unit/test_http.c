@@ -155,7 +155,8 @@ static void test_http_connections_are_bounded(void **state) {
 
 static void test_http_addresses(void **state) {
   (void)state;
-  static const char *const bad[] = {"", "127.0.0.1", "host.example:1", "127.0.0.1:65536", "127.0.0.1:x", "[::1]", "127.0.0.1:", ":80", "[zz]:1", "127.0.0.1:-1"};
+  static const char *const bad[] = {"",           "127.0.0.1", "host.example:1", "127.0.0.1:65536", "127.0.0.1:x", "[::1]",
+                                    "127.0.0.1:", ":80",       "[zz]:1",         "127.0.0.1:-1"};
   btc_error err;
   for (size_t i = 0; i < sizeof bad / sizeof bad[0]; i++)
     if (btc_http_start(bad[i], NULL, &http, &err) != BTC_ERR_ARG) fail_msg("'%s' was taken", bad[i]);

@@ -1,4 +1,5 @@
-/* The disk thread under a real loop: expansion and texts agree with reading the manifest, digests, path policy, hostile manifests. */
+/* The disk thread under a real loop: expansion and texts agree with reading the manifest, digests, path policy, hostile manifests.
+ */
 #define _GNU_SOURCE
 #include "test.h"
 
@@ -91,7 +92,8 @@ static btc_status verify(const char *path, const char *sha256) {
   return got.status;
 }
 
-static btc_status expand(const btc_io_manifest *m, const char *pos, uint64_t from, uint64_t total, uint32_t items, uint32_t chunks) {
+static btc_status expand(const btc_io_manifest *m, const char *pos, uint64_t from, uint64_t total, uint32_t items,
+                         uint32_t chunks) {
   int before = got.answers;
   assert_int_equal(btc_io_expand(io, m, pos, from, total, items, chunks, take, NULL, NULL), BTC_OK);
   wait_answers(before + 1);
@@ -110,7 +112,11 @@ enum { ITEMS = 5000 };
 static void put_big(const char *name) {
   FILE *f = fopen(at(name), "wb");
   for (int i = 0; i < ITEMS; i++)
-    fprintf(f, i % 101 == 7 ? "broken %d\n" : i % 97 == 3 ? "\n{\"id\":\"dup\",\"before\":\"a%d\",\"after\":\"b\"}\n" : "{\"before\":\"a%d\",\"after\":\"b\",\"meta\":{\"k\":1.0}}\n", i);
+    fprintf(f,
+            i % 101 == 7  ? "broken %d\n"
+            : i % 97 == 3 ? "\n{\"id\":\"dup\",\"before\":\"a%d\",\"after\":\"b\"}\n"
+                          : "{\"before\":\"a%d\",\"after\":\"b\",\"meta\":{\"k\":1.0}}\n",
+            i);
   fclose(f);
 }
 
@@ -163,7 +169,8 @@ static void test_io_chunks_are_the_manifest(void **state) {
 static void test_io_duplicates_become_problems(void **state) {
   (void)state;
   start(NULL);
-  put("d.jsonl", "{\"id\":\"x\",\"before\":\"a\",\"after\":\"b\"}\n{\"id\":\"x\",\"before\":\"a\",\"after\":\"b\"}\n{\"before\":\"a\"}\n");
+  put("d.jsonl",
+      "{\"id\":\"x\",\"before\":\"a\",\"after\":\"b\"}\n{\"id\":\"x\",\"before\":\"a\",\"after\":\"b\"}\n{\"before\":\"a\"}\n");
   btc_io_manifest m = {.path = at("d.jsonl")};
   static const uint64_t dups[] = {1, 40, 41};
   assert_int_equal(btc_io_dup_mask(dups, 3, 0, 3), 2);
@@ -263,12 +270,25 @@ static void test_io_path_policy(void **state) {
   static const struct {
     const char *before;
     bool good;
-  } cases[] = {{"a.png", true},           {"sub/b.png", true},        {"sub/../a.png", true},    {"missing.png", true}, {"no/such/x.png", true},
-               {"../out.png", false},     {"leak.png", false},        {"up/out.png", false},     {"up/in/a.png", true}, {"loop", false},
-               {"loop/x", false},         {"dangling.png", false},    {"/etc/passwd", false},    {"no/../../out.png", false},
-               {"../inside-out/x.png", false}, {"no/such/../../../out.png", false}};
+  } cases[] = {{"a.png", true},
+               {"sub/b.png", true},
+               {"sub/../a.png", true},
+               {"missing.png", true},
+               {"no/such/x.png", true},
+               {"../out.png", false},
+               {"leak.png", false},
+               {"up/out.png", false},
+               {"up/in/a.png", true},
+               {"loop", false},
+               {"loop/x", false},
+               {"dangling.png", false},
+               {"/etc/passwd", false},
+               {"no/../../out.png", false},
+               {"../inside-out/x.png", false},
+               {"no/such/../../../out.png", false}};
   FILE *f = fopen(at("in/m.jsonl"), "wb");
-  for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) fprintf(f, "{\"before\":\"a.png\",\"after\":\"%s\"}\n", cases[i].before);
+  for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++)
+    fprintf(f, "{\"before\":\"a.png\",\"after\":\"%s\"}\n", cases[i].before);
   fclose(f);
   start(root);
   btc_io_manifest m = {.path = at("in/m.jsonl")};
@@ -314,7 +334,8 @@ static void test_io_hostile_manifests(void **state) {
   assert_int_equal(texts(&few, "1:2:5", 1, 1, 1, 0), BTC_ERR_ARG);
   assert_int_equal(texts(&few, "x", 0, 1, 1, 0), BTC_ERR_ARG);
   FILE *f = fopen(at("odd.jsonl"), "wb");
-  static const char lines[] = "{\xff\xfe\"id\":\"\xc3\x28\"}\n\0\n{\"before\":NaN}\n{\"before\":\"a\",\"after\":\"b\",\"meta\":{\"x\":\"";
+  static const char lines[] =
+      "{\xff\xfe\"id\":\"\xc3\x28\"}\n\0\n{\"before\":NaN}\n{\"before\":\"a\",\"after\":\"b\",\"meta\":{\"x\":\"";
   fwrite(lines, 1, sizeof lines - 1, f);
   for (int i = 0; i < 210000; i++) fputc('y', f);
   fputs("\"}}\n", f);
@@ -353,9 +374,10 @@ static void test_io_requests_are_bounded(void **state) {
 }
 
 static const struct CMUnitTest tests[] = {
-    cmocka_unit_test(test_io_chunks_are_the_manifest), cmocka_unit_test(test_io_duplicates_become_problems), cmocka_unit_test(test_io_digest_pins_the_manifest),
-    cmocka_unit_test(test_io_folder_digest),           cmocka_unit_test(test_io_hashing_starves_nobody),     cmocka_unit_test(test_io_path_policy),
-    cmocka_unit_test(test_io_hostile_manifests),       cmocka_unit_test(test_io_requests_are_bounded),
+    cmocka_unit_test(test_io_chunks_are_the_manifest),  cmocka_unit_test(test_io_duplicates_become_problems),
+    cmocka_unit_test(test_io_digest_pins_the_manifest), cmocka_unit_test(test_io_folder_digest),
+    cmocka_unit_test(test_io_hashing_starves_nobody),   cmocka_unit_test(test_io_path_policy),
+    cmocka_unit_test(test_io_hostile_manifests),        cmocka_unit_test(test_io_requests_are_bounded),
 };
 
 BTC_TEST_MAIN(tests)

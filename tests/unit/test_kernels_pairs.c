@@ -91,7 +91,8 @@ static void test_kernels_rows_of_every_isa(void **state) {
     btc_cpu_attend(c, &a);
     /* two results within the bound that test_ops_attention.c derives for one, doubled */
     if (i)
-      for (int64_t e = 0; e < T * D; e++) assert_close(y[e], first[e], 2 * UNIT * (2.1 * 22 * D * 0.3 / 3 + 2 * T + 32), isas[i]->name, e);
+      for (int64_t e = 0; e < T * D; e++)
+        assert_close(y[e], first[e], 2 * UNIT * (2.1 * 22 * D * 0.3 / 3 + 2 * T + 32), isas[i]->name, e);
     for (int64_t e = 0; e < N; e++) {
       btc_cpu_silu_mul(c, y, x, x + N, e + 1);
       assert_close(y[e], x[e] / (1 + exp(-(double)x[e])) * x[N + e], 12 * UNIT, isas[i]->name, e);
@@ -107,23 +108,27 @@ static void round_all(float *y, const float *x, int64_t n) {
   for (int64_t i = 0; i < n; i++) y[i] = btc_bf16_to_f32(btc_f32_to_bf16(x[i]));
 }
 
-/* Attention in pairs against the plain loops on rounded queries, keys and values: what is left is the weights' rounding, half a unit
- * of 8 bits each, so 2^-8 of values below 1 at most, and what test_ops_attention.c derives for one result. The sums are of weights
- * before rounding. Rows of a sequence are the same beside another sequence and with other threads. */
+/* Attention in pairs against the plain loops on rounded queries, keys and values: what is left is the weights' rounding, half a
+ * unit of 8 bits each, so 2^-8 of values below 1 at most, and what test_ops_attention.c derives for one result. The sums are of
+ * weights before rounding. Rows of a sequence are the same beside another sequence and with other threads. */
 static void check_attention(const btc_cpu_isa *isa, btc_backend *plain, int64_t t, int64_t heads, int64_t d) {
   int64_t stride = heads * d + 1, size = 2 * t * stride;
-  float *x = buffer_random(3 * size), *rounded = buffer_new(3 * size), *want = buffer_new(size), *got = buffer_new(size), *one = buffer_new(size);
+  float *x = buffer_random(3 * size), *rounded = buffer_new(3 * size), *want = buffer_new(size), *got = buffer_new(size),
+        *one = buffer_new(size);
   float scale = 1.0f / sqrtf((float)d);
   round_all(rounded, x, 3 * size);
-  btc_op_attention(plain, &(btc_attention){rounded, rounded + size, rounded + 2 * size, want, stride, stride, stride, stride, 2, t, heads, d, scale});
+  btc_op_attention(plain, &(btc_attention){rounded, rounded + size, rounded + 2 * size, want, stride, stride, stride, stride, 2, t,
+                                           heads, d, scale});
   btc_cpu *c = kernels(isa, 2, true, true), *alone = kernels(isa, 1, true, true);
   btc_cpu_attend(c, &(btc_cpu_attention){x, x + size, x + 2 * size, got, stride, stride, stride, stride, 2, t, heads, d, scale});
   double bound = 0x1p-8 + UNIT * (2.1 * (double)((d + 2) * d) * scale / 3 + 2 * (double)t + 32);
   for (int64_t i = 0; i < 2 * t; i++)
-    for (int64_t j = 0; j < heads * d; j++) assert_close(got[i * stride + j], want[i * stride + j], bound, isa->name, i * stride + j);
+    for (int64_t j = 0; j < heads * d; j++)
+      assert_close(got[i * stride + j], want[i * stride + j], bound, isa->name, i * stride + j);
   for (int64_t s = 0; s < 2; s++) {
     const float *from = x + s * t * stride;
-    btc_cpu_attend(alone, &(btc_cpu_attention){from, from + size, from + 2 * size, one, stride, stride, stride, stride, 1, t, heads, d, scale});
+    btc_cpu_attend(alone, &(btc_cpu_attention){from, from + size, from + 2 * size, one, stride, stride, stride, stride, 1, t, heads,
+                                               d, scale});
     for (int64_t i = 0; i < t; i++) assert_same_bits(one + i * stride, got + (s * t + i) * stride, heads * d, isa->name);
   }
   btc_cpu_destroy(c);
@@ -145,8 +150,8 @@ static void test_kernels_attention_of_every_isa(void **state) {
   btc_backend_destroy(&plain);
 }
 
-/* What packing leaves to the tile: the instruction gives what the two multiply-adds of the emulation give, to the last bit where the
- * products and sums are exact. */
+/* What packing leaves to the tile: the instruction gives what the two multiply-adds of the emulation give, to the last bit where
+ * the products and sums are exact. */
 static void test_kernels_pairs_follow_emulation(void **state) {
   (void)state;
   enum { M = 29, N = 70, K = 1030 };

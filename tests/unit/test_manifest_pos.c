@@ -94,7 +94,8 @@ static void test_manifest_pos_jsonl(void **state) {
     else if (i % 500 == 1)
       fprintf(f, "{\"before\":\"%070000d\",\"after\":\"b\"}\n", i);
     else
-      fprintf(f, "{\"id\":\"i%d\",\"before\":\"a%d\",\"after\":\"b\",\"meta\":{\"x\": %d.0}}%s", i % 50, i, i, i < 2999 ? "\n" : "");
+      fprintf(f, "{\"id\":\"i%d\",\"before\":\"a%d\",\"after\":\"b\",\"meta\":{\"x\": %d.0}}%s", i % 50, i, i,
+              i < 2999 ? "\n" : "");
   }
   fclose(f);
   check_all_places(in_tmp("m.jsonl"), 3000);
@@ -144,7 +145,8 @@ static void test_manifest_pos_folders(void **state) {
 
 static void test_manifest_pos_beginning(void **state) {
   (void)state;
-  static const char *const texts[] = {"{\"before\":\"a\",\"after\":\"b\"}\n{\"before\":\"c\",\"after\":\"b\"}\n", "before,after\na,b\nc,b\n"};
+  static const char *const texts[] = {"{\"before\":\"a\",\"after\":\"b\"}\n{\"before\":\"c\",\"after\":\"b\"}\n",
+                                      "before,after\na,b\nc,b\n"};
   for (int i = 0; i < 2; i++) {
     btc_manifest *m = open_for_places(write_text("begin", texts[i]));
     next(m);
@@ -163,9 +165,23 @@ static void test_manifest_pos_beginning(void **state) {
 
 static void test_manifest_pos_refuses_wrong_places(void **state) {
   (void)state;
-  btc_manifest *m = open_for_places(write_text("m.jsonl", "{\"before\":\"a\",\"after\":\"b\"}\n{\"before\":\"c\",\"after\":\"b\"}\n"));
-  static const char *const wrong[] = {"1",     "1:2",    "1:2:",  ":2:27",  "1:2:27:", "1:2:27 ", "-1:2:27", "x",       "1:2:26",
-                                      "1:0:27", "1:2:99", "1:2:5", "99999999999:2:27", "1:2:9999999999999999999", "00000000000000000001:2:27"};
+  btc_manifest *m =
+      open_for_places(write_text("m.jsonl", "{\"before\":\"a\",\"after\":\"b\"}\n{\"before\":\"c\",\"after\":\"b\"}\n"));
+  static const char *const wrong[] = {"1",
+                                      "1:2",
+                                      "1:2:",
+                                      ":2:27",
+                                      "1:2:27:",
+                                      "1:2:27 ",
+                                      "-1:2:27",
+                                      "x",
+                                      "1:2:26",
+                                      "1:0:27",
+                                      "1:2:99",
+                                      "1:2:5",
+                                      "99999999999:2:27",
+                                      "1:2:9999999999999999999",
+                                      "00000000000000000001:2:27"};
   for (size_t i = 0; i < sizeof wrong / sizeof wrong[0]; i++) {
     btc_error err;
     if (btc_manifest_seek(m, wrong[i], &err) != BTC_ERR_ARG) fail_msg("'%s' was taken", wrong[i]);
@@ -247,7 +263,9 @@ static void test_manifest_text_of_items(void **state) {
 /* The words for a duplicate are those of the reader that finds it itself. */
 static void test_manifest_text_of_duplicates(void **state) {
   (void)state;
-  write_text("dup.jsonl", "{\"id\":\"x\",\"before\":\"a\",\"after\":\"b\"}\n{\"id\":\"x\",\"before\":\"c\",\"after\":\"d\"}\n{\"id\":\"x\",\"before\":\"c\"}\n");
+  write_text("dup.jsonl",
+             "{\"id\":\"x\",\"before\":\"a\",\"after\":\"b\"}\n{\"id\":\"x\",\"before\":\"c\",\"after\":\"d\"}\n{\"id\":\"x\","
+             "\"before\":\"c\"}\n");
   btc_manifest *a, *b = open_for_places(in_tmp("dup.jsonl"));
   assert_int_equal(btc_manifest_open(in_tmp("dup.jsonl"), NULL, &a, NULL), BTC_OK);
   for (int i = 0; i < 3; i++) {
@@ -275,8 +293,10 @@ static void expect_single(const char *text, const char *want) {
 
 static void test_manifest_parse_line(void **state) {
   (void)state;
-  expect_single("{\"id\":\"a1\",\"before\":\"/data/a.png\",\"after\":\"b.png\"}", "{\"id\":\"a1\",\"before\":\"/data/a.png\",\"after\":\"/dir/b.png\"}");
-  expect_single("{\n \"before\":\"/a\",\n\"after\":\"/b\",\n \"meta\"\n:\n{\"k\":\n1.0}\n}", "{\"id\":\"\",\"before\":\"/a\",\"after\":\"/b\",\"meta\":{\"k\": 1.0}}");
+  expect_single("{\"id\":\"a1\",\"before\":\"/data/a.png\",\"after\":\"b.png\"}",
+                "{\"id\":\"a1\",\"before\":\"/data/a.png\",\"after\":\"/dir/b.png\"}");
+  expect_single("{\n \"before\":\"/a\",\n\"after\":\"/b\",\n \"meta\"\n:\n{\"k\":\n1.0}\n}",
+                "{\"id\":\"\",\"before\":\"/a\",\"after\":\"/b\",\"meta\":{\"k\": 1.0}}");
   expect_single("{\"before\":\"/a\"}", "{\"id\":\"\",\"problem\":\"'after' is missing\"}");
   expect_single("{\"id\":\"q\",\"before\":\"/a\",\"after\":7}", "{\"id\":\"q\",\"problem\":\"'after' is not a string\"}");
   expect_single("[]", "{\"id\":\"\",\"problem\":\"not a JSON object\"}");

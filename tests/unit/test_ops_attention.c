@@ -1,9 +1,9 @@
 /* Both attentions, the cache and the rotary embedding: the fast backend against the plain loops, and the row promise. */
 #include "ops_fixture.h"
 
-/* Scores are sums of d products, exact to (d+2) UNIT sum|q k|, here at most d; times the scale below 1 they move e^score by that much
- * relative. e^x itself is good to 4 UNIT and the running sums of t weights to (t/4 + t/64 + 8) UNIT (a lane holds at most every
- * fourth term). Values are below 1. */
+/* Scores are sums of d products, exact to (d+2) UNIT sum|q k|, here at most d; times the scale below 1 they move e^score by that
+ * much relative. e^x itself is good to 4 UNIT and the running sums of t weights to (t/4 + t/64 + 8) UNIT (a lane holds at most
+ * every fourth term). Values are below 1. */
 static double bound(int64_t d, int64_t t, double scale) {
   return UNIT * (2.1 * (double)(d + 2) * (double)d * scale / 3 + 2 * (double)t + 32);
 }
@@ -29,11 +29,12 @@ static void sequence_free(sequence *s) {
 }
 
 static btc_attention attention_of(const sequence *s, float *o, bool v_is_k) {
-  return (btc_attention){s->q, s->k, v_is_k ? s->k : s->v, o, s->stride, s->stride, s->stride, s->stride, s->n_seq, s->t, s->heads, s->d,
-                         1.0f / sqrtf((float)s->d)};
+  return (btc_attention){s->q,     s->k, v_is_k ? s->k : s->v,     o, s->stride, s->stride, s->stride, s->stride, s->n_seq, s->t,
+                         s->heads, s->d, 1.0f / sqrtf((float)s->d)};
 }
 
-static void check_attention(btc_backend *fast, btc_backend *plain, int64_t n_seq, int64_t t, int64_t heads, int64_t d, bool v_is_k) {
+static void check_attention(btc_backend *fast, btc_backend *plain, int64_t n_seq, int64_t t, int64_t heads, int64_t d,
+                            bool v_is_k) {
   sequence s = sequence_new(n_seq, t, heads, d, 3);
   float *want = buffer_new(s.size), *got = buffer_new(s.size);
   btc_attention a = attention_of(&s, want, v_is_k);
@@ -43,8 +44,10 @@ static void check_attention(btc_backend *fast, btc_backend *plain, int64_t n_seq
   char what[64];
   snprintf(what, sizeof what, "n %lld t %lld heads %lld d %lld", (long long)n_seq, (long long)t, (long long)heads, (long long)d);
   for (int64_t i = 0; i < n_seq * t; i++) {
-    for (int64_t c = 0; c < heads * d; c++) assert_close(got[i * s.stride + c], want[i * s.stride + c], bound(d, t, a.scale), what, i * s.stride + c);
-    for (int64_t c = heads * d; c < s.stride; c++) assert_true(isnan(got[i * s.stride + c])); /* between the rows nothing is written */
+    for (int64_t c = 0; c < heads * d; c++)
+      assert_close(got[i * s.stride + c], want[i * s.stride + c], bound(d, t, a.scale), what, i * s.stride + c);
+    for (int64_t c = heads * d; c < s.stride; c++)
+      assert_true(isnan(got[i * s.stride + c])); /* between the rows nothing is written */
   }
   buffer_free(want, s.size);
   buffer_free(got, s.size);
@@ -131,7 +134,8 @@ static void cache_free(cache *c) {
   buffer_free(c->v, c->floats);
 }
 
-static void check_causal(btc_backend *fast, btc_backend *plain, btc_dtype type, int64_t m, int64_t pos, int64_t kv_heads, int64_t group, int64_t d) {
+static void check_causal(btc_backend *fast, btc_backend *plain, btc_dtype type, int64_t m, int64_t pos, int64_t kv_heads,
+                         int64_t group, int64_t d) {
   int64_t total = pos + m, stride = kv_heads * d + 2, heads = kv_heads * group;
   float *k = buffer_random(total * stride), *v = buffer_random(total * stride), *q = buffer_random(m * heads * d);
   cache a = cache_new(type, kv_heads, total + 5, d), b = cache_new(type, kv_heads, total + 5, d);
@@ -164,7 +168,8 @@ static void test_ops_attention_causal_follows_plain(void **state) {
     check_causal(fast, plain, type, 37, 61, 1, 4, 36);
     check_causal(fast, plain, type, 3, 64, 2, 2, 9);
     for (int i = 0; i < 8; i++)
-      check_causal(fast, plain, type, random_size(1, 40), random_size(0, 80), random_size(1, 2), random_size(1, 3), random_size(1, 140));
+      check_causal(fast, plain, type, random_size(1, 40), random_size(0, 80), random_size(1, 2), random_size(1, 3),
+                   random_size(1, 140));
   }
   btc_backend_destroy(&fast);
   btc_backend_destroy(&plain);
@@ -184,7 +189,8 @@ static void check_chunks(btc_dtype type, int64_t d) {
       for (int64_t pos = 0; pos < M; pos += chunks[i]) {
         int64_t m = pos + chunks[i] < M ? chunks[i] : M - pos;
         btc_op_kv_store(b, &c.kv, pos, k + pos * KV * d, KV * d, v + pos * KV * d, KV * d, m);
-        btc_op_attention_causal(b, (threads == 1 && i == 0 ? want : got) + pos * width, q + pos * width, width, m, pos, HEADS, &c.kv, 0.2f);
+        btc_op_attention_causal(b, (threads == 1 && i == 0 ? want : got) + pos * width, q + pos * width, width, m, pos, HEADS,
+                                &c.kv, 0.2f);
       }
       if (threads > 1 || i) assert_same_bits(got, want, M * width, "chunks");
       btc_backend_destroy(&b);
@@ -210,7 +216,8 @@ static void test_ops_rope_follows_plain(void **state) {
   for (int round = 0; round < 20; round++) {
     int64_t m = round ? random_size(1, 9) : 300, heads = random_size(1, 4), d = 2 * random_size(1, 65), pos = random_size(0, 9);
     int64_t stride = heads * d + 3, table = (pos + m) * (d / 2);
-    float *cosine = buffer_random(table), *sine = buffer_random(table), *got = buffer_random(m * stride), *want = buffer_new(m * stride);
+    float *cosine = buffer_random(table), *sine = buffer_random(table), *got = buffer_random(m * stride),
+          *want = buffer_new(m * stride);
     memcpy(want, got, (size_t)(m * stride) * sizeof *got);
     btc_op_rope(plain, want, stride, m, heads, d, pos, cosine, sine);
     btc_op_rope(fast, got, stride, m, heads, d, pos, cosine, sine);

@@ -28,8 +28,8 @@ static void problem_free(problem *p) {
 
 typedef void product(btc_backend *b, float *y, const float *x, int64_t m, const btc_weight *w, const btc_epilogue *e);
 
-/* A sum of k products in any order, each product and each sum rounded once, is off by at most (k+1) UNIT sum|x w|; bf16 operands are
- * rounded alike on both sides. The epilogue's factor is below 1, its activations have slopes below 1.13 and are exact to 4 UNIT
+/* A sum of k products in any order, each product and each sum rounded once, is off by at most (k+1) UNIT sum|x w|; bf16 operands
+ * are rounded alike on both sides. The epilogue's factor is below 1, its activations have slopes below 1.13 and are exact to 4 UNIT
  * of a value that is below sum|x w| + 2. A dropped product would be off by about sum|x w| / k: far more while k < 2000. */
 static double bound(const problem *p, int64_t i, int64_t n) {
   double magnitude = 0;
@@ -53,7 +53,8 @@ static void compare(product *op, btc_backend *fast, btc_backend *plain, const pr
 
 static const btc_dtype types[] = {BTC_F32, BTC_F16, BTC_BF16};
 static const btc_compute computes[] = {BTC_COMPUTE_F32, BTC_COMPUTE_BF16};
-static const int64_t shapes[][3] = {{1, 1, 1}, {9, 100, 36}, {2, 3, 5}, {7, 17, 33}, {13, 64, 256}, {6, 65, 257}, {29, 130, 600}, {70, 40, 30}};
+static const int64_t shapes[][3] = {{1, 1, 1},     {9, 100, 36}, {2, 3, 5},      {7, 17, 33},
+                                    {13, 64, 256}, {6, 65, 257}, {29, 130, 600}, {70, 40, 30}};
 
 static void check_shapes(product *op) {
   for (size_t c = 0; c < 2; c++) {
@@ -62,7 +63,8 @@ static void check_shapes(product *op) {
       for (size_t s = 0; s < sizeof shapes / sizeof shapes[0]; s++) {
         char what[96];
         problem p = problem_new(types[t], shapes[s][0], shapes[s][1], shapes[s][2], (int)(s % 4));
-        snprintf(what, sizeof what, "[%lld,%lld]x[%lld] %s, mode %zu", (long long)p.m, (long long)p.k, (long long)p.n, btc_dtype_name(types[t]), c);
+        snprintf(what, sizeof what, "[%lld,%lld]x[%lld] %s, mode %zu", (long long)p.m, (long long)p.k, (long long)p.n,
+                 btc_dtype_name(types[t]), c);
         compare(op, fast, plain, &p, NULL, what);
         problem_free(&p);
       }
@@ -84,7 +86,8 @@ static void test_ops_matvec_follows_plain(void **state) {
 static void check_random_shapes(product *op, int64_t most_rows) {
   btc_backend *fast = backend_new("cpu", 3, BTC_COMPUTE_F32, 700), *plain = backend_new("plain", 1, BTC_COMPUTE_F32, 700);
   for (int round = 0; round < 25; round++) {
-    problem p = problem_new(types[random_u32() % 3], random_size(1, most_rows), random_size(1, 150), random_size(1, 700), (int)(random_u32() % 8));
+    problem p = problem_new(types[random_u32() % 3], random_size(1, most_rows), random_size(1, 150), random_size(1, 700),
+                            (int)(random_u32() % 8));
     char what[64];
     snprintf(what, sizeof what, "round %d: m %lld n %lld k %lld", round, (long long)p.m, (long long)p.n, (long long)p.k);
     compare(op, fast, plain, &p, NULL, what);

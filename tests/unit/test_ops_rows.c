@@ -20,8 +20,8 @@ static int teardown(void **state) {
 static const int64_t widths[] = {1, 2, 7, 8, 15, 33, 100, 1152, 4608};
 enum { WIDTHS = sizeof widths / sizeof widths[0] };
 
-/* The mean of n values below 2 is exact to (n/16 + 8) UNIT relative to their mean magnitude, the deviation to the same relative; the
- * row is then up to sqrt(n) when all its weight is in one element, but here about 2 to 4. */
+/* The mean of n values below 2 is exact to (n/16 + 8) UNIT relative to their mean magnitude, the deviation to the same relative;
+ * the row is then up to sqrt(n) when all its weight is in one element, but here about 2 to 4. */
 static double norm_bound(int64_t n, double value) {
   return UNIT * ((double)n / 8 + 16) * (fabs(value) + 2);
 }
@@ -30,7 +30,8 @@ static void test_ops_layernorm_follows_plain(void **state) {
   (void)state;
   for (int w = 0; w < WIDTHS; w++) {
     int64_t n = widths[w], m = 23;
-    float *x = buffer_random(m * n), *weight = buffer_random(n), *bias = buffer_random(n), *want = buffer_new(m * n), *got = buffer_new(m * n);
+    float *x = buffer_random(m * n), *weight = buffer_random(n), *bias = buffer_random(n), *want = buffer_new(m * n),
+          *got = buffer_new(m * n);
     for (int64_t i = 0; i < m * n; i++) x[i] += 0.5f; /* a mean that matters */
     btc_op_layernorm(plain, want, x, m, n, weight, bias, 1e-5f);
     btc_op_layernorm(fast, got, x, m, n, weight, bias, 1e-5f);
@@ -68,8 +69,8 @@ static void test_ops_cosine_concat_follows_plain(void **state) {
     int64_t n = widths[w], t = 19;
     float *s1 = buffer_random(t * n), *s2 = buffer_random(t * n), *want = buffer_new(2 * t * n), *got = buffer_new(2 * t * n);
     float *cosine_want = buffer_new(t), *cosine_got = buffer_new(t);
-    memset(s1, 0, (size_t)n * sizeof *s1);                 /* a zero row: cosine 0, not NaN */
-    memcpy(s2 + n, s1 + n, (size_t)n * sizeof *s1);        /* equal rows: cosine 1 */
+    memset(s1, 0, (size_t)n * sizeof *s1);          /* a zero row: cosine 0, not NaN */
+    memcpy(s2 + n, s1 + n, (size_t)n * sizeof *s1); /* equal rows: cosine 1 */
     btc_op_cosine_concat(plain, want, cosine_want, s1, s2, t, n);
     btc_op_cosine_concat(fast, got, cosine_got, s1, s2, t, n);
     assert_true(cosine_got[0] == 0);
@@ -93,7 +94,8 @@ static void test_ops_cosine_concat_follows_plain(void **state) {
 static void test_ops_norm_rows_are_independent(void **state) {
   (void)state;
   enum { M = 40, N = 1001 };
-  float *x = buffer_random(M * N), *weight = buffer_random(N), *bias = buffer_random(N), *want = buffer_new(M * N), *got = buffer_new(M * N);
+  float *x = buffer_random(M * N), *weight = buffer_random(N), *bias = buffer_random(N), *want = buffer_new(M * N),
+        *got = buffer_new(M * N);
   for (int threads = 1; threads <= 3; threads++) {
     btc_backend *b = backend_new("cpu", threads, BTC_COMPUTE_F32, 64);
     btc_op_layernorm(fast, want, x, M, N, weight, bias, 1e-6f);
@@ -151,7 +153,8 @@ static void test_ops_silu_extremes(void **state) {
 static void test_ops_layout_follows_plain(void **state) {
   (void)state;
   for (int round = 0; round < 20; round++) {
-    int64_t g = random_size(1, 9), c = random_size(1, 40), p = random_size(1, 6), side = g * p + random_size(0, 5), half = (g + 1) / 2;
+    int64_t g = random_size(1, 9), c = random_size(1, 40), p = random_size(1, 6), side = g * p + random_size(0, 5),
+            half = (g + 1) / 2;
     int64_t sizes[3] = {g * g * 3 * p * p, g * g * c * 9, half * half * 4 * c};
     float *image = buffer_random(3 * side * side), *x = buffer_random(g * g * c);
     for (int op = 0; op < 3; op++) {
@@ -209,9 +212,12 @@ static void test_ops_f16_every_value(void **state) {
   btc_op_embed(fast, got, &table, &id, 1);
   for (int i = 0; i < 65536; i++) {
     int exponent = i >> 10 & 31, mantissa = i & 1023;
-    double magnitude = exponent == 31 ? (mantissa ? NAN : INFINITY) : exponent ? ldexp(1024 + mantissa, exponent - 25) : ldexp(mantissa, -24);
+    double magnitude = exponent == 31 ? (mantissa ? NAN : INFINITY)
+                       : exponent     ? ldexp(1024 + mantissa, exponent - 25)
+                                      : ldexp(mantissa, -24);
     float want = (float)(i & 0x8000 ? -magnitude : magnitude), scalar = btc_f16_to_f32((uint16_t)i);
-    assert_true(isnan(want) ? isnan(scalar) && isnan(got[i]) : scalar == want && got[i] == want && !signbit(want) == !signbit(got[i]));
+    assert_true(isnan(want) ? isnan(scalar) && isnan(got[i])
+                            : scalar == want && got[i] == want && !signbit(want) == !signbit(got[i]));
   }
   buffer_free(got, 65536);
   free(all);
@@ -220,9 +226,9 @@ static void test_ops_f16_every_value(void **state) {
 static void test_ops_bf16_rounds_to_even(void **state) {
   (void)state;
   assert_int_equal(btc_f32_to_bf16(1.0f), 0x3f80);
-  assert_int_equal(btc_f32_to_bf16(0x1.01p0f), 0x3f80);       /* halfway, down to even */
-  assert_int_equal(btc_f32_to_bf16(0x1.03p0f), 0x3f82);       /* halfway, up to even */
-  assert_int_equal(btc_f32_to_bf16(0x1.010002p0f), 0x3f81);   /* just above halfway */
+  assert_int_equal(btc_f32_to_bf16(0x1.01p0f), 0x3f80);        /* halfway, down to even */
+  assert_int_equal(btc_f32_to_bf16(0x1.03p0f), 0x3f82);        /* halfway, up to even */
+  assert_int_equal(btc_f32_to_bf16(0x1.010002p0f), 0x3f81);    /* just above halfway */
   assert_int_equal(btc_f32_to_bf16(-0x1.fffffep127f), 0xff80); /* carries into infinity */
   assert_int_equal(btc_f32_to_bf16(INFINITY), 0x7f80);
   assert_true(isnan(btc_bf16_to_f32(btc_f32_to_bf16(NAN))));

@@ -32,7 +32,8 @@ static char *read_all(const char *jid, size_t max, bool errors, char cursor[BTC_
     char *lines, next[BTC_RESULTS_CURSOR];
     size_t len;
     btc_error err;
-    if (btc_results_read(test_tmp_dir(), jid, cursor, max, errors, &lines, &len, next, &end, &err) != BTC_OK) fail_msg("%s", err.message);
+    if (btc_results_read(test_tmp_dir(), jid, cursor, max, errors, &lines, &len, next, &end, &err) != BTC_OK)
+      fail_msg("%s", err.message);
     assert_int_equal(strlen(lines), len);
     assert_true(!len || lines[len - 1] == '\n');
     memcpy(all + used, lines, len);
@@ -49,7 +50,8 @@ static void test_results_every_line_once(void **state) {
   char want[8192] = "", part[2048], name[32];
   for (int p = 1; p <= 5; p++) {
     part[0] = 0;
-    for (int i = 0; i < (p == 3 ? 0 : 7 * p); i++) snprintf(part + strlen(part), sizeof part - strlen(part), "{\"p\":%d,\"i\":%0*d}\n", p, 1 + i % 5, i);
+    for (int i = 0; i < (p == 3 ? 0 : 7 * p); i++)
+      snprintf(part + strlen(part), sizeof part - strlen(part), "{\"p\":%d,\"i\":%0*d}\n", p, 1 + i % 5, i);
     snprintf(name, sizeof name, "part-%06d.jsonl", p);
     put("j1", name, part); /* part 3 is empty: an abandoned number */
     strcat(want, part);
@@ -128,13 +130,14 @@ static void test_results_long_lines(void **state) {
 static void test_results_refuses_hostile_names(void **state) {
   (void)state;
   put("j4", "part-000001.jsonl", "aa\nbb\n");
-  static const char *const cursors[] = {"1",   "0:0",  "1:1", "1:99", "2:1",  "x",   "1:0:",  "1:0:1", "-1:0", "1: 0", "1:0:1:0:1",
-                                        "1:-3", " 1:0", "1:0 ", ":",   "1::0", "9999999999:0"};
+  static const char *const cursors[] = {"1",    "0:0",       "1:1",  "1:99", "2:1",  "x", "1:0:", "1:0:1",       "-1:0",
+                                        "1: 0", "1:0:1:0:1", "1:-3", " 1:0", "1:0 ", ":", "1::0", "9999999999:0"};
   char *lines, next[BTC_RESULTS_CURSOR];
   size_t len;
   bool end;
   for (size_t i = 0; i < sizeof cursors / sizeof cursors[0]; i++)
-    if (btc_results_read(test_tmp_dir(), "j4", cursors[i], 10, true, &lines, &len, next, &end, NULL) != BTC_ERR_ARG) fail_msg("'%s' was taken", cursors[i]);
+    if (btc_results_read(test_tmp_dir(), "j4", cursors[i], 10, true, &lines, &len, next, &end, NULL) != BTC_ERR_ARG)
+      fail_msg("'%s' was taken", cursors[i]);
   static const char *const jids[] = {"", ".", "..", "../j4", "a/b", ".x", "a b", "\xc3\xa4"};
   for (size_t i = 0; i < sizeof jids / sizeof jids[0]; i++)
     assert_int_equal(btc_results_read(test_tmp_dir(), jids[i], "", 10, true, &lines, &len, next, &end, NULL), BTC_ERR_ARG);
@@ -146,7 +149,8 @@ static void test_results_refuses_hostile_names(void **state) {
 
 static void test_results_list_of_parts(void **state) {
   (void)state;
-  static const char *const others[] = {"part-1.jsonl", "part-000002.json", "part-000000.jsonl", "part-00000a.jsonl", "part-000002.jsonl.tmp", ".part-000002.json"};
+  static const char *const others[] = {"part-1.jsonl",      "part-000002.json",      "part-000000.jsonl",
+                                       "part-00000a.jsonl", "part-000002.jsonl.tmp", ".part-000002.json"};
   for (size_t i = 0; i < sizeof others / sizeof others[0]; i++) put("j5", others[i], "x\n");
   for (int i = 40; i > 0; i--) {
     char name[32];
@@ -167,8 +171,9 @@ static void test_results_list_of_parts(void **state) {
 }
 
 static const struct CMUnitTest tests[] = {
-    cmocka_unit_test(test_results_every_line_once),   cmocka_unit_test(test_results_follow_and_replay), cmocka_unit_test(test_results_long_lines),
-    cmocka_unit_test(test_results_refuses_hostile_names), cmocka_unit_test(test_results_list_of_parts),
+    cmocka_unit_test(test_results_every_line_once), cmocka_unit_test(test_results_follow_and_replay),
+    cmocka_unit_test(test_results_long_lines),      cmocka_unit_test(test_results_refuses_hostile_names),
+    cmocka_unit_test(test_results_list_of_parts),
 };
 
 BTC_TEST_MAIN(tests)

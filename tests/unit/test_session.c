@@ -35,8 +35,12 @@ static void make_items(btc_item items[N]) {
   for (int i = 0; i < N; i++) {
     for (int k = 0; k < 2; k++)
       if (!pictures[i][k]) pictures[i][k] = tiny_picture(40 + 9 * i, 61 + 20 * k, (unsigned)(2 * i + k));
-    items[i] = (btc_item){.images = pictures[i], .n_images = i % 3 == 2 ? 1 : 2, .question = questions[i], .max_tokens = 8 + i,
-                          .temperature = i % 2 ? 0.9f : 0, .seed = (uint64_t)i};
+    items[i] = (btc_item){.images = pictures[i],
+                          .n_images = i % 3 == 2 ? 1 : 2,
+                          .question = questions[i],
+                          .max_tokens = 8 + i,
+                          .temperature = i % 2 ? 0.9f : 0,
+                          .seed = (uint64_t)i};
   }
 }
 

@@ -9,12 +9,17 @@
 
 enum { ITEMS = 3, STEPS = 4 };
 
-static int32_t prompt[ITEMS][16] = {{1, 260, BTC_IMAGE_ID, 261, 13}, {1, BTC_IMAGE_ID, 262}, {1, 263, 264, 265, BTC_IMAGE_ID, 266, 260, 261}};
+static int32_t prompt[ITEMS][16] = {
+    {1, 260, BTC_IMAGE_ID, 261, 13}, {1, BTC_IMAGE_ID, 262}, {1, 263, 264, 265, BTC_IMAGE_ID, 266, 260, 261}};
 static const int prompt_n[ITEMS] = {5, 3, 8}, prompt_images[ITEMS] = {2, 1, 2};
 
 static void make_items(const btc_model *m, btc_stage_item items[ITEMS]) {
   for (int i = 0; i < ITEMS; i++)
-    items[i] = (btc_stage_item){.n_images = prompt_images[i], .ids = prompt[i], .n_ids = prompt_n[i], .positions = prompt_n[i] - 1 + m->block_tokens, .slot = i};
+    items[i] = (btc_stage_item){.n_images = prompt_images[i],
+                                .ids = prompt[i],
+                                .n_ids = prompt_n[i],
+                                .positions = prompt_n[i] - 1 + m->block_tokens,
+                                .slot = i};
 }
 
 static float *random_pixels(const btc_model *m, const btc_stage_item *items) {

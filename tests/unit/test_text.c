@@ -19,7 +19,7 @@ static void test_text_strip_ascii(void **state) {
   STRIPPED(" a b ", "a b");
   STRIPPED("\x1c\x1f x\x1e\x1d", "x");
   STRIPPED("\x1b x \x7f", "\x1b x \x7f"); /* escape and delete are no white space */
-  STRIPPED(" \0 ", "\0");                  /* nor is NUL */
+  STRIPPED(" \0 ", "\0");                 /* nor is NUL */
 }
 
 static void test_text_strip_unicode(void **state) {
