@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# The tests again under sanitizers: test-sanitized.sh SHARED JOBS asan tsan
+# The tests again under sanitizers: test-sanitized.sh SHARED BUILD_JOBS TEST_JOBS asan tsan
 set -euo pipefail
-shared=$1 jobs=$2
-shift 2
+shared=$1 jobs=$2 test_jobs=$3
+shift 3
 # What hurts whole queues for minutes runs in the release build only (cmake/tests.cmake), and so does what runs none of our C.
-heavy='^(test_(captions|chaos|chaos_long|partition|run|step_crash)[.]|model_queue$|slurm$)'
+heavy='^(test_(captions|chaos|chaos_long|partition|pipe|pipes|run|step_crash)[.]|model_queue$|slurm$|bench_)'
 # What has threads; the parsers' tests would be slow under TSan and show nothing.
-threads='ops|kernels|session|stage|loop|keys|socket|client|io|results|http|sink|worker|broker'
+threads='ops|kernels|session|stage|batcher|loop|keys|socket|client|io|results|http|sink|worker'
 for kind in "$@"; do
   targets=() select=(-E "$heavy")
   if [ "$kind" = tsan ]; then
@@ -18,5 +18,5 @@ for kind in "$@"; do
   fi
   cmake --preset "$kind" -DBTC_SHARED="$shared" >/dev/null
   cmake --build --preset "$kind" -j "$jobs" "${targets[@]}" | tail -n 1
-  ctest --test-dir "build/$kind" -j "$jobs" --output-on-failure --no-tests=error "${select[@]}"
+  ctest --test-dir "build/$kind" -j "$test_jobs" --output-on-failure --no-tests=error "${select[@]}"
 done

@@ -46,7 +46,7 @@ static void test_chaos_poison_kills_only_itself(void **state) {
   static cluster c;
   char faults[256];
   snprintf(faults, sizeof faults, "crash=0.01,bad=0.01,transient=0.02,hang=0.001,marks=%s", test_tmp_dir());
-  cluster_start(&c, &(cluster_options){.workers = 3, .stub_us = 200, .credits = 16, .faults = faults, .stall_ms = 1000});
+  cluster_start(&c, &(cluster_options){.workers = 3, .stub_us = 200, .credits = 16, .faults = faults, .stall_ms = 3000});
   const char *jid = cluster_submit(&c, cluster_manifest("p", 4000), NULL);
   cluster_wait(&c, jid, 150000);
   cluster_check_dead(&c, jid, "p", 4000, faults);
