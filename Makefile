@@ -18,7 +18,7 @@ help:
 	@echo 'make setup      install what the build needs (Debian packages; asks for root through sudo if needed)'
 	@echo 'make build      build/btcchat'
 	@echo 'make demo       caption image pairs with the shipped model'
-	@echo 'make test       all tests, also under ASan+UBSan and TSan (under 15 minutes)'
+	@echo 'make test       all tests, most of them also under ASan+UBSan, those with threads under TSan'
 	@echo 'make test-long  an hour of chaos and cuts, ten minutes of fuzzing a parser, besides make test'
 	@echo 'make bench      speed against PyTorch and the roofs -> docs/performance.md'
 	@echo 'make lint       clang-format, cppcheck and clang-tidy;  make format: mends the first'
