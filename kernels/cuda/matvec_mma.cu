@@ -26,36 +26,48 @@ struct weights {
   uint4 at[STEPS * 2][T][2];
 };
 
-BTC_DEVICE uint4 load_bf16(const uint16_t *row, int column, int k, bool wide) {
-  if (column >= k) return make_uint4(0, 0, 0, 0);
-  if (wide) return load_weights(row + column);
-  uint32_t w[4];
+/* What the operands are, known when the loads are compiled so that all of a pair's go out together. NARROW: rows that are not whole
+ * in 16-byte pieces, x of either type; slow. */
+enum form { NARROW, WIDE_F32, WIDE_BF16 };
+
+/* Eight columns of a row, zeros from k on. */
+BTC_DEVICE uint4 load_narrow(const matvec_job &j, const void *p, btc_cuda_type type, int64_t row_at, int column) {
+  uint32_t half[8];
   BTC_UNROLL
-  for (int i = 0; i < 4; i++) {
-    int c = column + 2 * i;
-    w[i] = (c < k ? row[c] : 0u) | (c + 1 < k ? row[c + 1] : 0u) << 16;
+  for (int i = 0; i < 8; i++) {
+    int64_t at = row_at + column + i;
+    if (column + i >= j.k)
+      half[i] = 0;
+    else
+      half[i] = type == BTC_CUDA_F32 ? f32_to_bf16(static_cast<const float *>(p)[at]) : static_cast<const uint16_t *>(p)[at];
   }
-  return make_uint4(w[0], w[1], w[2], w[3]);
+  return make_uint4(half[0] | half[1] << 16, half[2] | half[3] << 16, half[4] | half[5] << 16, half[6] | half[7] << 16);
 }
 
-/* Eight columns of a row of x as bf16. */
+template <form F>
+BTC_DEVICE uint4 load_w(const matvec_job &j, int row, int column) {
+  int64_t at = static_cast<int64_t>(row < j.n ? row : j.n - 1) * j.k; /* rows behind the last one repeat it and are not stored */
+  if constexpr (F == NARROW) return load_narrow(j, j.w, BTC_CUDA_BF16, at, column);
+  return column < j.k ? load_weights(static_cast<const uint16_t *>(j.w) + at + column) : make_uint4(0, 0, 0, 0);
+}
+
+/* Eight columns of a row of x as bf16. A row that is not there reads row 0 and is zeroed after: loads without a branch go out
+ * together. */
+template <form F>
 BTC_DEVICE uint4 load_x(const matvec_job &j, int row, int column) {
-  if (row >= j.m || column >= j.k) return make_uint4(0, 0, 0, 0);
-  int64_t at = static_cast<int64_t>(row) * j.k;
-  if (j.x_type == BTC_CUDA_BF16) {
-    const uint16_t *x = static_cast<const uint16_t *>(j.x) + at;
-    if (j.wide) return *reinterpret_cast<const uint4 *>(x + column);
-    return load_bf16(x, column, j.k, false);
+  bool there = row < j.m && column < j.k;
+  int64_t at = there ? static_cast<int64_t>(row) * j.k + column : 0;
+  uint4 u;
+  if constexpr (F == NARROW) {
+    u = load_narrow(j, j.x, j.x_type, at - (there ? column : 0), there ? column : 0);
+  } else if constexpr (F == WIDE_BF16) {
+    u = __ldg(reinterpret_cast<const uint4 *>(static_cast<const uint16_t *>(j.x) + at));
+  } else {
+    const float4 *x = reinterpret_cast<const float4 *>(static_cast<const float *>(j.x) + at);
+    float4 a = __ldg(x), b = __ldg(x + 1);
+    u = make_uint4(pack_bf16(a.x, a.y), pack_bf16(a.z, a.w), pack_bf16(b.x, b.y), pack_bf16(b.z, b.w));
   }
-  const float *x = static_cast<const float *>(j.x) + at + column;
-  float v[8];
-  if (j.wide) {
-    float4 a = *reinterpret_cast<const float4 *>(x), b = *reinterpret_cast<const float4 *>(x + 4);
-    return make_uint4(pack_bf16(a.x, a.y), pack_bf16(a.z, a.w), pack_bf16(b.x, b.y), pack_bf16(b.z, b.w));
-  }
-  BTC_UNROLL
-  for (int i = 0; i < 8; i++) v[i] = column + i < j.k ? x[i] : 0.0f;
-  return make_uint4(pack_bf16(v[0], v[1]), pack_bf16(v[2], v[3]), pack_bf16(v[4], v[5]), pack_bf16(v[6], v[7]));
+  return there ? u : make_uint4(0, 0, 0, 0);
 }
 
 /* First column of piece `piece` of a warp's pair of steps `pair`. */
@@ -64,31 +76,31 @@ BTC_DEVICE int first_column(int pair, int piece) {
   return ((pair * STEPS + piece / 2) * WARPS + warp) * STEP + piece % 2 * HALF + t * 8;
 }
 
-template <int T>
+template <form F, int T>
 BTC_DEVICE void load_pair(weights<T> *w, const matvec_job &j, int row, int pair) {
   BTC_UNROLL
   for (int p = 0; p < STEPS * 2; p++) BTC_UNROLL
   for (int t = 0; t < T; t++) BTC_UNROLL
-  for (int half = 0; half < 2; half++) {
-    int r = row + t * 16 + half * 8; /* rows behind the last one repeat it and are not stored */
-    const uint16_t *from = static_cast<const uint16_t *>(j.w) + static_cast<int64_t>(r < j.n ? r : j.n - 1) * j.k;
-    w->at[p][t][half] = load_bf16(from, first_column(pair, p), j.k, j.wide);
-  }
+  for (int half = 0; half < 2; half++) w->at[p][t][half] = load_w<F>(j, row + t * 16 + half * 8, first_column(pair, p));
 }
 
-template <int T, int X8>
+template <form F, int T, int X8>
 BTC_DEVICE void multiply_pair(float (*sum)[X8][4], const weights<T> &w, const matvec_job &j, int x_row, int pair) {
   BTC_UNROLL
-  for (int p = 0; p < STEPS * 2; p++) BTC_UNROLL
   for (int i = 0; i < X8; i++) {
-    uint4 x = load_x(j, x_row + i * 8, first_column(pair, p));
-    uint32_t low[2] = {x.x, x.y}, high[2] = {x.z, x.w};
+    uint4 x[STEPS * 2];
     BTC_UNROLL
-    for (int t = 0; t < T; t++) {
-      const uint4 &a = w.at[p][t][0], &b = w.at[p][t][1];
-      uint32_t first[4] = {a.x, b.x, a.y, b.y}, second[4] = {a.z, b.z, a.w, b.w};
-      mma_16816(sum[t][i], first, low);
-      mma_16816(sum[t][i], second, high);
+    for (int p = 0; p < STEPS * 2; p++) x[p] = load_x<F>(j, x_row + i * 8, first_column(pair, p));
+    BTC_UNROLL
+    for (int p = 0; p < STEPS * 2; p++) {
+      uint32_t low[2] = {x[p].x, x[p].y}, high[2] = {x[p].z, x[p].w};
+      BTC_UNROLL
+      for (int t = 0; t < T; t++) {
+        const uint4 &a = w.at[p][t][0], &b = w.at[p][t][1];
+        uint32_t first[4] = {a.x, b.x, a.y, b.y}, second[4] = {a.z, b.z, a.w, b.w};
+        mma_16816(sum[t][i], first, low);
+        mma_16816(sum[t][i], second, high);
+      }
     }
   }
 }
@@ -115,8 +127,8 @@ BTC_DEVICE void join_warps(float (*sum)[X8][4], const matvec_job &j, int first_r
 }
 
 /* Block (16 T rows of w, 8 X8 rows of x). */
-template <int T, int X8>
-static __global__ void __launch_bounds__(THREADS, T *X8 > 1 ? 1 : 2) matvec_mma(matvec_job j) {
+template <form F, int T, int X8>
+static __global__ void __launch_bounds__(THREADS, T *X8 > 2 ? 1 : 2) matvec_mma(matvec_job j) {
   int g = static_cast<int>(threadIdx.x) % 32 / 4;
   int row = static_cast<int>(blockIdx.x) * 16 * T, x_row = static_cast<int>(blockIdx.y) * 8 * X8;
   int pairs = (j.k + STEP * WARPS * STEPS - 1) / (STEP * WARPS * STEPS);
@@ -125,24 +137,34 @@ static __global__ void __launch_bounds__(THREADS, T *X8 > 1 ? 1 : 2) matvec_mma(
   for (int t = 0; t < T; t++) BTC_UNROLL
   for (int i = 0; i < X8; i++) sum[t][i][0] = sum[t][i][1] = sum[t][i][2] = sum[t][i][3] = 0.0f;
   weights<T> now, next;
-  load_pair<T>(&now, j, row + g, 0);
+  load_pair<F, T>(&now, j, row + g, 0);
   for (int pair = 0; pair < pairs; pair++) {
-    load_pair<T>(&next, j, row + g, pair + 1); /* behind the end: zeros, nothing is read */
-    multiply_pair<T, X8>(sum, now, j, x_row + g, pair);
+    load_pair<F, T>(&next, j, row + g, pair + 1); /* behind the end: zeros, nothing is read */
+    multiply_pair<F, T, X8>(sum, now, j, x_row + g, pair);
     now = next;
   }
   join_warps<T, X8>(sum, j, row, x_row);
 }
 
-template <int T, int X8>
+template <form F, int T, int X8>
 static int launch(const matvec_job *j, btc_cuda_stream s) {
   dim3 grid(static_cast<unsigned>((j->n + 16 * T - 1) / (16 * T)), static_cast<unsigned>((j->m + 8 * X8 - 1) / (8 * X8)));
-  return BTC_LAUNCH((matvec_mma<T, X8>), grid, dim3(THREADS), 0, s, *j);
+  return BTC_LAUNCH((matvec_mma<F, T, X8>), grid, dim3(THREADS), 0, s, *j);
+}
+
+template <form F, int T>
+static int launch_rows(const matvec_job *j, btc_cuda_stream s) {
+  return j->m <= 16 ? launch<F, T, 2>(j, s) : launch<F, T, 4>(j, s);
+}
+
+template <form F>
+static int launch_wide(const matvec_job *j, btc_cuda_stream s) {
+  bool tall = j->n >= 16 * 2 * 132; /* enough blocks of 32 rows for every multiprocessor of an H200 */
+  if (j->m <= 8) return launch<F, 1, 1>(j, s);
+  return tall ? launch_rows<F, 2>(j, s) : launch_rows<F, 1>(j, s);
 }
 
 int btc_cuda_matvec_mma(const matvec_job *j, btc_cuda_stream s) {
-  bool tall = j->n >= 16 * 2 * 132; /* enough blocks of 32 rows for every multiprocessor of an H200 */
-  if (j->m <= 8) return launch<1, 1>(j, s);
-  if (j->m <= 16) return tall ? launch<2, 2>(j, s) : launch<1, 2>(j, s);
-  return tall ? launch<2, 4>(j, s) : launch<1, 4>(j, s);
+  if (!j->wide) return j->m <= 8 ? launch<NARROW, 1, 1>(j, s) : launch_rows<NARROW, 1>(j, s);
+  return j->x_type == BTC_CUDA_F32 ? launch_wide<WIDE_F32>(j, s) : launch_wide<WIDE_BF16>(j, s);
 }
