@@ -62,12 +62,44 @@ BTC_DEVICE void load_tile(char *dst, const char *src, btc_cuda_type type, int64_
   }
 }
 
-/* Keys and values of block `block` into its half of the buffer. */
+/* This thread's number, computed anew where it is asked for: the places of nine copies kept over the loop would not fit in the
+ * registers beside the sums. */
+BTC_DEVICE int thread_anew() {
+  int thread = static_cast<int>(threadIdx.x);
+#ifdef __CUDACC__
+  asm volatile("" : "+r"(thread));
+#endif
+  return thread;
+}
+
+/* The same of KEYS rows of bf16 in whole pieces, without a branch in the loop: a quarter of the instructions, which counts because
+ * there are nine of these copies for 152 products. */
 template <int D8>
+BTC_DEVICE void copy_tile(char *dst, const char *src, int64_t stride, int first, int count, int d) {
+  constexpr int PIECES = KEYS * D8;
+  const char *from = src + first * stride * 2;
+  int row_bytes = static_cast<int>(stride) * 2, thread = thread_anew();
+  BTC_UNROLL
+  for (int u = 0; u < (PIECES + THREADS - 1) / THREADS; u++) {
+    int i = thread + u * THREADS, row = i / D8, piece = i % D8;
+    if ((u + 1) * THREADS > PIECES && i >= PIECES) continue;
+    bool there = first + row < count && piece * 8 < d;
+    cp_async_16(dst + row * shape<D8>::ROW + piece * PIECE, there ? from + row * row_bytes + piece * PIECE : src,
+                there ? PIECE : 0);
+  }
+}
+
+/* Keys and values of block `block` into its half of the buffer. */
+template <int D8, bool COPIED>
 BTC_DEVICE void load_keys(char *buffer, const attention_view &v, int block) {
-  char *k = buffer + block % 2 * 2 * KEYS * shape<D8>::ROW;
-  load_tile<D8>(k, v.k, v.kv_type, v.k_stride, v.wide_kv, block * KEYS, KEYS, v.keys, v.d);
-  load_tile<D8>(k + KEYS * shape<D8>::ROW, v.v, v.kv_type, v.v_stride, v.wide_kv, block * KEYS, KEYS, v.keys, v.d);
+  char *k = buffer + block % 2 * 2 * KEYS * shape<D8>::ROW, *values = k + KEYS * shape<D8>::ROW;
+  if constexpr (COPIED) {
+    copy_tile<D8>(k, v.k, v.k_stride, block * KEYS, v.keys, v.d);
+    copy_tile<D8>(values, v.v, v.v_stride, block * KEYS, v.keys, v.d);
+  } else {
+    load_tile<D8>(k, v.k, v.kv_type, v.k_stride, v.wide_kv, block * KEYS, KEYS, v.keys, v.d);
+    load_tile<D8>(values, v.v, v.kv_type, v.v_stride, v.wide_kv, block * KEYS, KEYS, v.keys, v.d);
+  }
 }
 
 template <int D8>
@@ -215,7 +247,8 @@ BTC_DEVICE void add_keys(accumulators<D8> *a, const queries<D8> &q, const attent
   multiply_values<D8>(a, s, tile + KEYS * shape<D8>::ROW);
 }
 
-template <int D8>
+/* COPIED: keys and values are bf16 in whole pieces. */
+template <int D8, bool COPIED>
 static __global__ void __launch_bounds__(THREADS, 2) attend_mma(attention_job job) {
   using S = shape<D8>;
   BTC_DYNAMIC_SHARED(char, shared);
@@ -227,7 +260,7 @@ static __global__ void __launch_bounds__(THREADS, 2) attend_mma(attention_job jo
   int last = first + S::QUERIES < v.rows ? first + S::QUERIES : v.rows; /* one behind the block's last row */
   int blocks = (key_limit(v, last - 1) + KEYS - 1) / KEYS;
   load_tile<D8>(shared, v.q, v.q_type, v.q_stride, v.wide_q, first, S::QUERIES, v.rows, v.d);
-  load_keys<D8>(buffer, v, 0);
+  load_keys<D8, COPIED>(buffer, v, 0);
   cp_async_commit();
   queries<D8> q;
   accumulators<D8> a;
@@ -242,7 +275,7 @@ static __global__ void __launch_bounds__(THREADS, 2) attend_mma(attention_job jo
     cp_async_wait<0>();
     __syncthreads(); /* this block has landed, and nobody reads the other half any more */
     if (block == 0) take_queries<D8>(&q, shared, warp_row);
-    if (block + 1 < blocks) load_keys<D8>(buffer, v, block + 1);
+    if (block + 1 < blocks) load_keys<D8, COPIED>(buffer, v, block + 1);
     cp_async_commit();
     if (block * KEYS < key_limit(v, first + warp_row + 16 * S::M - 1))
       add_keys<D8>(&a, q, v, buffer + block % 2 * 2 * KEYS * S::ROW, first + warp_row, row, block * KEYS);
@@ -250,11 +283,24 @@ static __global__ void __launch_bounds__(THREADS, 2) attend_mma(attention_job jo
   store_rows<D8>(a, v, row);
 }
 
+/* By the contract of cuda.h caches are aligned; what a caller of btc_cuda_attend gives may be anything. */
+static bool copied(const attention_job *j) {
+  const btc_cuda_attention *a = &j->all;
+  if (j->causal) return j->kv.type == BTC_CUDA_BF16 && j->kv.d % 8 == 0;
+  uintptr_t pointers = reinterpret_cast<uintptr_t>(a->k) | reinterpret_cast<uintptr_t>(a->v);
+  return pointers % PIECE == 0 && a->d % 8 == 0 && a->k_stride % 8 == 0 && a->v_stride % 8 == 0;
+}
+
+template <int D8, bool COPIED>
+static int launch_as(const attention_job *j, btc_cuda_stream s) {
+  int status = BTC_ALLOW_SHARED((attend_mma<D8, COPIED>), shape<D8>::BYTES);
+  if (status != 0) return status;
+  return BTC_LAUNCH((attend_mma<D8, COPIED>), attention_grid(j, shape<D8>::QUERIES), dim3(THREADS), shape<D8>::BYTES, s, *j);
+}
+
 template <int D8>
 static int launch(const attention_job *j, btc_cuda_stream s) {
-  int status = BTC_ALLOW_SHARED(attend_mma<D8>, shape<D8>::BYTES);
-  if (status != 0) return status;
-  return BTC_LAUNCH((attend_mma<D8>), attention_grid(j, shape<D8>::QUERIES), dim3(THREADS), shape<D8>::BYTES, s, *j);
+  return copied(j) ? launch_as<D8, true>(j, s) : launch_as<D8, false>(j, s);
 }
 
 int btc_cuda_attend_mma(const attention_job *j, btc_cuda_stream s) {
