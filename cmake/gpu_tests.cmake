@@ -43,4 +43,5 @@ if(NOT BTC_SANITIZE MATCHES thread) # fibers and ThreadSanitizer do not go toget
       btc_gpu_test(${file} ${device_program} gpu gpu_device btc_kernels_cuda)
     endif()
   endforeach()
+  target_sources(test_shim PRIVATE ${CMAKE_SOURCE_DIR}/tests/gpu_host/shim_kernels.cc)
 endif()
