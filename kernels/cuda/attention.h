@@ -72,7 +72,7 @@ BTC_DEVICE attention_view view_item(const btc_cuda_causal &a, const btc_cuda_kv 
   v.q_stride = a.q_stride;
   v.k_stride = v.v_stride = kv.d;
   v.o_stride = width;
-  v.rows = static_cast<int>(a.first_row[item + 1] - row);
+  v.rows = a.rows ? a.rows[item] : static_cast<int>(a.first_row[item + 1] - row);
   v.first = a.pos[item];
   v.keys = v.first + v.rows;
   v.d = static_cast<int>(kv.d);

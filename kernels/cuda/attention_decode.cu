@@ -137,6 +137,10 @@ BTC_DEVICE void store_split(const decode_job &j, const float *sums, int64_t row,
   }
 }
 
+BTC_DEVICE int64_t row_of(const decode_job &j, int item) {
+  return j.a.first_row ? j.a.first_row[item] : item;
+}
+
 template <typename T, int LANES, int HEADS>
 static __global__ void __launch_bounds__(LANES *GROUPS) decode_splits(decode_job j) {
   constexpr int N = piece<T>::N, THREADS = LANES * GROUPS, WIDTH = LANES * N;
@@ -159,14 +163,14 @@ static __global__ void __launch_bounds__(LANES *GROUPS) decode_splits(decode_job
   for (int i = 0; i < KEYS_EACH; i++)
     v[i] = load_piece(values + (i * GROUPS + group) * d, i * GROUPS + group < n ? column : d, d, wide);
   int members = static_cast<int>(j.a.heads / j.kv.kv_heads), n_splits = j.splits;
+  const float *q_row = j.a.q + row_of(j, item) * j.a.q_stride;
   for (int h0 = 0; h0 < members; h0 += HEADS) {
     int head = kv_head * members + h0, heads = members - h0 < HEADS ? members - h0 : HEADS;
     int64_t row = item * j.a.heads + head;
     float q[HEADS][N];
     BTC_UNROLL
     for (int h = 0; h < HEADS; h++) BTC_UNROLL
-    for (int c = 0; c < N; c++)
-      q[h][c] = h < heads && column + c < d ? j.a.q[item * j.a.q_stride + (head + h) * d + column + c] : 0.0f;
+    for (int c = 0; c < N; c++) q[h][c] = h < heads && column + c < d ? q_row[(head + h) * d + column + c] : 0.0f;
     score_keys<T, LANES, HEADS>(s, q, k, j.a.scale * BTC_LOG2_E);
     __syncthreads();
     for (int h = thread / 32; h < heads; h += THREADS / 32)
@@ -193,10 +197,11 @@ static __global__ void __launch_bounds__(JOIN_THREADS) decode_join(decode_job j)
     o = fmaf(weight, j.sums[(at + i) * d + c], o);
   }
   o /= sum;
+  int64_t to = (row_of(j, item) * j.a.heads + blockIdx.x) * d + c;
   if (j.a.out == BTC_CUDA_F32)
-    static_cast<float *>(j.a.o)[row * d + c] = o;
+    static_cast<float *>(j.a.o)[to] = o;
   else
-    static_cast<uint16_t *>(j.a.o)[row * d + c] = f32_to_bf16(o);
+    static_cast<uint16_t *>(j.a.o)[to] = f32_to_bf16(o);
 }
 
 static int64_t splits_of(int64_t max_pos) {

@@ -110,24 +110,25 @@ typedef struct btc_cuda_attention {
 } btc_cuda_attention;
 int btc_cuda_attend(const btc_cuda_attention *a, btc_cuda_stream s);
 
-/* Causal attention of `items` items packed one after another: query rows first_row[b]..first_row[b+1]-1 are positions pos[b],
- * pos[b]+1, ... of item b and see keys 0..own position, which must be stored. q [rows, heads*d] (f32, row stride in elements),
- * o dense [rows, heads*d] in `out`. max_rows: the most rows of one item (sizes the grid). bf16_math: tensor cores on bf16
- * operands; otherwise f32. For max_rows == 1 use btc_cuda_attend_decode. */
+/* Causal attention of `items` items: query rows first_row[b] .. first_row[b] + rows[b] - 1 are positions pos[b], pos[b]+1, ... of
+ * item b and see keys 0..own position, which must be stored. q [rows, heads*d] (f32, row stride in elements), o dense [rows,
+ * heads*d] in `out`. max_rows: the most rows of one item (sizes the grid). bf16_math: tensor cores on bf16 operands; otherwise f32.
+ * A row's bits depend on neither the number of its item's rows nor the other items; those of btc_cuda_attend_decode are others. */
 typedef struct btc_cuda_causal {
   const float *q;
   void *o;
   btc_cuda_type out;
   int64_t q_stride, heads, items, max_rows;
-  const int32_t *first_row; /* device [items+1] */
+  const int32_t *first_row; /* device [items], or [items+1] where rows is NULL; for decode NULL means 0, 1, 2, ... */
+  const int32_t *rows;      /* device [items]; NULL: up to the next item's first row */
   const int32_t *pos;       /* device [items] */
   float scale;
   int bf16_math;
 } btc_cuda_causal;
 int btc_cuda_attend_causal(const btc_cuda_causal *a, const btc_cuda_kv *kv, btc_cuda_stream s);
 
-/* One query row an item: row b is position pos[b] of item b; first_row and max_rows are not read. max_pos: every pos is below
- * it (sizes the grid; a graph is captured with the capacity). scratch: btc_cuda_decode_scratch bytes. */
+/* One query row an item: row first_row[b] is position pos[b] of item b; rows and max_rows are not read. f32 arithmetic. max_pos:
+ * every pos is below it (sizes the grid; a graph is captured with the capacity). scratch: btc_cuda_decode_scratch bytes. */
 size_t btc_cuda_decode_scratch(int64_t items, int64_t heads, int64_t d, int64_t max_pos);
 int btc_cuda_attend_decode(const btc_cuda_causal *a, const btc_cuda_kv *kv, int64_t max_pos, void *scratch, btc_cuda_stream s);
 
@@ -180,8 +181,8 @@ typedef struct btc_cuda_picture {
 /* pixels [3, side, side] f32: resized, then (rescale * value - mean) / std as the CPU's table does. scratch:
  * btc_cuda_resize_scratch bytes. */
 size_t btc_cuda_resize_scratch(const btc_cuda_picture *p, int64_t side);
-int btc_cuda_resize(float *pixels, const btc_cuda_picture *p, int64_t side, double rescale, const float mean[3],
-                    const float std[3], void *scratch, btc_cuda_stream s);
+int btc_cuda_resize(float *pixels, const btc_cuda_picture *p, int64_t side, double rescale, const float mean[3], const float std[3],
+                    void *scratch, btc_cuda_stream s);
 
 #ifdef __cplusplus
 }

@@ -199,6 +199,34 @@ static void check_row_alone(btc_cuda_type type, bool math) {
   free_rows(&r);
 }
 
+/* Some of the items, their rows told by number: the others' rows stay as they were. */
+static void test_causal_attention_of_some_items(void **state) {
+  (void)state;
+  GPU_REQUIRED();
+  rows_case r = make_rows(&(heads_case){2, 2, 64, 0}, BTC_CUDA_BF16, BTC_CUDA_F32, true);
+  GPU(btc_cuda_attend_causal(&r.a, &r.c.kv, NULL));
+  gpu_get(&r.o);
+  gpu_array rows = gpu_ints(row_counts + 2, 2), o = gpu_new(r.o.bytes, 0);
+  btc_cuda_causal a = r.a;
+  btc_cuda_kv kv = r.c.kv;
+  a.o = o.device;
+  a.items = 2;
+  a.first_row += 2;
+  a.rows = rows.device;
+  a.pos += 2;
+  kv.k += 2;
+  kv.v += 2;
+  GPU(btc_cuda_attend_causal(&a, &kv, NULL));
+  gpu_get(&o);
+  int64_t width = 2 * 64, from = r.first[2] * width, to = r.first[4] * width;
+  assert_same_bits(gpu_f32(&o) + from, gpu_f32(&r.o) + from, to - from, "some items");
+  for (int64_t i = 0; i < r.first[N] * width; i++)
+    if (i < from || i >= to) assert_true(isnan(gpu_f32(&o)[i]));
+  gpu_free(&rows);
+  gpu_free(&o);
+  free_rows(&r);
+}
+
 static void test_causal_row_does_not_see_others(void **state) {
   (void)state;
   GPU_REQUIRED();
@@ -211,9 +239,12 @@ static void test_causal_row_does_not_see_others(void **state) {
 enum { LIVE = 6 };
 static const int32_t live_positions[LIVE] = {0, 63, 64, 299, 130, 7};
 
+/* Item i has row row_of[i]: nothing says that rows stand in the order of the items. */
+static const int32_t row_of[LIVE] = {3, 0, 5, 1, 2, 4};
+
 typedef struct decode_case {
   cache c;
-  gpu_array q, o, pos, scratch;
+  gpu_array q, o, pos, scratch, first_row;
   btc_cuda_causal a;
 } decode_case;
 
@@ -225,6 +256,7 @@ static decode_case make_decode(const heads_case *h, btc_cuda_type type, btc_cuda
   r.q = gpu_random(LIVE * stride);
   r.o = gpu_new((size_t)(LIVE * h->heads * h->d) * (out == BTC_CUDA_F32 ? 4 : 2), 0);
   r.pos = gpu_ints(live_positions, LIVE);
+  r.first_row = gpu_ints(row_of, LIVE);
   r.scratch = gpu_new(btc_cuda_decode_scratch(LIVE, h->heads, h->d, CAPACITY), 0);
   r.a = (btc_cuda_causal){.q = r.q.device,
                           .o = r.o.device,
@@ -232,6 +264,7 @@ static decode_case make_decode(const heads_case *h, btc_cuda_type type, btc_cuda
                           .q_stride = stride,
                           .heads = h->heads,
                           .items = LIVE,
+                          .first_row = r.first_row.device,
                           .pos = r.pos.device,
                           .scale = 1 / sqrtf((float)h->d)};
   return r;
@@ -243,6 +276,7 @@ static void free_decode(decode_case *r) {
   gpu_free(&r->o);
   gpu_free(&r->pos);
   gpu_free(&r->scratch);
+  gpu_free(&r->first_row);
 }
 
 static void check_decode(const heads_case *h, btc_cuda_type type, btc_cuda_type out) {
@@ -254,10 +288,10 @@ static void check_decode(const heads_case *h, btc_cuda_type type, btc_cuda_type 
   float *want = malloc((size_t)width * sizeof *want);
   assert_non_null(want);
   for (int i = 0; i < LIVE; i++) {
-    plain_rows(want, &r.c, i, gpu_f32(&r.q) + i * r.a.q_stride, r.a.q_stride, 1, live_positions[i], r.a.scale, false);
+    plain_rows(want, &r.c, i, gpu_f32(&r.q) + row_of[i] * r.a.q_stride, r.a.q_stride, 1, live_positions[i], r.a.scale, false);
     for (int64_t j = 0; j < width; j++)
-      assert_close(element(&r.o, out, i * width + j), want[j], bound_of(false, out, (double)h->d, live_positions[i] + 1, want[j]),
-                   "decode", i * width + j);
+      assert_close(element(&r.o, out, row_of[i] * width + j), want[j],
+                   bound_of(false, out, (double)h->d, live_positions[i] + 1, want[j]), "decode", row_of[i] * width + j);
   }
   free(want);
   free_decode(&r);
@@ -286,7 +320,8 @@ static void test_decode_row_does_not_see_others(void **state) {
       gpu_array o = gpu_new((size_t)width * 4, 0), scratch = gpu_new(btc_cuda_decode_scratch(1, 6, 80, room), 0);
       btc_cuda_causal a = r.a;
       btc_cuda_kv kv = r.c.kv;
-      a.q += i * a.q_stride;
+      a.q += row_of[i] * a.q_stride;
+      a.first_row = NULL;
       a.o = o.device;
       a.items = 1;
       a.pos += i;
@@ -294,7 +329,7 @@ static void test_decode_row_does_not_see_others(void **state) {
       kv.v += i;
       GPU(btc_cuda_attend_decode(&a, &kv, room, scratch.device, NULL));
       gpu_get(&o);
-      assert_same_bits(o.host, gpu_f32(&r.o) + i * width, width, "an item alone");
+      assert_same_bits(o.host, gpu_f32(&r.o) + row_of[i] * width, width, "an item alone");
       gpu_free(&o);
       gpu_free(&scratch);
     }
@@ -319,9 +354,9 @@ static void test_cache_attention_refuses_what_it_cannot(void **state) {
 }
 
 static const struct CMUnitTest tests[] = {
-    cmocka_unit_test(test_causal_attention_equals_plain),          cmocka_unit_test(test_causal_row_does_not_see_others),
-    cmocka_unit_test(test_decode_attention_equals_plain),          cmocka_unit_test(test_decode_row_does_not_see_others),
-    cmocka_unit_test(test_cache_attention_refuses_what_it_cannot),
+    cmocka_unit_test(test_causal_attention_equals_plain),  cmocka_unit_test(test_causal_row_does_not_see_others),
+    cmocka_unit_test(test_causal_attention_of_some_items), cmocka_unit_test(test_decode_attention_equals_plain),
+    cmocka_unit_test(test_decode_row_does_not_see_others), cmocka_unit_test(test_cache_attention_refuses_what_it_cannot),
 };
 
 BTC_TEST_MAIN(tests)
