@@ -35,10 +35,10 @@ static uint8_t *read_file(const char *path, size_t *len) {
   return NULL;
 }
 
-static btc_status to_pixels(const btc_batcher *b, const char *path, const btc_image *im, float **pixels, btc_error *err) {
+static btc_status to_pixels(const btc_batcher *b, const btc_image *im, float **pixels, btc_error *err) {
   const btc_config *c = b->m->cfg;
   *pixels = btc_alloc((size_t)(3 * c->vision.image * c->vision.image), sizeof **pixels);
-  if (!*pixels) return btc_fail(err, BTC_ERR_NOMEM, "not enough memory for the pixels of '%s'", path);
+  if (!*pixels) return btc_fail(err, BTC_ERR_NOMEM, "not enough memory for the pixels of an image");
   btc_image_normalise(im, c->pre.rescale, c->pre.mean, c->pre.std, *pixels);
   return BTC_OK;
 }
@@ -55,6 +55,20 @@ static void put_features(btc_batcher *b, btc_features *f) {
   pthread_mutex_lock(&b->lock);
   if (f) btc_feature_cache_put(b->cache, f);
   pthread_mutex_unlock(&b->lock);
+}
+
+/* The entry gets the pixels of the square image, which is freed. */
+static btc_status fill_features(btc_batcher *b, btc_features *f, btc_image *im, btc_status st, btc_error *err) {
+  float *pixels = NULL;
+  if (st == BTC_OK) st = to_pixels(b, im, &pixels, err);
+  btc_image_free(im);
+  pthread_mutex_lock(&b->lock);
+  if (st == BTC_OK) {
+    f->pixels = pixels;
+    f->state = BTC_FEATURES_PIXELS;
+  }
+  pthread_mutex_unlock(&b->lock);
+  return st;
 }
 
 /* Decodes into a fresh entry. Bytes that do not decode are read once more by path, so that the error is the one a session gives; if
@@ -74,15 +88,14 @@ static btc_status decode(btc_batcher *b, const char *path, btc_image_mode mode, 
         st = btc_fail(err, BTC_ERR_NOMEM, "not enough memory for the features of '%s'", path);
     }
   }
-  float *pixels = NULL;
-  if (st == BTC_OK) st = to_pixels(b, path, &im, &pixels, err);
-  btc_image_free(&im);
-  pthread_mutex_lock(&b->lock);
-  if (st == BTC_OK) {
-    (*f)->pixels = pixels;
-    (*f)->state = BTC_FEATURES_PIXELS;
-  }
-  pthread_mutex_unlock(&b->lock);
+  return fill_features(b, *f, &im, st, err);
+}
+
+static btc_status keep(btc_batcher *b, batch_job *j, btc_features *f, btc_status st) {
+  if (st == BTC_OK)
+    j->image[j->n_read++] = f;
+  else
+    put_features(b, f);
   return st;
 }
 
@@ -102,11 +115,33 @@ static btc_status read_image(btc_batcher *b, batch_job *j, const char *path, btc
   btc_status st = f ? BTC_OK : btc_fail(err, BTC_ERR_NOMEM, "not enough memory for the features of '%s'", path);
   if (st == BTC_OK && fresh) st = decode(b, path, mode, data, len, &f, err);
   free(data);
-  if (st == BTC_OK)
-    j->image[j->n_read++] = f;
-  else
-    put_features(b, f);
-  return st;
+  return keep(b, j, f, st);
+}
+
+/* Pixels from the item's own load: found again by their content, as files are by theirs. */
+static btc_status read_pixels(btc_batcher *b, batch_job *j, int i, btc_image_mode mode, btc_error *err) {
+  enum { FROM_MEMORY = 0x80 };
+  btc_pixels p;
+  btc_status st = btc_request_pixels(j->q.item, i, &p, err);
+  if (st != BTC_OK) return st;
+  uint8_t key[33];
+  int64_t size[2] = {p.width, p.height};
+  bool fresh;
+  btc_sha256 h;
+  btc_sha256_init(&h);
+  btc_sha256_update(&h, size, sizeof size);
+  btc_sha256_update(&h, p.rgb, (size_t)(p.width * p.height * 3));
+  btc_sha256_final(&h, key);
+  key[32] = (uint8_t)(mode | FROM_MEMORY);
+  btc_features *f = get_features(b, key, &fresh);
+  st = f ? BTC_OK : btc_fail(err, BTC_ERR_NOMEM, "not enough memory for the features of an image");
+  if (st == BTC_OK && fresh) {
+    btc_image im = {0};
+    st = btc_request_fit(b->m, j->q.item, &p, &im, err);
+    st = fill_features(b, f, &im, st, err);
+  }
+  free(p.rgb);
+  return keep(b, j, f, st);
 }
 
 void batcher_drop_images(btc_batcher *b, batch_job *j) {
@@ -125,7 +160,7 @@ static btc_status read_job(btc_batcher *b, batch_job *j, btc_error *err) {
   if (!j->image) return btc_fail(err, BTC_ERR_NOMEM, "not enough memory for an item's images");
   for (int i = 0; st == BTC_OK && i < it->n_images; i++) {
     if (b->o.progress) __atomic_add_fetch(b->o.progress, 1, __ATOMIC_RELAXED);
-    st = read_image(b, j, it->images[i], mode, err);
+    st = it->load ? read_pixels(b, j, i, mode, err) : read_image(b, j, it->images[i], mode, err);
   }
   if (st == BTC_OK) st = btc_request_open(b->m, &j->q, err);
   j->end = j->q.step.positions;

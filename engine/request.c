@@ -46,7 +46,7 @@ static btc_status encode_prompt(const btc_model *m, btc_request *l, int most_tok
 
 btc_status btc_request_read(const btc_model *m, btc_request *l, int most_tokens, btc_error *err) {
   l->result->phase = BTC_PHASE_REQUEST;
-  if (l->item->n_images < 1 || !l->item->images) return btc_fail(err, BTC_ERR_ARG, "an item without images");
+  if (l->item->n_images < 1 || (!l->item->images && !l->item->load)) return btc_fail(err, BTC_ERR_ARG, "an item without images");
   btc_status st = check_route(m, l->item, err);
   return st == BTC_OK ? encode_prompt(m, l, most_tokens, err) : st;
 }
@@ -55,6 +55,42 @@ btc_image_mode btc_request_image_mode(const btc_model *m, const btc_item *it) {
   bool video = it->n_images > 2;
   bool pad = it->aspect == BTC_ASPECT_PAD || (it->aspect == BTC_ASPECT_AUTO && video && m->cfg->aspect_pad);
   return pad ? BTC_IMAGE_PAD : BTC_IMAGE_SQUASH;
+}
+
+btc_status btc_request_pixels(const btc_item *it, int i, btc_pixels *out, btc_error *err) {
+  *out = (btc_pixels){0};
+  btc_status st = it->load(it->load_ctx, i, out, err);
+  bool sane =
+      out->rgb && out->width >= 1 && out->width <= BTC_IMAGE_MAX_SIDE && out->height >= 1 && out->height <= BTC_IMAGE_MAX_SIDE;
+  if (st == BTC_OK && !sane)
+    st = btc_fail(err, BTC_ERR_LIMIT, "an image of %lld x %lld pixels", (long long)out->width, (long long)out->height);
+  if (st == BTC_OK) return BTC_OK;
+  free(out->rgb);
+  *out = (btc_pixels){0};
+  return st;
+}
+
+btc_status btc_request_fit(const btc_model *m, const btc_item *it, const btc_pixels *in, btc_image *out, btc_error *err) {
+  const int64_t side = m->cfg->vision.image;
+  const btc_image whole = {.width = in->width, .height = in->height, .rgb = in->rgb};
+  btc_image square = {0};
+  *out = (btc_image){0};
+  if (btc_request_image_mode(m, it) == BTC_IMAGE_SQUASH) return btc_image_resize(&whole, side, side, out, err);
+  btc_status st = btc_image_pad(&whole, &square, err);
+  if (st == BTC_OK) st = btc_image_resize(&square, side, side, out, err);
+  btc_image_free(&square);
+  return st;
+}
+
+btc_status btc_request_load(const btc_model *m, const btc_item *it, int i, btc_image *out, btc_error *err) {
+  btc_pixels p;
+  if (!it->load)
+    return btc_image_load(it->images[i], m->cfg->vision.image, btc_request_image_mode(m, it), NULL, out, NULL, NULL, err);
+  *out = (btc_image){0};
+  btc_status st = btc_request_pixels(it, i, &p, err);
+  if (st == BTC_OK) st = btc_request_fit(m, it, &p, out, err);
+  free(p.rgb);
+  return st;
 }
 
 static btc_sampling sampling_of(const btc_item *it) {

@@ -208,7 +208,7 @@ static btc_status load_images(pipe_driver *p, pipe_item *it, int64_t at, btc_err
   for (int i = 0; st == BTC_OK && i < ask->n_images; i++) {
     btc_image im = {0};
     if (p->o.progress) __atomic_add_fetch(p->o.progress, 1, __ATOMIC_RELAXED);
-    st = btc_image_load(ask->images[i], side, btc_request_image_mode(p->m, ask), NULL, &im, NULL, NULL, err);
+    st = btc_request_load(p->m, ask, i, &im, err);
     if (st == BTC_OK) btc_image_normalise(&im, c->pre.rescale, c->pre.mean, c->pre.std, p->pixels + (at + i) * image);
     btc_image_free(&im);
   }
