@@ -7,7 +7,8 @@ static int64_t along(int64_t length, int64_t tile, int64_t step) {
 
 btc_status btc_grid_make(int64_t width, int64_t height, int64_t tile, int64_t overlap, btc_grid *out, btc_error *err) {
   if (width < 1 || height < 1 || width > INT32_MAX || height > INT32_MAX)
-    return btc_fail(err, BTC_ERR_ARG, "a scene of %lld x %lld pixels cannot be cut into windows", (long long)width, (long long)height);
+    return btc_fail(err, BTC_ERR_ARG, "a scene of %lld x %lld pixels cannot be cut into windows", (long long)width,
+                    (long long)height);
   if (tile < 1 || tile > BTC_GRID_MAX_TILE)
     return btc_fail(err, BTC_ERR_ARG, "a window of %lld pixels a side is not between 1 and %d", (long long)tile, BTC_GRID_MAX_TILE);
   if (overlap < 0 || overlap >= tile)
@@ -20,7 +21,8 @@ btc_status btc_grid_make(int64_t width, int64_t height, int64_t tile, int64_t ov
   out->rows = along(height, side, out->step);
   out->count = out->columns * out->rows;
   if (out->count <= BTC_GRID_MAX_WINDOWS) return BTC_OK;
-  return btc_fail(err, BTC_ERR_LIMIT, "the scene has %lld windows, over the most there may be, %d: take larger ones or less overlap",
+  return btc_fail(err, BTC_ERR_LIMIT,
+                  "the scene has %lld windows, over the most there may be, %d: take larger ones or less overlap",
                   (long long)out->count, BTC_GRID_MAX_WINDOWS);
 }
 
@@ -29,4 +31,10 @@ btc_window btc_grid_window(const btc_grid *g, int64_t index) {
   if (x > g->width - g->tile) x = g->width - g->tile;
   if (y > g->height - g->tile) y = g->height - g->tile;
   return (btc_window){.x = x, .y = y, .width = g->tile, .height = g->tile};
+}
+
+int64_t btc_grid_visit(const btc_grid *g, int64_t stripe, int64_t k) {
+  int64_t wide = stripe > g->tile ? (stripe - g->tile) / g->step + 1 : 1, first = k / (wide * g->rows) * wide;
+  int64_t columns = g->columns - first < wide ? g->columns - first : wide, rest = k - first * g->rows;
+  return rest / columns * g->columns + first + rest % columns;
 }

@@ -28,4 +28,7 @@ btc_status btc_grid_make(int64_t width, int64_t height, int64_t tile, int64_t ov
 /* index: 0 to count - 1. */
 btc_window btc_grid_window(const btc_grid *g, int64_t index);
 
+/* The index that is visited as the k-th, 0 to count - 1: stripe after stripe of `stripe` pixels of width, each row by row. */
+int64_t btc_grid_visit(const btc_grid *g, int64_t stripe, int64_t k);
+
 #endif

@@ -1,9 +1,9 @@
 /*
  * The change map of a whole scene out of the cells of its windows: rows of float32, top to bottom, in bounded memory.
  *
- * A window's g x g cells stand at the centres of its g x g parts. A pixel of the map is as large as such a part, and its value is the
- * mean over the windows it lies in, each read bilinearly between its cells and weighted by sin^2 from its edges to its middle: near an
- * edge a model sees half of what is there, and a weight that is zero at the edge leaves no seam. Thread: any.
+ * A window's g x g cells stand at the centres of its g x g parts. A pixel of the map is as large as such a part, and its value is
+ * the mean over the windows it lies in, each read bilinearly between its cells and weighted by sin^2 from its edges to its middle:
+ * near an edge a model sees half of what is there, and a weight that is zero at the edge leaves no seam. Thread: any.
  */
 #ifndef BTC_GEO_HEAT_H
 #define BTC_GEO_HEAT_H

@@ -100,8 +100,7 @@ static btc_status check_head(btc_journal *j, bool afresh, btc_error *err) {
   file_head found;
   bool begun = read_at(j->fd, &found, sizeof found, 0);
   if (begun && memcmp(&found, &j->head, sizeof found) == 0 && !afresh) return scan(j, err);
-  if (begun && !afresh)
-    return btc_fail(err, BTC_ERR_ARG, "'%s' belongs to a run with other scenes, options or model", j->path);
+  if (begun && !afresh) return btc_fail(err, BTC_ERR_ARG, "'%s' belongs to a run with other scenes, options or model", j->path);
   if (ftruncate(j->fd, 0) != 0 || !write_at(j->fd, &j->head, sizeof j->head, 0)) return system_error(j, "write", err);
   j->end = sizeof j->head;
   return BTC_OK;
