@@ -9,7 +9,7 @@ WERROR ?= OFF
 
 PACKAGES := build-essential cmake ninja-build pkg-config libjansson-dev libsentencepiece-dev \
   libjpeg62-turbo-dev libpng-dev libcmocka-dev libzmq3-dev libprotobuf-c-dev protobuf-c-compiler libhiredis-dev \
-  libmicrohttpd-dev redis-server luajit
+  libmicrohttpd-dev redis-server luajit libgdal-dev libseccomp-dev gdal-bin python3-gdal python3-rasterio
 SANITIZED := asan tsan
 
 .PHONY: help setup build demo test test-long bench lint format install clean

@@ -9,6 +9,7 @@
 #include <stdio.h>
 
 #include "geo/frame.h"
+#include "geo/gdal/modes.h"
 
 static char complaint[512];
 
@@ -35,7 +36,9 @@ static btc_status write_all(const json_t *q, btc_error *err) {
   return st;
 }
 
-int geo_write_main(int fd) {
+int geo_write_main(int fd, int argc, char **argv) {
+  (void)argc;
+  (void)argv;
   geo_frame f;
   btc_error err;
   signal(SIGXFSZ, SIG_IGN); /* a limit on file sizes is an error like a full disk */

@@ -7,9 +7,6 @@
 
 #include "geo/geo.h"
 
-/* Answers one request on the socket; returns the exit code of the program. */
-int geo_write_main(int fd);
-
 /* Features of the records file into one layer file; see write_layer.c. */
 btc_status geo_write_gpkg(const char *records, const char *path, const char *wkt, const json_t *scene, btc_error *err);
 btc_status geo_write_geojson(const char *records, const char *path, const char *wkt, btc_error *err);

@@ -33,7 +33,12 @@ static void describe(GDALDatasetH ds, const map_request *r) {
   double g[6];
   for (int i = 0; i < 6; i++) g[i] = r->geotransform[i];
   GDALSetGeoTransform(ds, g);
-  if (*r->wkt) GDALSetProjection(ds, r->wkt);
+  OGRSpatialReferenceH srs = *r->wkt ? OSRNewSpatialReference(r->wkt) : NULL;
+  if (srs) {
+    OSRSetAxisMappingStrategy(srs, OAMS_TRADITIONAL_GIS_ORDER);
+    GDALSetSpatialRef(ds, srs);
+    OSRRelease(srs);
+  }
   GDALRasterBandH band = GDALGetRasterBand(ds, 1);
   GDALSetRasterNoDataValue(band, (double)BTC_HEAT_NODATA);
   GDALSetDescription(band, "change, 0 (same) to 1");
