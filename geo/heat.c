@@ -18,8 +18,8 @@ typedef struct heat_band {
 
 btc_heat_size btc_heat_size_of(const btc_grid *grid, int64_t g) {
   btc_heat_size s = {.pixel = (double)grid->tile / (double)g};
-  s.width = (int64_t)floor((double)grid->width / s.pixel + 0.5);
-  s.height = (int64_t)floor((double)grid->height / s.pixel + 0.5);
+  s.width = (int64_t)floor((double)grid->width / s.pixel + 0.5 - 1e-6);
+  s.height = (int64_t)floor((double)grid->height / s.pixel + 0.5 - 1e-6);
   return s;
 }
 
