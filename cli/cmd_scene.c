@@ -255,6 +255,15 @@ static int caption_scene(const scene_plan *p, const scene_files *f, btc_model *m
   return code;
 }
 
+static int queue_scene(const scene_plan *p, const scene_files *f, const char *prompt) {
+  scene_counts counts = {0};
+  int64_t start = btc_now_ns();
+  int code = scene_queue_run(p, f, &p->o->queue, prompt, &counts);
+  if (code != CLI_OK) return code;
+  print_summary(p, f, &counts, (double)(btc_now_ns() - start) * 1e-9);
+  return counts.failed ? CLI_SOME_FAILED : CLI_OK;
+}
+
 static int run_scene(const scene_options *o) {
   scene_plan plan = {0};
   scene_files files = {0};
@@ -266,11 +275,15 @@ static int run_scene(const scene_options *o) {
   bool folder = code == CLI_OK && !o->dry_run;
   if (code == CLI_OK) code = read_prompt(&o->model, &prompt, &owned);
   if (code == CLI_OK) code = scene_plan_make(o, &plan);
-  if (code == CLI_OK) code = open_model(&o->model, &m);
-  if (code == CLI_OK)
-    code = o->dry_run ? dry_run(&plan, m, prompt) : caption_scene(&plan, &files, m, prompt);
-  else if (folder)
-    rmdir(files.work); /* an empty one only */
+  bool away = o->queue.broker && !o->dry_run;
+  if (code == CLI_OK && !away) code = open_model(&o->model, &m);
+  if (code != CLI_OK) {
+    if (folder) rmdir(files.work); /* an empty one only */
+  } else if (o->dry_run) {
+    code = dry_run(&plan, m, prompt);
+  } else {
+    code = away ? queue_scene(&plan, &files, prompt) : caption_scene(&plan, &files, m, prompt);
+  }
   btc_model_close(&m);
   scene_plan_clear(&plan);
   scene_files_clear(&files);
@@ -284,8 +297,13 @@ static int run_scene(const scene_options *o) {
   { .name = n, .type = CLI_TEXT, .target = &(t), .value = v, .help = h }
 
 static int run(int argc, char **argv) {
-  scene_options o = {
-      .model = model_options_default, .tile = 256, .overlap = 64, .max_nodata = 0.5, .stretch = "auto", .shift = "none"};
+  scene_options o = {.model = model_options_default,
+                     .tile = 256,
+                     .queue = broker_options_default,
+                     .overlap = 64,
+                     .max_nodata = 0.5,
+                     .stretch = "auto",
+                     .shift = "none"};
   cli_option table[] = {
       {.name = "output",
        .letter = 'o',
@@ -334,6 +352,10 @@ static int run(int argc, char **argv) {
       FLAG("pixels", o.pixels, "leave georeferences aside: images of equal size"),
       TEXT("roots", o.roots, "DIRS", "colon-separated folders that the images must lie in (default: anywhere)"),
       FLAG("allow-vsi", o.allow_vsi, "take GDAL's network paths like /vsicurl/"),
+      TEXT("broker", o.queue.broker, "LIST",
+           "caption over the queue of these brokers, which see images and OUT under the same paths"),
+      TEXT("keys", o.queue.keys, "FILE", "for --broker: secret key file of 'btcchat keygen' (default none: loopback only)"),
+      TEXT("server-key", o.queue.server_key, "FILE", "for --broker: the brokers' public key file"),
       FLAG("dry-run", o.dry_run, "print grid, windows, memory and time, and write nothing"),
       FLAG("restart", o.restart, "throw away what a stopped run has finished"),
       FLAG("overwrite", o.overwrite, "replace outputs that are there"),
@@ -353,6 +375,7 @@ static int run(int argc, char **argv) {
   char **args;
   int n, code;
   o.model.batch = 8;
+  o.queue.broker = NULL;
   if (!cli_parse(&cmd_scene, table, sizeof table / sizeof table[0], argc, argv, &args, &n, &code)) return code;
   if (n != 2) return cli_usage_error(&cmd_scene, "two images expected, before and after; got %d", n);
   if (!o.out && !o.dry_run) return cli_usage_error(&cmd_scene, "where to? give -o OUT.gpkg");

@@ -7,11 +7,13 @@
 
 #include "geo/journal.h"
 #include "geo/window.h"
+#include "broker_options.h"
 #include "model_options.h"
 #include "worker/record.h"
 
 typedef struct scene_options {
   model_options model;
+  broker_options queue; /* queue.broker NULL: in this process */
   const char *before, *after, *out;
   const char *before_date, *after_date, *stretch, *bands, *shift, *roots;
   double gsd_m, max_nodata;
@@ -86,5 +88,10 @@ typedef struct scene_counts {
 /* Writes and publishes all outputs. */
 btc_status scene_write(const scene_plan *p, const scene_files *f, btc_journal *j, int64_t cells, const record_model *model,
                        const char *prompt, scene_counts *counts, btc_error *err);
+
+/* ---- scene_queue.c ---- */
+
+/* The whole run over a broker. Returns CLI_OK, or the exit code of what was said. */
+int scene_queue_run(const scene_plan *p, const scene_files *f, const broker_options *b, const char *prompt, scene_counts *counts);
 
 #endif

@@ -7,32 +7,12 @@
 #include <sys/stat.h>
 
 #include "engine/prompt.h"
+#include "geo/cells.h"
 #include "scene.h"
 
 static bool interrupted(void *ctx) {
   (void)ctx;
   return cli_interrupted;
-}
-
-static bool read_bands(const char *text, int bands[3]) {
-  int used = 0;
-  if (!text) return true;
-  bool three = sscanf(text, "%d,%d,%d%n", &bands[0], &bands[1], &bands[2], &used) == 3 && !text[used];
-  return three && bands[0] > 0 && bands[1] > 0 && bands[2] > 0;
-}
-
-/* "auto", "none", "joint", "each", or LOW,HIGH */
-static bool read_stretch(const char *text, btc_scene_options *so) {
-  static const char *const kinds[] = {"auto", "none", "joint", "each"};
-  int used = 0;
-  for (int i = 0; i < 4; i++) {
-    if (strcmp(text, kinds[i]) != 0) continue;
-    so->stretch = (btc_scene_stretch_kind)i;
-    return true;
-  }
-  so->stretch = BTC_STRETCH_RANGE;
-  return sscanf(text, "%lf,%lf%n", &so->stretch_min, &so->stretch_max, &used) == 2 && !text[used] &&
-         so->stretch_min < so->stretch_max;
 }
 
 /* A date, or date and time, without a zone. */
@@ -56,17 +36,14 @@ static int read_options(const scene_options *o, btc_scene_options *so, scene_pla
   so->pixels = o->pixels;
   so->gsd_m = o->gsd_m;
   so->cancelled = interrupted;
-  so->shift = !strcmp(o->shift, "apply") ? BTC_SHIFT_APPLY : !strcmp(o->shift, "estimate") ? BTC_SHIFT_ESTIMATE : BTC_SHIFT_NONE;
-  if (!read_bands(o->bands, so->bands)) {
-    cli_error("scene: --bands '%s' is not three band numbers like 4,3,2", o->bands);
-  } else if (!read_stretch(o->stretch, so)) {
-    cli_error("scene: --stretch '%s' is none of auto, none, joint, each, LOW,HIGH", o->stretch);
-  } else if (!read_date(o->before_date, p->dates[0]) || !read_date(o->after_date, p->dates[1])) {
-    cli_error("scene: dates are written 2019-05-31 or 2019-05-31T10:20:30");
-  } else {
-    return CLI_OK;
-  }
-  return CLI_USAGE;
+  btc_error err;
+  btc_status st = btc_scene_options_bands(o->bands, so, &err);
+  if (st == BTC_OK) st = btc_scene_options_stretch(o->stretch, so, &err);
+  if (st == BTC_OK) st = btc_scene_options_shift(o->shift, so, &err);
+  if (st == BTC_OK && (!read_date(o->before_date, p->dates[0]) || !read_date(o->after_date, p->dates[1])))
+    st = btc_fail(&err, BTC_ERR_ARG, "dates are written 2019-05-31 or 2019-05-31T10:20:30");
+  if (st != BTC_OK) cli_error("scene: %s", err.message);
+  return st == BTC_OK ? CLI_OK : CLI_USAGE;
 }
 
 int scene_plan_make(const scene_options *o, scene_plan *p) {

@@ -53,20 +53,13 @@ static btc_status load(void *ctx, int i, btc_pixels *out, btc_error *err) {
 
 /* ---- records ---- */
 
-static const char *skip_message(const btc_window_pixels *px, char text[96]) {
-  if (px->verdict == BTC_VERDICT_UNCHANGED) return "both images have the same pixels";
-  if (px->verdict == BTC_VERDICT_NO_OVERLAP) return "outside the ground that both images show";
-  snprintf(text, 96, "%.1f %% of the pixels are missing in one of the images", px->missing * 100);
-  return text;
-}
-
 static char *make_record(const scene_runner *r, const scene_slot *s, const btc_result *result) {
   const char *prompt = r->job.prompt ? r->job.prompt : btc_prompt_caption;
   scene_id id;
-  char text[96], *line;
+  char *line;
   scene_window_id(&r->job.plan->grid, s->index, id);
   if (s->px.verdict != BTC_VERDICT_CAPTION)
-    line = record_skipped(&r->model, id, prompt, NULL, btc_verdict_reason(s->px.verdict), skip_message(&s->px, text),
+    line = record_skipped(&r->model, id, prompt, NULL, btc_verdict_reason(s->px.verdict), btc_verdict_message(&s->px),
                           s->px.verdict == BTC_VERDICT_UNCHANGED);
   else if (s->failure.reason != BTC_GEO_NONE)
     line = record_failed(&r->model, id, prompt, NULL, btc_geo_reason_text(s->failure.reason), s->failure.error.message);

@@ -10,6 +10,12 @@ const char *btc_verdict_reason(btc_verdict v) {
   return reasons[v];
 }
 
+const char *btc_verdict_message(const btc_window_pixels *p) {
+  static const char *const messages[] = {"", "both images have the same pixels", "too many pixels are missing in one of the images",
+                                         "outside the ground that both images show"};
+  return messages[p->verdict];
+}
+
 void btc_window_pixels_clear(btc_window_pixels *p) {
   free(p->before);
   free(p->after);

@@ -22,6 +22,7 @@ typedef struct btc_window_pixels {
   uint8_t *cell;           /* [cells, cells] malloc'ed: 1 where at least half of the pixels are there; not for NO_OVERLAP */
 } btc_window_pixels;
 void btc_window_pixels_clear(btc_window_pixels *p);
+const char *btc_verdict_message(const btc_window_pixels *p); /* why there is no caption, a sentence; static text */
 
 /* cells: a side of the change grid. max_missing: 0..1. On failure *out is empty. */
 btc_status btc_window_read(btc_scene *s, const btc_window *w, double max_missing, int64_t cells, btc_window_pixels *out,

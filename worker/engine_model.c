@@ -12,6 +12,7 @@
 
 #include "engine/batcher.h"
 #include "item.h"
+#include "window.h"
 
 typedef struct open_item {
   work_item it;
@@ -24,6 +25,7 @@ typedef struct model_engine {
   btc_model *m;
   btc_batcher *b;
   char *roots;
+  window_reader *windows;
   record_model record;
   open_item *items; /* [n_items] */
   size_t n_items;
@@ -44,6 +46,10 @@ static bool read_fails_for_good(const char *path) {
 static bool passing(const work_item *it, const char **reason) {
   const btc_result *r = &it->result;
   *reason = item_reason(it);
+  if (it->window && it->window->failure.reason != BTC_GEO_NONE) { /* a decoder that died may do better; a file stays what it is */
+    btc_geo_reason why = it->window->failure.reason;
+    return why == BTC_GEO_TIMEOUT || why == BTC_GEO_OOM || why == BTC_GEO_CRASH || why == BTC_GEO_INTERNAL;
+  }
   if (r->status == BTC_ERR_NOMEM) return true;
   if (r->status != BTC_ERR_IO || it->bad || r->phase != BTC_PHASE_IMAGE) return false;
   return !read_fails_for_good(it->paths[0]) && !read_fails_for_good(it->paths[1]);
@@ -51,14 +57,14 @@ static bool passing(const work_item *it, const char **reason) {
 
 btc_status engine_answer(const btc_model *m, const record_model *record, work_item *it, worker_answer *a, btc_error *err) {
   *a = (worker_answer){.outcome = BTC__OUTCOME__OUTCOME_OK, .reason = ""};
-  if (it->result.status != BTC_OK) {
+  if (item_failed(it)) {
     a->outcome = passing(it, &a->reason) ? BTC__OUTCOME__OUTCOME_TRANSIENT : BTC__OUTCOME__OUTCOME_PERMANENT;
     a->message = btc_strdup(it->result.error.message);
   }
   a->record = item_record(m, record, it);
   a->id = it->id;
   it->id = NULL;
-  if (a->record && (a->message || it->result.status == BTC_OK)) return BTC_OK;
+  if (a->record && (a->message || !item_failed(it))) return BTC_OK;
   worker_answer_clear(a);
   return btc_fail(err, BTC_ERR_NOMEM, "out of memory");
 }
@@ -100,6 +106,7 @@ static btc_status add(worker_engine *base, const worker_item *item, uint64_t tic
   if (i == e->n_items) return btc_fail(err, BTC_ERR_LIMIT, "the engine has no room for another item");
   open_item *o = &e->items[i];
   btc_status st = item_from_spec(&o->it, item->spec, item->params, err);
+  if (st == BTC_OK) st = item_take_window(&o->it, item->spec, item->params, e->windows, err);
   if (st == BTC_OK) item_refuse_outside(&o->it, e->roots);
   if (st == BTC_OK && !o->it.bad) {
     o->ticket = ticket;
@@ -126,6 +133,7 @@ static btc_status step(worker_engine *base, const worker_sink *sink, btc_error *
 static void destroy(worker_engine *base) {
   model_engine *e = (model_engine *)base;
   btc_batcher_destroy(&e->b);
+  window_reader_destroy(&e->windows);
   btc_model_close(&e->m);
   free(e->items);
   free(e->roots);
@@ -150,6 +158,10 @@ static btc_status open_all(model_engine *e, const btc_worker_options *o, btc_err
   if (o->roots && !e->roots) return btc_fail(err, BTC_ERR_NOMEM, "out of memory");
   btc_status st = btc_model_open(o->model, &e->m, err);
   if (st == BTC_OK) st = open_batcher(e, o, err);
+  btc_model_info info = {0};
+  if (st == BTC_OK) btc_model_get_info(e->m, &info);
+  if (st == BTC_OK && !(e->windows = window_reader_create(o->roots, info.grid, &e->base.progress)))
+    st = btc_fail(err, BTC_ERR_NOMEM, "out of memory");
   if (st == BTC_OK) st = record_model_fill(e->m, btc_batcher_precision(e->b), &e->record, err);
   return st;
 }

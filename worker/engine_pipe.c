@@ -9,11 +9,13 @@
 #include "item.h"
 #include "pipe.h"
 #include "shard.h"
+#include "window.h"
 
 typedef struct pipe_engine {
   worker_engine base;
   pipe_driver *p;
   char *roots;
+  window_reader *windows;
   record_model record;
   work_item *items;    /* [batch] */
   btc_item *asks;      /* [batch] */
@@ -42,6 +44,7 @@ static btc_status run(worker_engine *base, const worker_item *items, size_t n, c
   size_t made = 0;
   for (; st == BTC_OK && made < n; made++) {
     st = item_from_spec(&e->items[made], items[made].spec, items[made].params, err);
+    if (st == BTC_OK) st = item_take_window(&e->items[made], items[made].spec, items[made].params, e->windows, err);
     if (st == BTC_OK) item_refuse_outside(&e->items[made], e->roots);
   }
   if (st == BTC_OK) st = caption(e, n, err);
@@ -57,6 +60,7 @@ static btc_status run(worker_engine *base, const worker_item *items, size_t n, c
 static void destroy(worker_engine *base) {
   pipe_engine *e = (pipe_engine *)base;
   pipe_destroy(&e->p);
+  window_reader_destroy(&e->windows);
   free(e->items);
   free(e->asks);
   free(e->results);
@@ -89,6 +93,10 @@ static btc_status open_all(pipe_engine *e, const btc_worker_options *o, btc_erro
   e->results = btc_alloc_zero(batch, sizeof *e->results);
   if (!e->items || !e->asks || !e->results || (o->roots && !e->roots)) return btc_fail(err, BTC_ERR_NOMEM, "out of memory");
   btc_status st = open_pipe(e, o, err);
+  btc_model_info info = {0};
+  if (st == BTC_OK) btc_model_get_info(pipe_model(e->p), &info);
+  if (st == BTC_OK && !(e->windows = window_reader_create(o->roots, info.grid, &e->base.progress)))
+    st = btc_fail(err, BTC_ERR_NOMEM, "out of memory");
   if (st == BTC_OK) st = record_model_fill(pipe_model(e->p), pipe_precision(e->p), &e->record, err);
   if (st == BTC_OK) btc_shard_drop_weights(pipe_model(e->p)); /* the fingerprint read them all */
   return st;
