@@ -31,16 +31,17 @@ size_t btc_cells_count(const char *text) {
 }
 
 bool btc_cells_decode(const char *text, uint16_t *cells, size_t n) {
-  size_t len = strlen(text), bytes = 2 * n;
+  size_t len = strlen(text), bytes = 2 * n, pad = (3 - bytes % 3) % 3, at = 0;
+  uint32_t bits = 0;
   if (len != (bytes + 2) / 3 * 4) return false;
   memset(cells, 0, n * sizeof *cells);
   for (size_t i = 0; i < len; i++) {
-    const char *d = text[i] ? strchr(digits, text[i]) : NULL;
-    size_t bit = i * 6;
-    if (!d) return text[i] == '=' && bit >= 8 * bytes - 4 && i >= len - 2; /* padding ends it */
-    uint32_t v = (uint32_t)(d - digits) << (16 - 6 - bit % 8) & 0xffff;    /* over two bytes, from the high end */
-    if (bit / 8 < bytes) cells[bit / 16] |= (uint16_t)(bit / 8 % 2 ? v >> 8 << 8 : v >> 8);
-    if (bit / 8 + 1 < bytes) cells[(bit / 8 + 1) / 2] |= (uint16_t)((bit / 8 + 1) % 2 ? (v & 0xff) << 8 : v & 0xff);
+    const char *d = strchr(digits, text[i]);
+    if (i >= len - pad ? text[i] != '=' : !d) return false;
+    bits = bits << 6 | (i >= len - pad ? 0 : (uint32_t)(d - digits));
+    if (i % 4 != 3) continue;
+    for (int k = 16; k >= 0 && at < bytes; k -= 8, at++) cells[at / 2] |= (uint16_t)((bits >> k & 0xff) << (at % 2 ? 8 : 0));
+    bits = 0;
   }
   return true;
 }
