@@ -39,7 +39,7 @@ const char btc_style_heat_qml[] =
     "zoomedInResamplingMethod=\"bilinear\" zoomedOutResamplingMethod=\"bilinear\" maxOversampling=\"2\"/></provider>"
     "<rasterrenderer type=\"singlebandpseudocolor\" band=\"1\" opacity=\"1\" alphaBand=\"-1\" classificationMin=\"0\" "
     "classificationMax=\"0.5\"><rastershader><colorrampshader colorRampType=\"INTERPOLATED\" classificationMode=\"1\" clip=\"0\" "
-    "minimumValue=\"0\" maximumValue=\"0.5\">" ITEM("0", "#160e36", "0") ITEM("0.0625", "#3e1268", "70")
-        ITEM("0.125", "#6c1a76", "120") ITEM("0.1875", "#9c266a", "160") ITEM("0.25", "#c83a4e", "190")
-            ITEM("0.3125", "#e85e2e", "205") ITEM("0.375", "#f88e1e", "215") ITEM("0.4375", "#fbc240", "225")
+    "minimumValue=\"0\" maximumValue=\"0.5\">" ITEM("0", "#160e36", "0") ITEM("0.0625", "#3e1268", "12")
+        ITEM("0.125", "#6c1a76", "45") ITEM("0.1875", "#9c266a", "105") ITEM("0.25", "#c83a4e", "165")
+            ITEM("0.3125", "#e85e2e", "195") ITEM("0.375", "#f88e1e", "215") ITEM("0.4375", "#fbc240", "225")
                 ITEM("0.5", "#fcf6a8", "235") "</colorrampshader></rastershader></rasterrenderer></pipe></qgis>\n";
