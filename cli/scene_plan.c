@@ -59,6 +59,8 @@ int scene_plan_make(const scene_options *o, scene_plan *p) {
     return CLI_FAILED;
   }
   p->info = btc_scene_get_info(p->scene);
+  if (!*p->dates[0]) snprintf(p->dates[0], sizeof p->dates[0], "%s", p->info->before.date);
+  if (!*p->dates[1]) snprintf(p->dates[1], sizeof p->dates[1], "%s", p->info->after.date);
   if (*p->info->note) cli_error("note: %s", p->info->note);
   if (btc_grid_make(p->info->width, p->info->height, o->tile, o->overlap, &p->grid, &err) == BTC_OK) return CLI_OK;
   cli_error("%s", err.message);

@@ -11,8 +11,11 @@ typedef struct geo_process {
   int fd;    /* our end of the socket, non-blocking; -1: closed */
 } geo_process;
 
-/* Starts `btcchat-geo MODE` with the socket as descriptor 3, no other descriptors, an environment of our choice. */
-btc_status geo_process_start(const char *mode, geo_process *p, btc_geo_failure *f);
+#define GEO_PROCESS_FD 3 /* the helper's end */
+
+/* Starts `btcchat-geo ARGS...` (args NULL-terminated, without the program's name; the first is the mode) with the socket as
+ * descriptor 3, no other descriptors above stderr, and an environment of a few names only. */
+btc_status geo_process_start(const char *const *args, geo_process *p, btc_geo_failure *f);
 
 /* Sends a request and waits for the answer, an object that is either what was asked for or {"reason": ..., "message": ...}, which
  * becomes *f. On any other failure the process is dead afterwards and *f says how it ended (crash, timeout, oom).

@@ -63,6 +63,7 @@ typedef struct btc_scene_image {
   int block_width, block_height, overviews;
   bool georeferenced, has_crs, world_file;
   char epsg[32];             /* "EPSG:32618" or empty */
+  char date[24];             /* TIFFTAG_DATETIME as "2019-05-31T10:20:30", or empty */
   double geotransform[6];    /* GDAL's order: x0, dx/dcol, dx/drow, y0, dy/dcol, dy/drow */
   double gsd_m;              /* mean of both directions at the centre; 0: not known */
   bool has_nodata, has_mask; /* mask: an alpha band or a mask of its own */
