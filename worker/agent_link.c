@@ -186,6 +186,7 @@ static void say_heartbeat(agent *a) {
     beat.rss_bytes = engine_resident_bytes(a);
     beat.items_done = a->items_done;
     beat.items_per_s = a->items_per_s;
+    beat.deaf_ms = (uint32_t)((btc_loop_now_ns(a->loop) - a->answered_ns) / AGENT_MS);
     beat.draining = a->phase > AGENT_WORKING || engine_hopeless(a); /* no grants, please */
     e.heartbeat = &beat;
     e.req_id = UNKEPT | a->beats;
