@@ -9,6 +9,14 @@ pkg_check_modules(ZMQ REQUIRED IMPORTED_TARGET libzmq)
 pkg_check_modules(PROTOBUFC REQUIRED IMPORTED_TARGET libprotobuf-c>=1.4.1)
 pkg_check_modules(HIREDIS REQUIRED IMPORTED_TARGET hiredis)
 pkg_check_modules(MICROHTTPD REQUIRED IMPORTED_TARGET libmicrohttpd)
-# Scenes: GDAL reads and writes what a GIS does; libseccomp shuts the process in which it reads.
-find_package(GDAL 3.6 REQUIRED)
-pkg_check_modules(SECCOMP REQUIRED IMPORTED_TARGET libseccomp)
+# Scenes: GDAL reads and writes what a GIS does; libseccomp shuts the process in which it reads; KISS FFT measures shifts (FFTW would
+# bring its GPL along). Without them btcchat is built without scenes and says so.
+find_package(GDAL 3.6 QUIET)
+pkg_check_modules(SECCOMP IMPORTED_TARGET libseccomp)
+pkg_check_modules(KISSFFT IMPORTED_TARGET kissfft-float)
+set(BTC_GEO OFF)
+if(GDAL_FOUND AND SECCOMP_FOUND AND KISSFFT_FOUND)
+  set(BTC_GEO ON)
+else()
+  message(STATUS "Without scenes (btcchat-geo): they need libgdal-dev, libseccomp-dev and libkissfft-dev")
+endif()

@@ -5,7 +5,6 @@
 #define _GNU_SOURCE
 #include "geo/scene.h"
 
-#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -38,7 +37,7 @@ btc_scene_options btc_scene_options_defaults(void) {
                              .max_side = BTC_SCENE_MAX_SIDE,
                              .max_bands = 512,
                              .max_block_bytes = (int64_t)128 << 20,
-                             .max_ratio = 2000,
+                             .max_ratio = 500,
                              .memory_bytes = (int64_t)1280 << 20,
                              .cache_bytes = (int64_t)384 << 20,
                              .open_ms = 120000,
@@ -66,113 +65,13 @@ static json_t *image_question(const geo_source *s, int i) {
 
 static json_t *question_of(const btc_scene *s) {
   const btc_scene_options *o = &s->o;
-  return json_pack("{s:{s:[o,o],s:b,s:b,s:f,s:[i,i,i],s:i,s:[f,f],s:[f,f],s:I,s:i,s:i,s:I,s:f,s:I,s:I}}", "open", "images",
+  return json_pack("{s:{s:[o,o],s:b,s:b,s:f,s:[i,i,i],s:i,s:i,s:[f,f],s:[f,f],s:I,s:i,s:i,s:I,s:f,s:I,s:I}}", "open", "images",
                    image_question(&s->source[0], 0), image_question(&s->source[1], 1), "network", (int)o->allow_vsi, "pixels",
                    (int)o->pixels, "gsd_m", o->gsd_m, "bands", o->bands[0], o->bands[1], o->bands[2], "stretch", (int)o->stretch,
-                   "percentiles", o->percentile_low, o->percentile_high, "range", o->stretch_min, o->stretch_max, "max_pixels",
-                   (json_int_t)o->max_pixels, "max_side", o->max_side, "max_bands", o->max_bands, "max_block_bytes",
-                   (json_int_t)o->max_block_bytes, "max_ratio", o->max_ratio, "memory_bytes", (json_int_t)o->memory_bytes,
-                   "cache_bytes", (json_int_t)o->cache_bytes);
-}
-
-/* ---- the answer, which a hostile file may have written ---- */
-
-typedef struct reader {
-  const json_t *o;
-  bool good;
-} reader;
-
-static double number(reader *r, const char *key, double low, double high) {
-  const json_t *v = json_object_get(r->o, key);
-  double x = json_number_value(v);
-  r->good = r->good && json_is_number(v) && x >= low && x <= high;
-  return r->good ? x : low;
-}
-
-static void numbers(reader *r, const char *key, double *out, size_t n) {
-  const json_t *a = json_object_get(r->o, key);
-  r->good = r->good && json_array_size(a) == n;
-  for (size_t i = 0; i < n; i++) {
-    out[i] = json_number_value(json_array_get(a, i));
-    r->good = r->good && isfinite(out[i]);
-  }
-}
-
-static void text(reader *r, const char *key, char *out, size_t room) {
-  const char *s = json_string_value(json_object_get(r->o, key));
-  r->good = r->good && s && strlen(s) < room;
-  snprintf(out, room, "%s", s && r->good ? s : "");
-  for (char *c = out; *c; c++)
-    if ((unsigned char)*c < ' ') *c = '?';
-}
-
-static bool flag(const reader *r, const char *key) {
-  return json_is_true(json_object_get(r->o, key));
-}
-
-static bool read_image(const json_t *o, btc_scene_image *im) {
-  reader r = {.o = o, .good = true};
-  double band[3];
-  text(&r, "driver", im->driver, sizeof im->driver);
-  text(&r, "dtype", im->dtype, sizeof im->dtype);
-  text(&r, "epsg", im->epsg, sizeof im->epsg);
-  text(&r, "date", im->date, sizeof im->date);
-  im->file_bytes = (int64_t)number(&r, "file_bytes", 0, 9e18);
-  im->width = (int)number(&r, "width", 1, INT32_MAX);
-  im->height = (int)number(&r, "height", 1, INT32_MAX);
-  im->bands = (int)number(&r, "bands", 1, 65536);
-  numbers(&r, "band", band, 3);
-  for (int i = 0; r.good && i < 3; i++) im->band[i] = (int)band[i];
-  im->block_width = (int)number(&r, "block_width", 1, INT32_MAX);
-  im->block_height = (int)number(&r, "block_height", 1, INT32_MAX);
-  im->overviews = (int)number(&r, "overviews", 0, 1000);
-  im->gsd_m = number(&r, "gsd_m", 0, 1e12);
-  numbers(&r, "geotransform", im->geotransform, 6);
-  numbers(&r, "low", im->low, 3);
-  numbers(&r, "high", im->high, 3);
-  im->georeferenced = flag(&r, "georeferenced");
-  im->has_crs = flag(&r, "has_crs");
-  im->world_file = flag(&r, "world_file");
-  im->has_nodata = flag(&r, "has_nodata");
-  im->has_mask = flag(&r, "has_mask");
-  im->direct = flag(&r, "direct");
-  im->nodata = json_number_value(json_object_get(o, "nodata"));
-  return r.good;
-}
-
-static bool read_overlap(const json_t *a, btc_scene_info *i) {
-  size_t n = json_array_size(a);
-  if (n < 3 || n > BTC_SCENE_MAX_OVERLAP_POINTS) return false;
-  i->overlap_points = (int)n;
-  for (size_t k = 0; k < n; k++) {
-    for (size_t c = 0; c < 2; c++) {
-      double v = json_number_value(json_array_get(json_array_get(a, k), c));
-      if (!isfinite(v)) return false;
-      i->overlap[k][c] = v;
-    }
-  }
-  return true;
-}
-
-static bool read_info(const json_t *o, btc_scene_info *i) {
-  reader r = {.o = o, .good = true};
-  const char *wkt = json_string_value(json_object_get(o, "crs_wkt"));
-  *i = (btc_scene_info){0};
-  i->width = (int)number(&r, "width", 1, INT32_MAX);
-  i->height = (int)number(&r, "height", 1, INT32_MAX);
-  numbers(&r, "geotransform", i->geotransform, 6);
-  i->georeferenced = flag(&r, "georeferenced");
-  text(&r, "epsg", i->epsg, sizeof i->epsg);
-  text(&r, "note", i->note, sizeof i->note);
-  i->gsd_m = number(&r, "gsd_m", 0, 1e12);
-  i->overlap_share = number(&r, "overlap_share", 0, 1);
-  i->stripe_width = (int)number(&r, "stripe_width", 1, INT32_MAX);
-  i->stretch = (btc_scene_stretch_kind)number(&r, "stretch", BTC_STRETCH_NONE, BTC_STRETCH_RANGE);
-  const json_t *images = json_object_get(o, "images");
-  r.good = r.good && read_overlap(json_object_get(o, "overlap"), i) && read_image(json_array_get(images, 0), &i->before) &&
-           read_image(json_array_get(images, 1), &i->after) && wkt;
-  if (r.good) i->crs_wkt = btc_strdup(wkt);
-  return r.good && i->crs_wkt;
+                   "shift", (int)o->shift, "percentiles", o->percentile_low, o->percentile_high, "range", o->stretch_min,
+                   o->stretch_max, "max_pixels", (json_int_t)o->max_pixels, "max_side", o->max_side, "max_bands", o->max_bands,
+                   "max_block_bytes", (json_int_t)o->max_block_bytes, "max_ratio", o->max_ratio, "memory_bytes",
+                   (json_int_t)o->memory_bytes, "cache_bytes", (json_int_t)o->cache_bytes);
 }
 
 /* ---- starting and asking ---- */
@@ -220,7 +119,7 @@ static btc_status open_all(btc_scene *s, const char *before, const char *after, 
   if (st == BTC_OK) st = geo_source_open(after, s->roots, s->o.allow_vsi, &s->source[1], f);
   if (st == BTC_OK) st = make_shared(s, f);
   if (st == BTC_OK) st = start(s, &answer, f);
-  if (st == BTC_OK && !read_info(answer, &s->info))
+  if (st == BTC_OK && !scene_info_read(answer, &s->info))
     st = btc_geo_fail(f, BTC_GEO_CRASH, BTC_ERR_FORMAT, "the decoder gave an answer that makes no sense");
   json_decref(answer);
   return st;

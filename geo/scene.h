@@ -45,7 +45,7 @@ typedef struct btc_scene_options {
   int64_t max_pixels;           /* of an image; default 5e9 */
   int max_side, max_bands;      /* default BTC_SCENE_MAX_SIDE, 512 */
   int64_t max_block_bytes;      /* one decoded block of a file; default 128 MiB */
-  double max_ratio;             /* decoded bytes to file bytes, for images of over 256 MiB decoded; default 2000 */
+  double max_ratio;             /* decoded bytes to file bytes, for images of over 256 MiB decoded; default 500 */
   int64_t memory_bytes;         /* address space of the decoder; default 1.25 GiB */
   int64_t cache_bytes;          /* of decoded blocks in it; default 384 MiB */
   int open_ms, read_ms;         /* time limits; default 120,000 and 30,000 */

@@ -6,27 +6,38 @@
 #include <cpl_conv.h>
 #include <cpl_error.h>
 #include <gdal.h>
+#include <gdal_frmts.h>
 #include <ogr_srs_api.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <unistd.h>
 
 #include "geo/frame.h"
 #include "geo/gdal/fdfs.h"
 #include "geo/gdal/grid.h"
 #include "geo/gdal/modes.h"
 #include "geo/gdal/sandbox.h"
+#include "geo/gdal/shift.h"
 #include "geo/gdal/stretch.h"
 #include "geo/scene_wire.h"
 
-enum { CPU_S = 7 * 24 * 3600 /* of a decoder's whole life; a call's time is the parent's to watch */ };
+enum {
+  CPU_S = 7 * 24 * 3600, /* of a decoder's whole life; a call's time is the parent's to watch */
+  ALARM_S = 900          /* of one call, should the parent be gone */
+};
 
 typedef struct decoder {
   char label[2][1024];
   image images[2];
   grid g;
   placed placed[2];
+  double overlap[GRID_MAX_POINTS][2]; /* the common ground */
+  int n_overlap;
+  double overlap_share;
+  shift shift;
+  bool shift_estimated, shift_applied;
   stretch s;
   pixels p;
   uint8_t *shared; /* SCENE_WIRE_BYTES */
@@ -72,8 +83,14 @@ static void start_gdal(const json_t *q) {
   CPLSetConfigOption("GDAL_DISABLE_READDIR_ON_OPEN", "EMPTY_DIR");
   CPLSetConfigOption("GDAL_NUM_THREADS", "1");
   CPLSetConfigOption("OSR_USE_APPROX_TMERC", "NO");
+  CPLSetConfigOption("GDAL_ERROR_ON_LIBJPEG_WARNING", "TRUE"); /* a truncated JPEG is no grey picture */
   CPLSetErrorHandler(silent);
-  GDALAllRegister();
+  /* these and no others: no virtual rasters, no plugins; MEM is for our own windows (no name of a file leads to it: image_open) */
+  GDALRegister_GTiff();
+  GDALRegister_JP2OpenJPEG();
+  GDALRegister_PNG();
+  GDALRegister_JPEG();
+  GDALRegister_MEM();
   warm_up();
 }
 
@@ -106,10 +123,30 @@ static btc_status open_images(decoder *d, const json_t *q, btc_geo_failure *f) {
   return st;
 }
 
+/* Where the after image lies on the grid, with its shift undone if that is asked for. */
+static btc_status align(decoder *d, const json_t *q, btc_geo_failure *f) {
+  btc_scene_shift_kind kind = (btc_scene_shift_kind)number_of(q, "shift");
+  d->overlap_share = grid_overlap(&d->g, &d->placed[1], d->overlap, &d->n_overlap);
+  if (d->overlap_share <= 0)
+    return btc_geo_fail(f, BTC_GEO_NO_OVERLAP, BTC_ERR_UNSUPPORTED, "'%s' and '%s' show no common ground", d->label[0],
+                        d->label[1]);
+  if (kind == BTC_SHIFT_NONE) return BTC_OK;
+  btc_status st = shift_measure(d->placed, &d->g, d->overlap, d->n_overlap, &d->p, &d->shift, f);
+  d->shift_estimated = st == BTC_OK && d->shift.found;
+  bool apply = d->shift_estimated && kind == BTC_SHIFT_APPLY && d->shift.confidence >= BTC_SCENE_MIN_CONFIDENCE;
+  if (st != BTC_OK || !apply) return st;
+  grid_unplace(&d->placed[1]);
+  d->shift_applied = true;
+  st = grid_place(&d->g, &d->images[1], d->shift.x, d->shift.y, &d->placed[1], f);
+  if (st == BTC_OK) d->overlap_share = grid_overlap(&d->g, &d->placed[1], d->overlap, &d->n_overlap);
+  return st;
+}
+
 static btc_status place_images(decoder *d, const json_t *q, btc_geo_failure *f) {
   btc_status st = grid_make(&d->images[0], &d->images[1], number_of(q, "gsd_m"), json_is_true(json_object_get(q, "pixels")),
                             (int)number_of(q, "max_side"), &d->g, f);
   for (int i = 0; st == BTC_OK && i < 2; i++) st = grid_place(&d->g, &d->images[i], 0, 0, &d->placed[i], f);
+  if (st == BTC_OK) st = align(d, q, f);
   if (st != BTC_OK) return st;
   double percent[2], range[2];
   numbers_of(q, "percentiles", percent, 2);
@@ -167,26 +204,22 @@ static json_t *image_answer(const decoder *d, int i) {
 }
 
 static json_t *open_answer(decoder *d, const json_t *q, btc_geo_failure *f) {
-  double points[GRID_MAX_POINTS][2];
-  int n = 0;
-  double share = grid_overlap(&d->g, &d->placed[1], points, &n);
-  if (share <= 0) {
-    btc_geo_fail(f, BTC_GEO_NO_OVERLAP, BTC_ERR_UNSUPPORTED, "'%s' and '%s' show no common ground", d->label[0], d->label[1]);
-    return NULL;
-  }
   char epsg[32], *wkt = NULL;
   const char *const wkt2[] = {"FORMAT=WKT2_2019", NULL};
   epsg_of(d->g.srs, epsg);
   if (d->g.srs) OSRExportToWktEx(d->g.srs, &wkt, wkt2);
   json_t *polygon = json_array();
-  for (int i = 0; i < n; i++) json_array_append_new(polygon, array_of(points[i], 2));
-  json_t *o =
-      json_pack("{s:i,s:i,s:b,s:s,s:s,s:f,s:o,s:f,s:i,s:i,s:s,s:[o,o]}", "width", d->g.width, "height", d->g.height,
-                "georeferenced", d->g.georeferenced, "crs_wkt", wkt ? wkt : "", "epsg", epsg, "gsd_m", d->g.gsd, "overlap", polygon,
-                "overlap_share", share, "stripe_width", grid_stripe(&d->g, d->placed, (int64_t)number_of(q, "cache_bytes")),
-                "stretch", (int)d->s.kind, "note", d->g.note, "images", image_answer(d, 0), image_answer(d, 1));
+  for (int i = 0; i < d->n_overlap; i++) json_array_append_new(polygon, array_of(d->overlap[i], 2));
+  json_t *o = json_pack("{s:i,s:i,s:b,s:s,s:s,s:f,s:o,s:f,s:i,s:i,s:s,s:[o,o]}", "width", d->g.width, "height", d->g.height,
+                        "georeferenced", d->g.georeferenced, "crs_wkt", wkt ? wkt : "", "epsg", epsg, "gsd_m", d->g.gsd, "overlap",
+                        polygon, "overlap_share", d->overlap_share, "stripe_width",
+                        grid_stripe(&d->g, d->placed, (int64_t)number_of(q, "cache_bytes")), "stretch", (int)d->s.kind, "note",
+                        d->g.note, "images", image_answer(d, 0), image_answer(d, 1));
   CPLFree(wkt);
   if (o) json_object_set_new(o, "geotransform", array_of(d->g.gt, 6));
+  const double measured[3] = {d->shift.x, d->shift.y, d->shift.confidence};
+  if (o && d->shift_estimated) json_object_set_new(o, "shift", array_of(measured, 3));
+  if (o) json_object_set_new(o, "shift_applied", json_boolean(d->shift_applied));
   if (!o) btc_geo_fail(f, BTC_GEO_DECODE, BTC_ERR_FORMAT, "'%s': its texts are not UTF-8", d->label[0]);
   return o;
 }
@@ -241,6 +274,7 @@ int geo_decode_main(int socket, int argc, char **argv) {
   for (bool opened = false; geo_frame_receive(socket, 0, NULL, NULL, &frame, &err) == BTC_OK;) {
     btc_geo_failure f = {.reason = BTC_GEO_INTERNAL};
     bool open = json_object_get(frame.message, "open") != NULL;
+    alarm(ALARM_S);
     json_t *answer = NULL;
     if (open != !opened)
       btc_geo_fail(&f, BTC_GEO_BAD_REQUEST, BTC_ERR_ARG, "requests out of order");
@@ -252,6 +286,7 @@ int geo_decode_main(int socket, int argc, char **argv) {
                          *f.error.message ? f.error.message : "no reason was given");
     if (!answer) answer = json_pack("{s:s,s:s}", "reason", "decode", "message", "texts in the file are not UTF-8");
     geo_frame_clear(&frame);
+    alarm(0);
     btc_status sent = answer ? geo_frame_send(socket, answer, NULL, 0, 0, &err) : BTC_ERR_NOMEM;
     json_decref(answer);
     if (sent != BTC_OK || !opened) return 1;

@@ -30,7 +30,8 @@ static btc_status take(const image *im, sample *s, pixels *p, btc_geo_failure *f
     int x = (int)((int64_t)(im->width - w) * (k % PLACES) / (PLACES - 1)),
         y = (int)((int64_t)(im->height - h) * (k / PLACES) / (PLACES - 1));
     btc_status st = pixels_read_image(im, x, y, w, h, p, f);
-    if (st != BTC_OK) return st;
+    if (st == BTC_ERR_NOMEM) return st;
+    if (st != BTC_OK) continue; /* a broken block costs the windows that need it, not the scene */
     for (int i = 0; i < w * h; i++) {
       if (!p->valid[i]) continue;
       for (int b = 0; b < 3; b++) s->values[b][s->n] = p->band[b < im->n_bands ? b : 0][i];
