@@ -20,7 +20,7 @@ typedef struct work_item {
 } work_item;
 void item_clear(work_item *it);
 
-/* Makes it a failed item: a bad line, or a window (worded without its line, which no worker knows). */
+/* Makes it a failed item: a bad line, or a window where no scenes are read. */
 void item_refuse(work_item *it, const char *why);
 void item_refuse_window(work_item *it);
 
