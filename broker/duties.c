@@ -84,7 +84,7 @@ static void own_numbers(btc_broker *b) {
   double credits = 0;
   uint64_t live = 0;
   for (btc_session *s = b->sessions; s; s = s->next) {
-    if (s->capacity > s->owed && !s->draining) credits += s->capacity - s->owed;
+    if (s->capacity > s->owed && !s->draining && !s->asks_not) credits += s->capacity - s->owed;
     live += s->state != BTC_SESSION_HELLO && !s->reaping;
   }
   btc_metrics_set(b->metrics, BTC_METRIC_CREDITS, credits);
