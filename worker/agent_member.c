@@ -69,10 +69,14 @@ bool member_waits(const agent *a) {
   return m && m->on && !(m->st == MEMBER_ACTIVE && m->rank == 0);
 }
 
-/* Items that come while the pipe of which we are rank 0 is formed again are kept for it. */
+static bool too_long_idle(const agent *a) {
+  return btc_loop_now_ns(a->loop) - a->member->idle_ns > (int64_t)RELEASE_MS * AGENT_MS;
+}
+
+/* Items that come while the pipe of which we are rank 0 is formed again are kept for it, for a while. */
 bool member_refuses(const agent *a) {
   const member *m = a->member;
-  return m && m->on && (m->rank > 0 || !m->epoch);
+  return m && m->on && (m->rank > 0 || !m->epoch || (m->st != MEMBER_ACTIVE && too_long_idle(a)));
 }
 
 /* ---- the two processes ---- */
@@ -113,8 +117,8 @@ static void stop_epoch(agent *a) {
   if (m->shard.page) m->shard.page->cancel = 1;
   shard_process_order(&m->shard, &o);
   if (drives(m)) tell_driver(m, SHARD_STOP);
+  if (m->st == MEMBER_ACTIVE) m->idle_ns = btc_loop_now_ns(a->loop);
   m->st = MEMBER_IDLE;
-  m->idle_ns = btc_loop_now_ns(a->loop);
   link_want_beat(a);
 }
 
@@ -391,8 +395,7 @@ static void on_watch(void *ctx) {
   listen_to_both(a);
   watch_shard(a);
   watch_driver(a);
-  if (m->st != MEMBER_ACTIVE && btc_loop_now_ns(a->loop) - m->idle_ns > (int64_t)RELEASE_MS * AGENT_MS)
-    hand_back(a, "no pipe to compute them");
+  if (m->st != MEMBER_ACTIVE && too_long_idle(a)) hand_back(a, "no pipe to compute them");
 }
 
 /* ---- the driver's life ---- */
