@@ -11,7 +11,7 @@
 
 #include "pipe_parts.h"
 
-enum { ATTEMPTS = 6, GRIEF_MS = 300 };
+enum { ATTEMPTS = 6, GRIEF_MS = 1000 /* a process that ends on a busy machine closes its links long before it is gone */ };
 
 /* A link that closed tells of a death before the system does. To form again with the dying would only fail. */
 void pipe_wait_for_death(pipe_driver *p) {

@@ -169,15 +169,14 @@ static btc_status mourn(pipe_driver *p, btc_error *err) {
 static btc_status make_whole(pipe_driver *p, bool *idle, btc_error *err) {
   btc_status st = BTC_OK;
   *idle = false;
+  if (!p->remote) pipe_wait_for_death(p);
   if (p->fault && p->formed) st = mourn(p, err);
   if (st != BTC_OK) return st;
   if (p->remote) {
     pipe_remote_form(p, idle);
     return BTC_OK;
   }
-  if (!p->fault && p->formed) return BTC_OK;
-  pipe_wait_for_death(p);
-  return pipe_form(p, err);
+  return p->fault || !p->formed ? pipe_form(p, err) : BTC_OK;
 }
 
 static btc_status step(pipe_driver *p, btc_error *err) {

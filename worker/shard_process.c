@@ -2,6 +2,7 @@
 #define _GNU_SOURCE
 #include "shard_process.h"
 
+#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <signal.h>
@@ -151,39 +152,66 @@ bool shard_process_hear(shard_process *k, shard_report *w) {
 
 /* ---- watching ---- */
 
-uint64_t shard_processor_ticks(pid_t pid) {
-  char path[64], line[1024];
-  unsigned long user = 0, system = 0;
-  snprintf(path, sizeof path, "/proc/%d/stat", (int)pid);
+/* One line of /proc: the state's letter, and processor time in ticks. 0: there is no such process. */
+static char read_stat(const char *path, uint64_t *ticks) {
+  char line[1024];
   int fd = open(path, O_RDONLY | O_CLOEXEC);
   ssize_t n = fd < 0 ? -1 : read(fd, line, sizeof line - 1);
   if (fd >= 0) close(fd);
+  *ticks = 0;
   if (n <= 0) return 0;
   line[n] = 0;
   const char *at = strrchr(line, ')');
-  if (!at) return 0;
+  if (!at || !at[1]) return 0;
+  char state = at[2];
   at++;
   for (int field = 3; field < 14 && *at; field++) at += 1 + strcspn(at + 1, " "); /* at the space before field 14 */
   char *end;
-  user = strtoul(at, &end, 10);
-  system = strtoul(end, &end, 10);
-  return user + system;
+  *ticks = strtoul(at, &end, 10);
+  *ticks += strtoul(end, &end, 10);
+  return state;
 }
 
-/* A rank that waits turns its counter, one that computes turns it or uses its processor. */
+uint64_t shard_processor_ticks(pid_t pid) {
+  char path[64];
+  uint64_t ticks;
+  snprintf(path, sizeof path, "/proc/%d/stat", (int)pid);
+  read_stat(path, &ticks);
+  return ticks;
+}
+
+/* Does any thread want a processor or a disk? Then it is the machine that makes it wait. */
+static bool wants_to_run(pid_t pid) {
+  char path[64];
+  uint64_t ticks;
+  bool wants = false;
+  snprintf(path, sizeof path, "/proc/%d/task", (int)pid);
+  DIR *d = opendir(path);
+  for (struct dirent *e; d && !wants && (e = readdir(d));) {
+    char file[400];
+    if (e->d_name[0] == '.') continue;
+    snprintf(file, sizeof file, "%s/%s/stat", path, e->d_name);
+    char state = read_stat(file, &ticks);
+    wants = state == 'R' || state == 'D';
+  }
+  if (d) closedir(d);
+  return wants;
+}
+
+/* A rank that waits turns its counter, one that computes turns it, uses its processor or waits for one: on a busy machine that may
+ * take seconds, and to replace it would cost what it holds. */
 bool shard_process_stands_still(shard_process *k, int wedge_ms) {
   if (!k->pid) return false;
   int64_t now = btc_now_ns();
-  uint64_t alive = __atomic_load_n(&k->page->alive, __ATOMIC_RELAXED);
-  if (alive != k->seen_alive) {
-    k->seen_alive = alive;
-    k->seen_ns = now;
-    return false;
+  uint64_t alive = __atomic_load_n(&k->page->alive, __ATOMIC_RELAXED), cpu;
+  bool moved = alive != k->seen_alive;
+  if (!moved && now - k->seen_ns < (int64_t)wedge_ms * 1000000) return false;
+  if (!moved && (cpu = shard_processor_ticks(k->pid)) != k->seen_cpu) {
+    k->seen_cpu = cpu;
+    moved = true;
   }
-  if (now - k->seen_ns < (int64_t)wedge_ms * 1000000) return false;
-  uint64_t cpu = shard_processor_ticks(k->pid);
-  if (cpu == k->seen_cpu) return true;
-  k->seen_cpu = cpu;
+  if (!moved && !wants_to_run(k->pid)) return true;
+  k->seen_alive = alive;
   k->seen_ns = now;
   return false;
 }
