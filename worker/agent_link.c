@@ -190,6 +190,7 @@ static void say_heartbeat(agent *a) {
     beat.items_per_s = a->items_per_s;
     beat.pipe = member_fill_load(a, &load);
     beat.asks_not = member_waits(a);
+    beat.deaf_ms = (uint32_t)((btc_loop_now_ns(a->loop) - a->answered_ns) / AGENT_MS);
     beat.draining = a->phase > AGENT_WORKING || engine_hopeless(a); /* no grants, please */
     e.heartbeat = &beat;
     e.req_id = UNKEPT | a->beats;
