@@ -105,6 +105,7 @@ void btc_duties_up(btc_broker *b) {
   b->reap_ns = now + (int64_t)REAP_REST_MS * 1000000;
   btc_session_tick(b);
   btc_ingest_claim(b);
+  btc_ingest_poke(b);
   btc_expander_tick(b);
   btc_grant_poke_all(b);
 }
