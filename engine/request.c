@@ -57,39 +57,45 @@ btc_image_mode btc_request_image_mode(const btc_model *m, const btc_item *it) {
   return pad ? BTC_IMAGE_PAD : BTC_IMAGE_SQUASH;
 }
 
-btc_status btc_request_pixels(const btc_item *it, int i, btc_pixels *out, btc_error *err) {
-  *out = (btc_pixels){0};
-  btc_status st = it->load(it->load_ctx, i, out, err);
-  bool sane =
-      out->rgb && out->width >= 1 && out->width <= BTC_IMAGE_MAX_SIDE && out->height >= 1 && out->height <= BTC_IMAGE_MAX_SIDE;
+const char *btc_request_image_name(const btc_item *it, int i) {
+  return it->images ? it->images[i] : "image in memory";
+}
+
+/* What the item's own load gives, checked. */
+static btc_status load_pixels(const btc_item *it, int i, btc_image *out, btc_error *err) {
+  btc_pixels p = {0};
+  btc_status st = it->load(it->load_ctx, i, &p, err);
+  bool sane = p.rgb && p.width >= 1 && p.width <= BTC_IMAGE_MAX_SIDE && p.height >= 1 && p.height <= BTC_IMAGE_MAX_SIDE;
   if (st == BTC_OK && !sane)
-    st = btc_fail(err, BTC_ERR_LIMIT, "an image of %lld x %lld pixels", (long long)out->width, (long long)out->height);
-  if (st == BTC_OK) return BTC_OK;
-  free(out->rgb);
-  *out = (btc_pixels){0};
+    st = btc_fail(err, BTC_ERR_LIMIT, "an image of %lld x %lld pixels", (long long)p.width, (long long)p.height);
+  *out = (btc_image){.width = p.width, .height = p.height, .rgb = p.rgb};
+  if (st != BTC_OK) btc_image_free(out);
   return st;
 }
 
-btc_status btc_request_fit(const btc_model *m, const btc_item *it, const btc_pixels *in, btc_image *out, btc_error *err) {
-  const int64_t side = m->cfg->vision.image;
-  const btc_image whole = {.width = in->width, .height = in->height, .rgb = in->rgb};
-  btc_image square = {0};
-  *out = (btc_image){0};
-  if (btc_request_image_mode(m, it) == BTC_IMAGE_SQUASH) return btc_image_resize(&whole, side, side, out, err);
-  btc_status st = btc_image_pad(&whole, &square, err);
-  if (st == BTC_OK) st = btc_image_resize(&square, side, side, out, err);
-  btc_image_free(&square);
+btc_status btc_request_content(const btc_model *m, const btc_item *it, int i, btc_image_content *c, btc_error *err) {
+  btc_image_mode mode = btc_request_image_mode(m, it);
+  btc_image pixels;
+  *c = (btc_image_content){0};
+  if (!it->load) {
+    btc_image_content_read(it->images[i], mode, c);
+    return BTC_OK;
+  }
+  btc_status st = load_pixels(it, i, &pixels, err);
+  if (st == BTC_OK) btc_image_content_take(&pixels, mode, c);
   return st;
 }
 
 btc_status btc_request_load(const btc_model *m, const btc_item *it, int i, btc_image *out, btc_error *err) {
-  btc_pixels p;
-  if (!it->load)
-    return btc_image_load(it->images[i], m->cfg->vision.image, btc_request_image_mode(m, it), NULL, out, NULL, NULL, err);
+  btc_image_mode mode = btc_request_image_mode(m, it);
+  const int64_t side = m->cfg->vision.image;
+  btc_image_content c;
+  bool changed;
   *out = (btc_image){0};
-  btc_status st = btc_request_pixels(it, i, &p, err);
-  if (st == BTC_OK) st = btc_request_fit(m, it, &p, out, err);
-  free(p.rgb);
+  if (!it->load) return btc_image_load(it->images[i], side, mode, NULL, out, NULL, NULL, err);
+  btc_status st = btc_request_content(m, it, i, &c, err);
+  if (st == BTC_OK) st = btc_image_content_decode(&c, btc_request_image_name(it, i), side, mode, out, &changed, err);
+  btc_image_content_free(&c);
   return st;
 }
 
