@@ -186,6 +186,27 @@ static void test_abuse_a_key_that_is_not_on_the_list(void **state) {
   assert_int_equal(daemon_wait(&worker, 10000), 1);
 }
 
+static program_result submit_as(const char *name, const char *tenant, const char *priority) {
+  return RUN("submit", path_of("one.jsonl"), "--broker", clients, "--keys", path_of("limited.key"), "--server-key",
+             path_of("limited.pub"), "--key", name, "--tenant", tenant, "--priority", priority);
+}
+
+static void test_abuse_a_tenant_that_is_not_the_key_s(void **state) {
+  (void)state;
+  char line[256];
+  program_result r = RUN("keygen", path_of("limited"));
+  snprintf(line, sizeof line, "%.*s tenants=north priorities=1,2\n", (int)strcspn(r.out, "\n"), r.out);
+  write_file(path_of("allow"), line, 0600);
+  write_file(path_of("one.jsonl"), "{\"id\":\"a\",\"before\":\"/a.png\",\"after\":\"/b.png\"}\n", 0644);
+  program_clear(&r);
+  start_broker(NULL, path_of("limited.key"), path_of("allow"));
+  r = submit_as("k1", "north", "1");
+  assert_int_equal(r.code, 0);
+  program_clear(&r);
+  refused(submit_as("k2", "south", "1"), 1, "tenant 'south' with priority 1");
+  refused(submit_as("k3", "north", "0"), 1, "tenant 'north' with priority 0");
+}
+
 /* A server that says it is Redis, of an older kind. */
 static void serve_old_redis(int fd) {
   static const char info[] = "# Server\r\nredis_version:6.2.14\r\nrole:master\r\nmaxmemory_policy:noeviction\r\n";
@@ -346,6 +367,7 @@ int main(int argc, char **argv) {
       cmocka_unit_test_setup_teardown(test_abuse_redis_passwords, set_up, tear_down),
       cmocka_unit_test_setup_teardown(test_abuse_a_second_worker_of_a_name_says_so, set_up, tear_down),
       cmocka_unit_test_setup_teardown(test_abuse_a_key_that_is_not_on_the_list, set_up, tear_down),
+      cmocka_unit_test_setup_teardown(test_abuse_a_tenant_that_is_not_the_key_s, set_up, tear_down),
       cmocka_unit_test(test_abuse_redis_too_old),
       cmocka_unit_test_setup_teardown(test_abuse_a_manifest_that_goes_away_pauses_its_job, set_up, tear_down),
       cmocka_unit_test_setup_teardown(test_abuse_garbage_on_every_port, set_up, tear_down),
