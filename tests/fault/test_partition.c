@@ -87,7 +87,11 @@ static void run_cut(where w, bool forth, bool back, int ms, int times) {
       &c,
       &(cluster_options){
           .workers = 2, .stub_us = 4000 + ms, .credits = 8, .links = true, .lease_ms = 10000, .dead_ms = 5000, .stall_ms = 30000});
-  const char *jid = cluster_submit(&c, cluster_manifest("p", ITEMS / (ms > 3000 ? 4 : 1)), NULL);
+  const char *jid = cluster_submit(&c,
+                                   cluster_manifest("p", ITEMS / (ms > 10000  ? 2
+                                                                  : ms > 3000 ? 4
+                                                                              : 1)),
+                                   NULL); /* outlives the cut */
   int64_t noticed_ms = -1;
   test_sleep_ms(300);
   for (int i = 0; i < times; i++) {
