@@ -50,6 +50,7 @@ typedef struct btc_session {
   btc_store_lease *held; /* of Hello, until SYNC is over */
   size_t n_held;
   uint32_t capacity, owed; /* items it wants in hand; items it has */
+  bool asks_not;           /* it holds a part of a model and drives no pipe now: no items */
   uint32_t unsaved;        /* items it has sent back, not yet in Redis */
   btc_hand *hands;
   btc_outbox *outbox; /* grants */

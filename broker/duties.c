@@ -84,7 +84,7 @@ static void own_numbers(btc_broker *b) {
   double credits = 0;
   uint64_t live = 0;
   for (btc_session *s = b->sessions; s; s = s->next) {
-    if (s->capacity > s->owed && !s->draining) credits += s->capacity - s->owed;
+    if (s->capacity > s->owed && !s->draining && !s->asks_not) credits += s->capacity - s->owed;
     live += s->state != BTC_SESSION_HELLO && !s->reaping;
   }
   btc_metrics_set(b->metrics, BTC_METRIC_CREDITS, credits);
@@ -105,6 +105,7 @@ void btc_duties_up(btc_broker *b) {
   b->reap_ns = now + (int64_t)REAP_REST_MS * 1000000;
   btc_session_tick(b);
   btc_ingest_claim(b);
+  btc_ingest_poke(b);
   btc_expander_tick(b);
   btc_grant_poke_all(b);
 }

@@ -187,6 +187,7 @@ static btc_session *make(btc_broker *b, const btc_message *m) {
   for (size_t i = 0; i < h->n_held; i++) s->held[i] = (btc_store_lease){h->held[i]->cid, h->held[i]->token, 0};
   s->n_held = h->n_held;
   s->pipe = btc_pipe_caps_of(h);
+  s->asks_not = s->pipe != NULL;
   return s;
 }
 

@@ -171,8 +171,10 @@ static void take_heartbeat(btc_broker *b, btc_session *s, uint64_t req_id, const
   s->suspect = is_deaf(b, s);
   btc_hand_heartbeat(b, s, hb);
   btc_pipe_caps_beat(s->pipe, hb->pipe);
+  s->asks_not = hb->asks_not;
   btc_session_ack(b, s, req_id);
-  btc_metrics_worker(b->metrics, s->name, true, s->capacity > s->owed ? s->capacity - s->owed : 0, s->owed, s->items_per_s);
+  btc_metrics_worker(b->metrics, s->name, true, s->capacity > s->owed && !s->asks_not ? s->capacity - s->owed : 0, s->owed,
+                     s->items_per_s);
   btc_grant_poke(b, s);
 }
 

@@ -222,7 +222,7 @@ btc_status child_send(child *c, const Btc__Envelope *e, btc_error *err) {
 
 typedef struct arguments {
   char *argv[MAX_ARGS + 1];
-  char numbers[8][24];
+  char numbers[10][24];
   int n, n_numbers;
 } arguments;
 
@@ -235,6 +235,12 @@ static void add_text(arguments *a, const char *name, const char *value) {
 static void add_number(arguments *a, const char *name, int64_t value) {
   char *text = a->numbers[a->n_numbers++];
   snprintf(text, sizeof a->numbers[0], "%lld", (long long)value);
+  add_text(a, name, text);
+}
+
+static void add_real(arguments *a, const char *name, double value) {
+  char *text = a->numbers[a->n_numbers++];
+  snprintf(text, sizeof a->numbers[0], "%.15g", value);
   add_text(a, name, text);
 }
 
@@ -252,21 +258,26 @@ static void make_arguments(arguments *a, const btc_worker_options *o) {
   add_number(a, "--batch", o->batch);
   add_number(a, "--max-tokens", o->max_tokens);
   if (o->pipe > 1) add_number(a, "--pipe", o->pipe);
+  if (o->memory_mib > 0) add_real(a, "--memory", o->memory_mib);
   add_number(a, "--stub-us", o->stub_us);
   add_text(a, "--stub-faults", o->stub_faults);
 }
 
 /* In the new process, before exec: only what is safe there (the agent has threads). SIGINT and SIGTERM stay blocked until the child
  * ignores them. */
-static _Noreturn void become(const char *program, char *const *argv, pid_t agent, int socket, int words) {
+static _Noreturn void become(const char *program, char *const *argv, pid_t agent, int socket, int words, const child_extra *extra) {
+  enum { LAST = WORKER_CHILD_LINKS };
   prctl(PR_SET_PDEATHSIG, SIGKILL);
   if (getppid() != agent) _exit(0);
   /* out of the way first: the agent may have been started with low descriptors closed */
-  socket = fcntl(socket, F_DUPFD_CLOEXEC, CHILD_FD + 1);
-  words = fcntl(words, F_DUPFD_CLOEXEC, CHILD_FD + 1);
-  int null = fcntl(open("/dev/null", O_RDWR | O_CLOEXEC), F_DUPFD_CLOEXEC, CHILD_FD + 1);
+  socket = fcntl(socket, F_DUPFD_CLOEXEC, LAST + 1);
+  words = fcntl(words, F_DUPFD_CLOEXEC, LAST + 1);
+  int null = fcntl(open("/dev/null", O_RDWR | O_CLOEXEC), F_DUPFD_CLOEXEC, LAST + 1);
+  int control = extra ? fcntl(extra->control, F_DUPFD_CLOEXEC, LAST + 1) : -1;
+  int links = extra ? fcntl(extra->links, F_DUPFD_CLOEXEC, LAST + 1) : -1;
   if (dup2(null, 0) < 0 || dup2(words, 1) < 0 || dup2(words, 2) < 0 || dup2(socket, CHILD_FD) < 0) _exit(126);
-  syscall(SYS_close_range, CHILD_FD + 1, ~0u, 0);
+  if (extra && (dup2(control, WORKER_CHILD_CONTROL) < 0 || dup2(links, WORKER_CHILD_LINKS) < 0)) _exit(126);
+  syscall(SYS_close_range, extra ? LAST + 1 : CHILD_FD + 1, ~0u, 0);
   execv(program, argv);
   _exit(127);
 }
@@ -286,8 +297,8 @@ static btc_status watch_all(child *c, btc_error *err) {
   return st;
 }
 
-btc_status child_start(btc_loop *loop, const char *program, const btc_worker_options *o, const child_calls *calls, child **out,
-                       btc_error *err) {
+btc_status child_start(btc_loop *loop, const char *program, const btc_worker_options *o, const child_calls *calls,
+                       const child_extra *extra, child **out, btc_error *err) {
   int sockets[2], words[2];
   arguments a;
   child *c = *out = btc_alloc_zero(1, sizeof *c);
@@ -298,7 +309,7 @@ btc_status child_start(btc_loop *loop, const char *program, const btc_worker_opt
   btc_status st = open_pipes(sockets, words, err);
   pid_t agent = getpid();
   if (st == BTC_OK && (c->pid = fork()) < 0) st = btc_fail(err, BTC_ERR_IO, "cannot start the engine: %s", strerror(errno));
-  if (st == BTC_OK && c->pid == 0) become(program ? program : "/proc/self/exe", a.argv, agent, sockets[1], words[1]);
+  if (st == BTC_OK && c->pid == 0) become(program ? program : "/proc/self/exe", a.argv, agent, sockets[1], words[1], extra);
   c->pid = c->pid > 0 ? c->pid : 0;
   c->fd = sockets[0];
   c->words_fd = words[0];

@@ -7,6 +7,7 @@
 
 #include "agent.h"
 #include "item.h"
+#include "measure.h"
 #include "proto/btcchat.pb-c.h"
 
 /* Borrowed for the call of run or add. */
@@ -34,7 +35,9 @@ struct worker_engine {
   int batch;            /* items that run takes at once */
   char model_class[96]; /* "sha256:...-bf16"; "stub" */
   char model_name[128];
-  uint64_t progress; /* atomic: grows while run works; any thread may read it */
+  uint64_t progress;   /* atomic: grows while run works; any thread may read it */
+  measure_result caps; /* of a part of the model; no blocks: the engine holds all of it */
+  int wake_fd;         /* readable: step has something to do although no item is open; 0: none */
   /* Answers each of n <= batch items once. On an error the items not answered are the caller's to report. */
   btc_status (*run)(worker_engine *e, const worker_item *items, size_t n, const worker_sink *sink, btc_error *err);
   /* Instead of run: up to room more items are added, of which open are not answered yet; every step brings all of them on and
@@ -47,13 +50,13 @@ struct worker_engine {
   void (*destroy)(worker_engine *e);
 };
 
+btc_precision engine_precision(const btc_worker_options *o);
 btc_status engine_model_create(const btc_worker_options *o, worker_engine **out, btc_error *err);
-/* A pipeline of o->pipe ranks in processes of their own; takes batches. */
+/* A pipeline of o->pipe ranks in processes of their own. */
 btc_status engine_pipe_create(const btc_worker_options *o, worker_engine **out, btc_error *err);
+/* The driver of pipelines that span workers, which its agent forms; the whole model when that fits o->memory_mib. */
+btc_status engine_member_create(const btc_worker_options *o, worker_engine **out, btc_error *err);
 btc_status engine_stub_create(const btc_worker_options *o, worker_engine **out, btc_error *err);
-
-/* What becomes of an item whose result is there (or that is bad): shared by the engines with a model. Takes its id. */
-btc_status engine_answer(const btc_model *m, const record_model *record, work_item *it, worker_answer *a, btc_error *err);
 
 /* ---- the stub's behaviour, for checkers ---- */
 
