@@ -115,6 +115,8 @@ void btc_duties_tick(btc_broker *b) {
   bool up = btc_redis_is_up(b->redis);
   if (t % EACH_1_S == 0) own_numbers(b);
   if (t % EACH_100_MS == 0) btc_session_tick(b);
+  if (!up && t % EACH_1_S == 0 && *btc_redis_trouble(b->redis)) /* also when it never was there */
+    btc_metrics_health(b->metrics, BTC_HEALTH_REDIS, false, btc_redis_trouble(b->redis));
   if (!up) return;
   btc_grant_tick(b);
   if (t % EACH_100_MS == 0) {
