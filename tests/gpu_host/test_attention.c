@@ -197,7 +197,8 @@ static void test_attention_of_sharp_scores(void **state) {
     float *want = malloc(c.o.bytes);
     assert_non_null(want);
     btc_backend b = plain_backend(BTC_COMPUTE_F32);
-    btc_attention plain = {c.fq, c.fk, c.fv, want, 64, 64, 64, 64, 1, 200, 1, 64, 8, false};
+    btc_attention plain = {.q = c.fq, .k = c.fk, .v = c.fv, .o = want, .n_seq = 1, .t = 200, .heads = 1, .d = 64, .scale = 8};
+    plain.q_stride = plain.k_stride = plain.v_stride = plain.o_stride = 64;
     b.table->attention(&b, &plain);
     double bound = 64 * f32_error(64) + (type ? 2 * UNIT_BF16 : 0); /* scores are 64 times those of scale 1/8 */
     for (int64_t i = 0; i < 200 * 64; i++) assert_close(gpu_f32(&c.o)[i], want[i], bound, "sharp", i);

@@ -140,7 +140,11 @@ static void check_epilogue(btc_act act, bool bias, bool scale, bool residual, bo
   gpu_array vb = gpu_random(s.n), vs = gpu_random(s.n), y = gpu_random(s.m * s.n);
   btc_cuda_epilogue e = {
       bias ? vb.device : NULL, scale ? vs.device : NULL, residual ? y.device : NULL, 0, (btc_cuda_act)act, first};
-  btc_epilogue plain = {bias ? vb.host : NULL, scale ? vs.host : NULL, residual ? y.host : NULL, act, first, false, false};
+  btc_epilogue plain = {.bias = bias ? vb.host : NULL,
+                        .scale = scale ? vs.host : NULL,
+                        .residual = residual ? y.host : NULL,
+                        .act = act,
+                        .residual_first = first};
   float *want = plain_product(&p, &s, true, &plain);
   GPU(btc_cuda_matvec(y.device, NULL, p.x.device, BTC_CUDA_F32, s.m, &p.matrix, &e, 1, NULL));
   gpu_get(&y);
