@@ -9,7 +9,7 @@ WERROR ?= OFF
 
 PACKAGES := build-essential cmake ninja-build pkg-config libjansson-dev libsentencepiece-dev \
   libjpeg62-turbo-dev libpng-dev libcmocka-dev libzmq3-dev libprotobuf-c-dev protobuf-c-compiler libhiredis-dev \
-  libmicrohttpd-dev redis-server luajit
+  libmicrohttpd-dev libsqlite3-dev libjs-leaflet redis-server luajit
 # Scenes are a gigabyte of libraries, which the demo does without: `make demo` first, then `make build` or `make test` adds them.
 GEO_PACKAGES := libgdal-dev libseccomp-dev libkissfft-dev gdal-bin python3-gdal python3-rasterio
 SANITIZED := asan tsan
