@@ -208,10 +208,25 @@ static btc_status add_record(report_command *c, btc_gallery *g, const json_t *re
 
 /* ---- all of them ---- */
 
+/* Reading records is quick beside reading images: counting them first tells how long it will take. */
+static uint64_t count_records(const report_command *c) {
+  btc_results *r = NULL;
+  json_t *record = NULL;
+  uint64_t n = 0;
+  btc_status st = btc_results_open(&c->files, &r, NULL);
+  while (st == BTC_OK && n < (uint64_t)c->limit && !cli_interrupted && btc_results_next(r, &record, NULL) == BTC_OK && record) {
+    n += !c->changed || json_is_true(json_object_get(record, "changed"));
+    json_decref(record);
+  }
+  btc_results_close(&r);
+  return n;
+}
+
 static btc_status add_records(report_command *c, btc_gallery *g, btc_results *r, bool plane, bool *cut, btc_error *err) {
   progress bar;
   json_t *record = NULL;
   btc_status st;
+  const uint64_t total = count_records(c);
   progress_begin(&bar);
   while ((st = btc_results_next(r, &record, err)) == BTC_OK && record) {
     *cut = btc_gallery_count(g) >= (uint64_t)c->limit;
@@ -219,7 +234,7 @@ static btc_status add_records(report_command *c, btc_gallery *g, btc_results *r,
     json_decref(record);
     if (st == BTC_OK && cli_interrupted) st = btc_fail(err, BTC_ERR_CANCELLED, "interrupted");
     if (*cut || st != BTC_OK) break;
-    progress_show(&bar, &(progress_state){.done = btc_gallery_count(g)}, false);
+    progress_show(&bar, &(progress_state){.total = total, .done = btc_gallery_count(g)}, false);
   }
   progress_break(&bar);
   return st;

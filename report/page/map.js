@@ -24,7 +24,7 @@ btcchat.map = (function () {
     const places = Math.max(0, -Math.floor(Math.log10(s)));
     grid.clearLayers();
     const line = (points) => L.polyline(points, { renderer: renderer, color: "#8894a1", weight: 1, opacity: .5, interactive: false }).addTo(grid);
-    const text = (at, v) => L.marker(at, { interactive: false, keyboard: false, icon: L.divIcon({ className: "degree", html: "", iconSize: [0, 0] }) }).addTo(grid).getElement().append(v.toFixed(places));
+    const text = (at, v) => L.marker(at, { interactive: false, keyboard: false, icon: L.divIcon({ className: "degree", html: v.toFixed(places), iconSize: null }) }).addTo(grid);
     for (let y = Math.ceil(b.getSouth() / s) * s, n = 0; y <= b.getNorth() && n < 40; y += s, n++) {
       line([[y, b.getWest()], [y, b.getEast()]]);
       text([y, b.getWest()], y);
@@ -40,7 +40,7 @@ btcchat.map = (function () {
     if (btcchat.info.tiles && !btcchat.info.plane) L.tileLayer(btcchat.info.tiles, { maxZoom: 22 }).addTo(map);
     grid = L.layerGroup().addTo(map);
     layer = L.layerGroup().addTo(map);
-    map.on("moveend", graticule);
+    map.on("moveend", () => requestAnimationFrame(graticule)); /* the first one comes before the map has a view */
   }
   function draw() {
     if (box.hidden) { stale = true; return; }
