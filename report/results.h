@@ -11,8 +11,7 @@
 
 #include "base/base.h"
 
-#define BTC_RESULTS_MAX_LINE ((size_t)4 << 20) /* bytes: a record carries its item's meta, which is at most 1 MiB before escapes \
-                                                */
+#define BTC_RESULTS_MAX_LINE ((size_t)4 << 20) /* bytes; an item brings at most 1 MiB of meta, before escapes */
 #define BTC_RESULTS_MAX_FILES 100000
 
 typedef struct btc_results_files {
