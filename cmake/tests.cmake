@@ -12,7 +12,7 @@ set(BTC_TEST_ENVIRONMENT
   "ASAN_OPTIONS=abort_on_error=0:exitcode=66:allocator_may_return_null=1:detect_leaks=1" "UBSAN_OPTIONS=print_stacktrace=1"
   "TSAN_OPTIONS=suppressions=${CMAKE_SOURCE_DIR}/tests/tsan.supp:halt_on_error=1:second_deadlock_stack=1")
 # Whole queues that are hurt all the time: each alone, for its own deadlines and the others'. With BTCCHAT_LONG=1 some go on for an hour.
-set(BTC_HEAVY_TESTS test_captions test_chaos test_chaos_long test_members test_partition test_run test_step_crash)
+set(BTC_HEAVY_TESTS test_captions test_chaos test_chaos_long test_members test_pipe_full test_partition test_run test_step_crash)
 
 foreach(label unit golden integration fault)
   file(GLOB files CONFIGURE_DEPENDS ${CMAKE_SOURCE_DIR}/tests/${label}/test_*.c)
@@ -30,7 +30,7 @@ foreach(label unit golden integration fault)
       set(timeout 600)
       set(serial ON)
     endif()
-    if(program MATCHES "^test_(chaos_long|captions)$")
+    if(program MATCHES "^test_(chaos_long|captions|pipe_full)$")
       set(timeout 7200)
     endif()
     string(REGEX MATCHALL "cmocka_unit_test[a-z_]*\\([a-z0-9_]+" entries "${text}")
