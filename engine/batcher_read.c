@@ -50,10 +50,14 @@ static btc_status decode(btc_batcher *b, const char *path, btc_image_mode mode, 
   return st;
 }
 
-static btc_status read_image(btc_batcher *b, batch_job *j, const char *path, btc_image_mode mode, btc_error *err) {
+static btc_status read_image(btc_batcher *b, batch_job *j, int i, btc_error *err) {
+  const btc_item *it = j->q.item;
+  const char *path = btc_request_image_name(it, i);
+  btc_image_mode mode = btc_request_image_mode(b->m, it);
   btc_image_content c;
   bool fresh;
-  btc_image_content_read(path, mode, &c);
+  btc_status read = btc_request_content(b->m, it, i, &c, err);
+  if (read != BTC_OK) return read;
   btc_features *f = get_features(b, c.data ? c.key : NULL, &fresh);
   btc_status st = f ? BTC_OK : btc_fail(err, BTC_ERR_NOMEM, "not enough memory for the features of '%s'", path);
   if (st == BTC_OK && fresh) st = decode(b, path, mode, &c, &f, err);
@@ -75,13 +79,12 @@ static btc_status read_job(btc_batcher *b, batch_job *j, btc_error *err) {
   btc_status st = btc_request_read(b->m, &j->q, b->o.max_tokens, err);
   if (st != BTC_OK) return st;
   const btc_item *it = j->q.item;
-  btc_image_mode mode = btc_request_image_mode(b->m, it);
   j->result.phase = BTC_PHASE_IMAGE;
   j->image = btc_alloc_zero((size_t)it->n_images, sizeof(btc_features *));
   if (!j->image) return btc_fail(err, BTC_ERR_NOMEM, "not enough memory for an item's images");
   for (int i = 0; st == BTC_OK && i < it->n_images; i++) {
     if (b->o.progress) __atomic_add_fetch(b->o.progress, 1, __ATOMIC_RELAXED);
-    st = read_image(b, j, it->images[i], mode, err);
+    st = read_image(b, j, i, err);
   }
   if (st == BTC_OK) st = btc_request_open(b->m, &j->q, err);
   j->end = j->q.step.positions;

@@ -48,6 +48,31 @@ void btc_image_content_read(const char *path, btc_image_mode mode, btc_image_con
   out->key[32] = (uint8_t)mode;
 }
 
+void btc_image_content_take(btc_image *pixels, btc_image_mode mode, btc_image_content *out) {
+  enum { PIXELS = 0x80 }; /* no file's key is one of pixels */
+  const int64_t size[2] = {pixels->width, pixels->height};
+  btc_sha256 h;
+  *out = (btc_image_content){.data = pixels->rgb, .width = size[0], .height = size[1]};
+  out->len = (size_t)(size[0] * size[1] * 3);
+  btc_sha256_init(&h);
+  btc_sha256_update(&h, size, sizeof size);
+  btc_sha256_update(&h, out->data, out->len);
+  btc_sha256_final(&h, out->key);
+  out->key[32] = (uint8_t)(mode | PIXELS);
+  *pixels = (btc_image){0};
+}
+
+static btc_status fit(const btc_image_content *c, int64_t side, btc_image_mode mode, btc_image *out, btc_error *err) {
+  const btc_image whole = {.width = c->width, .height = c->height, .rgb = c->data};
+  btc_image square = {0};
+  *out = (btc_image){0};
+  if (mode == BTC_IMAGE_SQUASH) return btc_image_resize(&whole, side, side, out, err);
+  btc_status st = btc_image_pad(&whole, &square, err);
+  if (st == BTC_OK) st = btc_image_resize(&square, side, side, out, err);
+  btc_image_free(&square);
+  return st;
+}
+
 void btc_image_content_free(btc_image_content *c) {
   free(c->data);
   *c = (btc_image_content){0};
@@ -57,6 +82,7 @@ btc_status btc_image_content_decode(const btc_image_content *c, const char *path
                                     bool *changed, btc_error *err) {
   btc_status st = BTC_ERR_FORMAT;
   *changed = false;
+  if (c->width) return fit(c, side, mode, out, err);
   if (c->data) st = btc_image_load_memory(c->data, c->len, path, side, mode, NULL, out, NULL, NULL, err);
   if (st == BTC_OK) return st;
   st = btc_image_load(path, side, mode, NULL, out, NULL, NULL, err);

@@ -41,19 +41,30 @@ void child_clean_text(char *s) {
   }
 }
 
-/* "oom_kill N" of the cgroup (version 2) that this process is in. */
+/* The file that counts the OOM kills of the cgroup this process is in: of version 2, or of version 1's memory controller. */
+static bool find_counter(char *path, size_t size) {
+  char line[512];
+  bool found = false;
+  FILE *f = fopen("/proc/self/cgroup", "re");
+  while (f && fgets(line, sizeof line, f)) {
+    const char *names = strchr(line, ':'), *group = names ? strchr(names + 1, ':') : NULL;
+    line[strcspn(line, "\n")] = 0;
+    if (!group) continue;
+    bool v2 = strncmp(line, "0::", 3) == 0, v1 = strncmp(names, ":memory:", 8) == 0;
+    if (!v1 && (!v2 || found)) continue; /* where both are mounted, version 1 has the memory */
+    snprintf(path, size, v1 ? "/sys/fs/cgroup/memory%s/memory.oom_control" : "/sys/fs/cgroup%s/memory.events", group + 1);
+    found = true;
+  }
+  if (f) fclose(f);
+  return found;
+}
+
+/* "oom_kill N" of it. */
 int64_t child_oom_kills(void) {
   char line[512], path[700], key[64];
   long long value;
   int64_t kills = -1;
-  FILE *f = fopen("/proc/self/cgroup", "re");
-  path[0] = 0;
-  while (f && fgets(line, sizeof line, f)) {
-    line[strcspn(line, "\n")] = 0;
-    if (strncmp(line, "0::", 3) == 0) snprintf(path, sizeof path, "/sys/fs/cgroup%s/memory.events", line + 3);
-  }
-  if (f) fclose(f);
-  f = path[0] ? fopen(path, "re") : NULL;
+  FILE *f = find_counter(path, sizeof path) ? fopen(path, "re") : NULL;
   while (f && fgets(line, sizeof line, f)) {
     char *end;
     if (sscanf(line, "%63s", key) != 1 || strcmp(key, "oom_kill") != 0) continue;

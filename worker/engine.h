@@ -63,13 +63,14 @@ btc_status engine_stub_create(const btc_worker_options *o, worker_engine **out, 
 /* "stub:" and the first 16 hex digits of sha256("before\nafter\nid"). */
 void engine_stub_caption(const char *before, const char *after, const char *id, char out[24]);
 
-typedef enum stub_fault { STUB_FINE, STUB_CRASH, STUB_BAD, STUB_TRANSIENT, STUB_HANG } stub_fault;
+typedef enum stub_fault { STUB_FINE, STUB_CRASH, STUB_BAD, STUB_TRANSIENT, STUB_HANG, STUB_GROW } stub_fault;
 /* Shares of ids: "crash=0.01,bad=0.01,transient=0.02,hang=0.001". An id's fault is decided by u = (first 8 bytes, big-endian, of
  * sha256("fault\n" + id)) / 2^64: u < crash crashes the child, u < crash + bad is bad input, and so on in this order. transient
- * fails at its first try: of this child, or with marks=DIR of all workers that share the folder. flaky=P: every try of any other id
+ * fails at its first try: of this child, or with marks=DIR of all workers that share the folder. grow (last in the order) takes
+ * memory until it is killed, at most 1 GiB. flaky=P: every try of any other id
  * fails transiently with chance P. */
 typedef struct stub_faults {
-  double crash, bad, transient, hang, flaky;
+  double crash, bad, transient, hang, grow, flaky;
   char marks[512];
 } stub_faults;
 btc_status stub_faults_parse(const char *text, stub_faults *out, btc_error *err); /* ARG names what is wrong; NULL or "": none */

@@ -9,6 +9,8 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "window.h"
+
 /* An image that could not be read: is it the item's fault? The system is asked again, since a refusal or a folder stays what it is,
  * while a sick disk or file server may recover. */
 static bool read_fails_for_good(const char *path) {
@@ -23,6 +25,10 @@ static bool read_fails_for_good(const char *path) {
 static bool passing(const work_item *it, const char **reason) {
   const btc_result *r = &it->result;
   *reason = item_reason(it);
+  if (it->window && it->window->failure.reason != BTC_GEO_NONE) { /* a decoder that died may do better; a file stays what it is */
+    btc_geo_reason why = it->window->failure.reason;
+    return why == BTC_GEO_TIMEOUT || why == BTC_GEO_OOM || why == BTC_GEO_CRASH || why == BTC_GEO_INTERNAL;
+  }
   if (r->status == BTC_ERR_NOMEM) return true;
   if (r->status != BTC_ERR_IO || it->bad || r->phase != BTC_PHASE_IMAGE) return false;
   return !read_fails_for_good(it->paths[0]) && !read_fails_for_good(it->paths[1]);
@@ -30,14 +36,14 @@ static bool passing(const work_item *it, const char **reason) {
 
 static btc_status answer_of(const btc_model *m, const record_model *record, work_item *it, worker_answer *a, btc_error *err) {
   *a = (worker_answer){.outcome = BTC__OUTCOME__OUTCOME_OK, .reason = ""};
-  if (it->result.status != BTC_OK) {
+  if (item_failed(it)) {
     a->outcome = passing(it, &a->reason) ? BTC__OUTCOME__OUTCOME_TRANSIENT : BTC__OUTCOME__OUTCOME_PERMANENT;
     a->message = btc_strdup(it->result.error.message);
   }
   a->record = item_record(m, record, it);
   a->id = it->id;
   it->id = NULL;
-  if (a->record && (a->message || it->result.status == BTC_OK)) return BTC_OK;
+  if (a->record && (a->message || !item_failed(it))) return BTC_OK;
   worker_answer_clear(a);
   return btc_fail(err, BTC_ERR_NOMEM, "out of memory");
 }
@@ -62,18 +68,23 @@ static void say(const engine_items *e, work_item *it, uint64_t ticket, const wor
   sink->done(sink->ctx, ticket, &a);
 }
 
-btc_status engine_items_open(engine_items *e, btc_model *m, btc_precision p, const char *roots, size_t n, btc_error *err) {
+btc_status engine_items_open(engine_items *e, btc_model *m, btc_precision p, const char *roots, size_t n, uint64_t *progress,
+                             btc_error *err) {
   e->m = m;
   e->n = n;
   e->roots = btc_strdup(roots);
   e->list = btc_alloc_zero(n, sizeof *e->list);
-  if (!e->list || (roots && !e->roots)) return btc_fail(err, BTC_ERR_NOMEM, "out of memory");
+  btc_model_info info;
+  btc_model_get_info(m, &info);
+  e->windows = window_reader_create(roots, info.grid, progress);
+  if (!e->list || !e->windows || (roots && !e->roots)) return btc_fail(err, BTC_ERR_NOMEM, "out of memory");
   return record_model_fill(m, p, &e->record, err);
 }
 
 void engine_items_close(engine_items *e) {
   for (size_t i = 0; e->list && i < e->n; i++)
     if (e->list[i].used) item_clear(&e->list[i].it);
+  window_reader_destroy(&e->windows);
   free(e->list);
   free(e->roots);
 }
@@ -86,6 +97,7 @@ btc_status engine_items_add(engine_items *e, const worker_item *item, uint64_t t
   if (i == e->n) return btc_fail(err, BTC_ERR_LIMIT, "the engine has no room for another item");
   open_item *o = &e->list[i];
   btc_status st = item_from_spec(&o->it, item->spec, item->params, err);
+  if (st == BTC_OK) st = item_take_window(&o->it, item->spec, item->params, e->windows, err);
   if (st == BTC_OK) item_refuse_outside(&o->it, e->roots);
   if (st == BTC_OK && !o->it.bad) {
     o->ticket = ticket;

@@ -17,13 +17,16 @@ typedef struct engine_items {
   btc_model *m; /* borrowed */
   record_model record;
   char *roots;
+  struct window_reader *windows;
   open_item *list; /* [n] */
   size_t n;
   const worker_sink *sink; /* of the step that runs */
   bool failing;            /* the engine fails, not its items: what is answered now may well work later or elsewhere */
 } engine_items;
 
-btc_status engine_items_open(engine_items *e, btc_model *m, btc_precision p, const char *roots, size_t n, btc_error *err);
+/* progress: grows while windows are read. */
+btc_status engine_items_open(engine_items *e, btc_model *m, btc_precision p, const char *roots, size_t n, uint64_t *progress,
+                             btc_error *err);
 void engine_items_close(engine_items *e);
 /* *out: an item to compute, its ask filled; NULL when it has been answered, for there is nothing to compute. An error is the
  * caller's to report. */

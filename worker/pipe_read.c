@@ -59,11 +59,15 @@ bool pipe_pictures_are(const pipe_driver *p, const pipe_job *j, picture_state st
 
 /* ---- reading ---- */
 
-static btc_status read_image(pipe_driver *p, pipe_job *j, const char *path, btc_image_mode mode, btc_error *err) {
+static btc_status read_image(pipe_driver *p, pipe_job *j, int i, btc_error *err) {
+  const btc_item *it = j->q.item;
+  const char *path = btc_request_image_name(it, i);
+  btc_image_mode mode = btc_request_image_mode(p->m, it);
   btc_image_content c;
   btc_image im = {0};
   bool changed;
-  btc_image_content_read(path, mode, &c);
+  btc_status read = btc_request_content(p->m, it, i, &c, err);
+  if (read != BTC_OK) return read;
   pthread_mutex_lock(&p->lock);
   int at = get_picture(p, c.data ? c.key : NULL);
   bool fresh = at >= 0 && p->pictures[at].state == PICTURE_EMPTY;
@@ -95,7 +99,7 @@ static btc_status read_job(pipe_driver *p, pipe_job *j, btc_error *err) {
   if (!j->place) return btc_fail(err, BTC_ERR_NOMEM, "not enough memory for an item's images");
   for (int i = 0; st == BTC_OK && i < it->n_images; i++) {
     if (p->o.progress) __atomic_add_fetch(p->o.progress, 1, __ATOMIC_RELAXED);
-    st = read_image(p, j, it->images[i], btc_request_image_mode(p->m, it), err);
+    st = read_image(p, j, i, err);
   }
   if (st == BTC_OK) st = btc_request_open(p->m, &j->q, err);
   j->end = j->q.step.positions;

@@ -87,7 +87,10 @@ static void run_cut(where w, bool forth, bool back, int ms, int times) {
       &c,
       &(cluster_options){
           .workers = 2, .stub_us = 4000 + ms, .credits = 8, .links = true, .lease_ms = 10000, .dead_ms = 5000, .stall_ms = 30000});
-  const char *jid = cluster_submit(&c, cluster_manifest("p", ITEMS / (ms > 3000 ? 4 : 1)), NULL);
+  int items = ITEMS; /* more than end while it is cut */
+  if (times > 10) items = ITEMS * 5;
+  if (ms > 3000) items = ms > 10000 ? ITEMS / 2 : ITEMS / 4;
+  const char *jid = cluster_submit(&c, cluster_manifest("p", items), NULL);
   int64_t noticed_ms = -1;
   test_sleep_ms(300);
   for (int i = 0; i < times; i++) {
@@ -156,14 +159,20 @@ static void test_partition_long_cuts(void **state) {
   if (!long_run()) skip();
   for (where w = WORKER; w <= REDIS; w++)
     for (int i = 0; i < 3; i++) cuts(w, (const int[]){2000, 6000, 20000}[i]);
+}
+
+static void test_partition_long_flapping(void **state) {
+  (void)state;
+  if (!long_run()) skip();
   for (where w = WORKER; w <= REDIS; w++) run_cut(w, false, false, 500, 30);
 }
 
 int main(int argc, char **argv) {
   const struct CMUnitTest tests[] = {
-      cmocka_unit_test(test_partition_of_a_worker), cmocka_unit_test(test_partition_of_a_worker_one_way),
-      cmocka_unit_test(test_partition_of_redis),    cmocka_unit_test(test_partition_of_a_client),
-      cmocka_unit_test(test_partition_flapping),    cmocka_unit_test(test_partition_long_cuts),
+      cmocka_unit_test(test_partition_of_a_worker),   cmocka_unit_test(test_partition_of_a_worker_one_way),
+      cmocka_unit_test(test_partition_of_redis),      cmocka_unit_test(test_partition_of_a_client),
+      cmocka_unit_test(test_partition_flapping),      cmocka_unit_test(test_partition_long_cuts),
+      cmocka_unit_test(test_partition_long_flapping),
   };
   if (argc > 1) cmocka_set_test_filter(argv[1]);
   return cmocka_run_group_tests(tests, NULL, NULL);

@@ -43,6 +43,10 @@ fuzz_link)
 fuzz_pipes) # a hello of 12 equal blocks, a heartbeat with a load, a plan
   printf '\x00\x08\x01\x10\x01\x18\x07\xa2\x01\x35\x0a\x01a\x10\x01\x22\x01m\x38\x04\x4a\x18\x08\x04\x10\x0c\x18\x0a\x31\0\0\0\0\0\0\xf0\x3f\x39\0\0\0\0\0\0\xf0\x3f\x50\x3c\x60\x01\x72\x0b127.0.0.1:9' >"$dir/seed-1"
   printf '\x01{"class":"m","stages":[{"worker":"a","inc":"1","first":0,"last":6,"ms":30.0,"bytes":60},{"worker":"b","inc":"2","first":6,"last":12,"ms":30.0,"bytes":60}]}' >"$dir/seed-2" ;;
+fuzz_geo) # a scene's description behind its length (little-endian)
+  image='{"driver":"GTiff","dtype":"Byte","epsg":"","date":"","file_bytes":9,"width":4,"height":4,"bands":3,"band":[1,2,3],"block_width":4,"block_height":4,"overviews":0,"gsd_m":1,"geotransform":[0,1,0,0,0,1],"low":[0,0,0],"high":[9,9,9]}'
+  body='{"crs_wkt":"","width":4,"height":4,"geotransform":[0,1,0,0,0,1],"epsg":"","note":"","gsd_m":1,"overlap_share":1,"stripe_width":4,"stretch":1,"shift":[1,2,0.5],"overlap":[[0,0],[4,0],[4,4]],"images":['$image,$image']}'
+  printf "\\x$(printf %02x $((${#body} % 256)))\\x$(printf %02x $((${#body} / 256)))\\0\\0%s" "$body" >"$dir/seed-1" ;;
 fuzz_manifest)
   printf '\x01{"id":"a","before":"a.png","after":"b.png","window":[0,0,1,1],"meta":{"k":1}}\n' >"$dir/seed-1"
   printf '\x00before,after,id\n"a ""x"".png",b.png,1\n' >"$dir/seed-2" ;;
