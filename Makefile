@@ -10,6 +10,8 @@ WERROR ?= OFF
 PACKAGES := build-essential cmake ninja-build pkg-config libjansson-dev libsentencepiece-dev \
   libjpeg62-turbo-dev libpng-dev libcmocka-dev libzmq3-dev libprotobuf-c-dev protobuf-c-compiler libhiredis-dev \
   libmicrohttpd-dev redis-server luajit
+# Scenes are a gigabyte of libraries, which the demo does without: `make demo` first, then `make build` or `make test` adds them.
+GEO_PACKAGES := libgdal-dev libseccomp-dev libkissfft-dev gdal-bin python3-gdal python3-rasterio
 SANITIZED := asan tsan
 
 .PHONY: help setup build demo test test-long bench lint format install clean
@@ -25,7 +27,7 @@ help:
 	@echo 'make install    PREFIX=/usr/local by default'
 
 setup:
-	tools/setup.sh $(PACKAGES)
+	tools/setup.sh $(PACKAGES) $(GEO_PACKAGES)
 
 # Set-up happens when something is missing, so that each target below works alone on a fresh machine.
 $(BUILD)/.ready: CMakeLists.txt CMakePresets.json
@@ -33,7 +35,12 @@ $(BUILD)/.ready: CMakeLists.txt CMakePresets.json
 	cmake --preset release -B $(BUILD) -DBTC_WERROR=$(WERROR) -DBTC_SHARED=$(SHARED)
 	@touch $@
 
-build: $(BUILD)/.ready
+$(BUILD)/.ready-geo: $(BUILD)/.ready
+	tools/setup.sh --if-missing $(GEO_PACKAGES)
+	cmake --preset release -B $(BUILD) -DBTC_WERROR=$(WERROR) -DBTC_SHARED=$(SHARED)
+	@touch $@
+
+build: $(BUILD)/.ready-geo
 	cmake --build $(BUILD) -j $(JOBS)
 
 demo: $(BUILD)/.ready

@@ -28,7 +28,7 @@ enum {
   START_MS = 10000,
   FLUSH_MS = 5000,
   GOODBYE_MS = 100,
-  COMMAND_MS = 5000,
+  COMMAND_MS = 4500, /* a cut is noticed within 5 s */
   WORKER_HWM = 8192,
   CLIENT_HWM = 1024,
   SINK_GRACE_MS = 5000

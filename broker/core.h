@@ -50,14 +50,16 @@ typedef struct btc_session {
   btc_store_lease *held; /* of Hello, until SYNC is over */
   size_t n_held;
   uint32_t capacity, owed; /* items it wants in hand; items it has */
+  bool asks_not;           /* it holds a part of a model and drives no pipe now: no items */
   uint32_t unsaved;        /* items it has sent back, not yet in Redis */
   btc_hand *hands;
   btc_outbox *outbox; /* grants */
   bool suspect, draining, claiming, reaping;
-  bool again;                                               /* work came while it claimed: an empty answer may be older than that */
-  bool idle;                                                /* its last claim found nothing, and nothing has come since */
-  int64_t seen_ns, born_ns, extend_ns, refresh_ns, hold_ns; /* hold: no claim before */
-  int64_t outbox_ns;                                        /* next time the outbox has something to do */
+  bool again;                                      /* work came while it claimed: an empty answer may be older than that */
+  bool idle;                                       /* its last claim found nothing, and nothing has come since */
+  int64_t seen_ns, heard_ns;                       /* when it was last heard of, and when it last heard us, by its heartbeats */
+  int64_t born_ns, extend_ns, refresh_ns, hold_ns; /* hold: no claim before */
+  int64_t outbox_ns;                               /* next time the outbox has something to do */
   uint64_t items_done, rss_bytes;
   double items_per_s;
   uint64_t acks[64]; /* answered together when the turn ends */

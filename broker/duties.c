@@ -84,7 +84,7 @@ static void own_numbers(btc_broker *b) {
   double credits = 0;
   uint64_t live = 0;
   for (btc_session *s = b->sessions; s; s = s->next) {
-    if (s->capacity > s->owed && !s->draining) credits += s->capacity - s->owed;
+    if (s->capacity > s->owed && !s->draining && !s->asks_not) credits += s->capacity - s->owed;
     live += s->state != BTC_SESSION_HELLO && !s->reaping;
   }
   btc_metrics_set(b->metrics, BTC_METRIC_CREDITS, credits);
@@ -105,6 +105,7 @@ void btc_duties_up(btc_broker *b) {
   b->reap_ns = now + (int64_t)REAP_REST_MS * 1000000;
   btc_session_tick(b);
   btc_ingest_claim(b);
+  btc_ingest_poke(b);
   btc_expander_tick(b);
   btc_grant_poke_all(b);
 }
@@ -114,6 +115,8 @@ void btc_duties_tick(btc_broker *b) {
   bool up = btc_redis_is_up(b->redis);
   if (t % EACH_1_S == 0) own_numbers(b);
   if (t % EACH_100_MS == 0) btc_session_tick(b);
+  if (!up && t % EACH_1_S == 0 && *btc_redis_trouble(b->redis)) /* also when it never was there */
+    btc_metrics_health(b->metrics, BTC_HEALTH_REDIS, false, btc_redis_trouble(b->redis));
   if (!up) return;
   btc_grant_tick(b);
   if (t % EACH_100_MS == 0) {

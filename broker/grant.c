@@ -210,8 +210,9 @@ static void on_claimed(void *ctx, const redisReply *r) {
 /* Enough room to be worth a call: a worker that gets single items back should not claim for each. */
 static bool wants(const btc_broker *b, const btc_session *s) {
   uint32_t room = s->capacity > s->owed ? s->capacity - s->owed : 0, least = s->capacity / 4 < 8 ? s->capacity / 4 : 8;
-  return s->state == BTC_SESSION_LIVE && !s->claiming && !s->draining && !s->suspect && !s->reaping && room > 0 && room >= least &&
-         s->unsaved < 4 * s->capacity + 256 && !btc_outbox_full(s->outbox) && btc_loop_now_ns(b->loop) >= s->hold_ns;
+  return s->state == BTC_SESSION_LIVE && !s->claiming && !s->draining && !s->asks_not && !s->suspect && !s->reaping && room > 0 &&
+         room >= least && s->unsaved < 4 * s->capacity + 256 && !btc_outbox_full(s->outbox) &&
+         btc_loop_now_ns(b->loop) >= s->hold_ns;
 }
 
 static bool may_claim(const btc_broker *b) {

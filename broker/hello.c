@@ -95,11 +95,17 @@ static void welcome(btc_broker *b, btc_session *s) {
 
 /* The name's earlier sessions with us. One of the same incarnation: the worker came back by another connection, and what it holds
  * is compared with Redis. One of an older incarnation: its process is gone. */
-static void end_older(btc_broker *b, const btc_session *s) {
+static void end_older(btc_broker *b, btc_session *s) {
   btc_session *next;
   for (btc_session *o = b->sessions; o; o = next) {
     next = o->next;
     if (o == s || strcmp(o->name, s->name) != 0 || o->state == BTC_SESSION_HELLO) continue;
+    /* A Hello says nothing of whether it hears us: it has two fifths of the time to show it, or one that hears nothing and says
+     * Hello again and again would keep its chunks for ever. */
+    if (o->incarnation == s->incarnation && o->heard_ns < s->heard_ns) {
+      int64_t least_ns = s->heard_ns - b->o->dead_ms * 600000;
+      s->heard_ns = o->heard_ns > least_ns ? o->heard_ns : least_ns;
+    }
     if (o->incarnation != s->incarnation) btc_store_call(b->store, NULL, NULL, "btc_reap_owner", o->wid, NULL);
     btc_session_close(b, o, "said Hello again");
   }
@@ -120,6 +126,7 @@ static void on_hello(void *ctx, const redisReply *r) {
     btc_session_close(b, s, text);
   } else {
     BTC_FAILPOINT("after_hello");
+    s->heard_ns = btc_loop_now_ns(b->loop);
     end_older(b, s);
     btc_log(BTC_LOG_INFO, "worker-up", "worker=%s incarnation=%" PRIu64 " session=%" PRIx64 " class=%s credits=%u held=%zu",
             s->name, s->incarnation, s->id, s->model_class, s->capacity, s->n_held);
@@ -168,7 +175,7 @@ static btc_session *make(btc_broker *b, const btc_message *m) {
   s->peer = m->from;
   s->hello_req = m->envelope->req_id;
   s->capacity = h->credits;
-  s->born_ns = s->seen_ns = btc_loop_now_ns(b->loop);
+  s->born_ns = s->seen_ns = s->heard_ns = btc_loop_now_ns(b->loop);
   s->next = b->sessions;
   b->sessions = s;
   b->n_sessions++;
@@ -180,6 +187,7 @@ static btc_session *make(btc_broker *b, const btc_message *m) {
   for (size_t i = 0; i < h->n_held; i++) s->held[i] = (btc_store_lease){h->held[i]->cid, h->held[i]->token, 0};
   s->n_held = h->n_held;
   s->pipe = btc_pipe_caps_of(h);
+  s->asks_not = s->pipe != NULL;
   return s;
 }
 

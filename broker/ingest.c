@@ -13,6 +13,7 @@ enum { BATCH = 64, PENDING = 4, DEADLINE_MS = 6000 /* a read blocks for 1 s */, 
 
 /* Entries that become one job. */
 typedef struct batch {
+  struct batch *next; /* in `kept` */
   btc_broker *b;
   char tenant[BTC_NAME], model_class[BTC_CLASS];
   uint32_t pri;
@@ -24,6 +25,7 @@ struct btc_ingest {
   btc_broker *b;
   btc_manifest *parser;
   batch *open;                      /* being filled */
+  batch *kept;                      /* lost their connection to Redis; sent again when there is one */
   bool reading, reading_mine, mine; /* mine: our own entries first, those that we read and did not finish */
   int pending;                      /* batches and submissions under way */
   int64_t hold_ns;                  /* no reading before */
@@ -50,6 +52,7 @@ static void free_batch(batch *t) {
 void btc_ingest_destroy(btc_broker *b) {
   if (!b->ingest) return;
   free_batch(b->ingest->open);
+  for (batch *t; (t = b->ingest->kept); free_batch(t)) b->ingest->kept = t->next;
   btc_manifest_close(&b->ingest->parser);
   free(b->ingest);
   b->ingest = NULL;
@@ -63,6 +66,15 @@ static void hold(struct btc_ingest *g, int64_t ms) {
   g->hold_ns = btc_loop_now_ns(g->b->loop) + ms * 1000000;
 }
 
+/* Whether it was taken in or not: an entry that is no more in the stream is not taken in again. Reading our own entries again would
+ * wait for the read under way, which blocks for a second. Bounded: it still counts as under way. */
+static void keep(struct btc_ingest *g, batch *t) {
+  batch **at = &g->kept;
+  while (*at) at = &(*at)->next;
+  t->next = NULL;
+  *at = t;
+}
+
 static void one_done(btc_broker *b) {
   struct btc_ingest *g = b->ingest;
   if (!g) return;
@@ -74,6 +86,10 @@ static void on_ingested(void *ctx, const redisReply *r) {
   batch *t = ctx;
   btc_broker *b = t->b;
   BTC_FAILPOINT("after_ingest");
+  if (!r && b->ingest) {
+    keep(b->ingest, t);
+    return;
+  }
   if (btc_broker_refused("btc_ingest", r)) {
     if (b->ingest) hold(b->ingest, RETRY_MS);
   } else if (strcmp(btc_answer_text(r, 0), "BUSY") == 0) {
@@ -95,9 +111,16 @@ static void ingest_now(batch *t) {
     btc_grant_wake(b, t->model_class, t->n); /* the claim follows in the same write, and shares its fsync */
     return;
   }
-  hold(b->ingest, RETRY_MS);
-  free_batch(t);
-  one_done(b);
+  keep(b->ingest, t);
+}
+
+static void send_kept(struct btc_ingest *g) {
+  batch *all = g->kept;
+  g->kept = NULL;
+  for (batch *t; (t = all);) {
+    all = t->next;
+    ingest_now(t);
+  }
 }
 
 static void on_checked(void *ctx, const btc_io_reply *r) {
@@ -313,6 +336,7 @@ static bool read_now(btc_broker *b, bool mine) {
  * all of them, so that it never meets one under way. */
 void btc_ingest_poke(btc_broker *b) {
   struct btc_ingest *g = b->ingest;
+  if (btc_redis_is_up(b->redis)) send_kept(g);
   bool may =
       !g->reading && g->pending < (g->mine ? 1 : PENDING) && !b->draining && btc_redis_is_up(b->redis) && btc_redis_is_up(b->feed);
   if (may && btc_loop_now_ns(b->loop) >= g->hold_ns) g->reading = read_now(b, g->reading_mine = g->mine);

@@ -8,7 +8,7 @@
 
 #include "broker/pipes_parts.h"
 
-enum { RETRY_MS = 250, RETRY_MAX_MS = 30000 };
+enum { RETRY_MS = 250, RETRY_MAX_MS = 30000, NOT_LEADING_MS = 500 };
 
 typedef struct step { /* a call on its way */
   btc_broker *b;
@@ -254,6 +254,10 @@ void btc_pipes_ready(btc_broker *b, btc_session *s, uint64_t req_id, const Btc__
 void btc_pipes_broken(btc_broker *b, btc_session *s, uint64_t req_id, const Btc__PipeBroken *m) {
   char cause[384];
   int rank;
+  if (!b->pipes->leader || !b->pipes->loaded) { /* whoever leads next would believe that it works */
+    btc_broker_nack(b, b->workers, &s->peer, req_id, BTC__NACK_CODE__NACK_BUSY, "nobody leads the pipes here", NOT_LEADING_MS);
+    return;
+  }
   pipeline *p = about(b, s, m->pipe, m->epoch, &rank);
   btc_session_ack(b, s, req_id);
   if (!p || p->st == PIPE_BROKEN || p->st == PIPE_ASKED) return;

@@ -13,10 +13,11 @@
 #include <unistd.h>
 
 #include "log.h"
+#include "resolve.h"
 
-enum { BACKOFF_MIN_MS = 50, BACKOFF_MAX_MS = 2000, CHECK_MS = 100, SLEPT_MS = 1000, CONNECT_MS = 5000 };
+enum { BACKOFF_MIN_MS = 50, BACKOFF_MAX_MS = 2000, CHECK_MS = 100, SLEPT_MS = 1000, CONNECT_MS = 5000, LOOK_MS = 5 };
 
-typedef enum state { DOWN, CONNECTING, SHAKING, UP } state;
+typedef enum state { DOWN, RESOLVING, CONNECTING, SHAKING, UP } state;
 
 /* One command in flight, oldest first; hiredis answers in order. */
 typedef struct call {
@@ -33,6 +34,8 @@ struct btc_redis {
   char *url, *user, *password, *prefix;
   btc_redis_address address;
   redisAsyncContext *ac;
+  btc_resolve *resolve; /* of the host's name, while that is looked up */
+  unsigned turn;        /* which of its addresses is tried */
   btc_handshake *handshake;
   btc_timer *timer; /* reconnecting while down, deadlines while there is a connection */
   state state;
@@ -146,24 +149,30 @@ static uint64_t draw(btc_redis *r) {
   return r->random >> 33;
 }
 
-/* The context frees itself or has been freed; nobody waits any more. */
-static void gone(btc_redis *r, const char *why) {
-  if (!r->ac) return;
-  bool was_up = r->state == UP;
-  r->ac = NULL;
-  r->events = 0;
+/* Not connected: another attempt after a while. */
+static void rest(btc_redis *r, const char *why) {
   r->state = DOWN;
-  r->closing = false;
   snprintf(r->trouble, sizeof r->trouble, "%s", why && *why ? why : "the connection was closed");
   if (r->destroyed) return;
-  if (was_up) r->backoff_ms = BACKOFF_MIN_MS;
   int64_t wait = r->backoff_ms / 2 + (int64_t)(draw(r) % (uint64_t)(r->backoff_ms / 2 + 1));
   r->backoff_ms = r->backoff_ms * 2 > BACKOFF_MAX_MS ? BACKOFF_MAX_MS : r->backoff_ms * 2;
   char quoted[300];
   BTC_LOG_LIMITED(BTC_LOG_WARN, "redis-down", "connection=%s retry_ms=%lld msg=%s", r->o.label, (long long)wait,
                   btc_log_quote(quoted, sizeof quoted, r->trouble));
   btc_timer_after_ms(r->timer, wait);
-  if (was_up && r->o.down) r->o.down(r->o.ctx);
+}
+
+/* The context frees itself or has been freed; nobody waits any more. */
+static void gone(btc_redis *r, const char *why) {
+  if (!r->ac) return;
+  bool was_up = r->state == UP;
+  if (r->state == CONNECTING) r->turn++;
+  r->ac = NULL;
+  r->events = 0;
+  r->closing = false;
+  if (was_up) r->backoff_ms = BACKOFF_MIN_MS;
+  rest(r, why);
+  if (was_up && !r->destroyed && r->o.down) r->o.down(r->o.ctx);
 }
 
 /* Drops the connection. Inside one of its callbacks hiredis frees it when that returns; no command is taken in between. */
@@ -198,12 +207,14 @@ static void on_connect(const redisAsyncContext *ac, int status) {
   btc_handshake_begin(r->handshake);
 }
 
-static void connect_now(btc_redis *r) {
-  r->ac = r->address.path[0] ? redisAsyncConnectUnix(r->address.path) : redisAsyncConnect(r->address.host, r->address.port);
+/* address: in numbers; of no meaning for a unix socket. */
+static void connect_to(btc_redis *r, const char *address) {
+  r->ac = r->address.path[0] ? redisAsyncConnectUnix(r->address.path) : redisAsyncConnect(address, r->address.port);
   if (!r->ac) {
     btc_timer_after_ms(r->timer, BACKOFF_MAX_MS); /* out of memory */
     return;
   }
+  r->state = CONNECTING;
   r->ac->ev.data = r;
   if (r->ac->err) {
     redisAsyncContext *ac = r->ac;
@@ -213,7 +224,6 @@ static void connect_now(btc_redis *r) {
     redisAsyncFree(ac);
     return;
   }
-  r->state = CONNECTING;
   r->since_ns = btc_loop_now_ns(r->loop);
   r->ac->ev.addRead = add_read;
   r->ac->ev.delRead = del_read;
@@ -223,6 +233,43 @@ static void connect_now(btc_redis *r) {
   redisAsyncSetConnectCallback(r->ac, on_connect); /* also asks for the first write event */
   redisAsyncSetDisconnectCallback(r->ac, on_disconnect);
   btc_timer_after_ms(r->timer, CHECK_MS);
+}
+
+/* One look-up at a time: one that outlives its deadline is told and waited for again, since nothing can end it. */
+static void look(btc_redis *r) {
+  char address[64], why[256];
+  int64_t waited_ms = (btc_loop_now_ns(r->loop) - r->since_ns) / 1000000;
+  btc_resolve_state found = btc_resolve_look(r->resolve, r->turn, address, why, sizeof why);
+  if (found == BTC_RESOLVE_WAITS && waited_ms < CONNECT_MS) {
+    btc_timer_after_ms(r->timer, waited_ms < CHECK_MS ? LOOK_MS : CHECK_MS);
+    return;
+  }
+  if (found == BTC_RESOLVE_WAITS) {
+    snprintf(why, sizeof why, "the host '%.128s' is not found in 5 s: no name server answers", r->address.host);
+    rest(r, why);
+    return;
+  }
+  btc_resolve_destroy(&r->resolve);
+  if (found == BTC_RESOLVE_FOUND)
+    connect_to(r, address);
+  else
+    rest(r, why);
+}
+
+static void connect_now(btc_redis *r) {
+  if (r->address.path[0] || btc_resolve_is_address(r->address.host)) {
+    connect_to(r, r->address.host);
+    return;
+  }
+  if (r->state != RESOLVING) {
+    r->state = RESOLVING;
+    r->since_ns = btc_loop_now_ns(r->loop);
+    if (!r->resolve) r->resolve = btc_resolve_start(r->address.host);
+  }
+  if (r->resolve)
+    look(r);
+  else
+    rest(r, "cannot look the host up: out of memory");
 }
 
 static void on_timer(void *ctx) {
@@ -280,6 +327,7 @@ void btc_redis_destroy(btc_redis **redis) {
   redisAsyncContext *ac = r->ac;
   if (ac) redisAsyncFree(ac);
   btc_handshake_destroy(&r->handshake);
+  btc_resolve_destroy(&r->resolve);
   btc_timer_destroy(&r->timer);
   if (r->password) explicit_bzero(r->password, strlen(r->password));
   free(r->password);

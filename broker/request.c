@@ -71,6 +71,16 @@ static void take_submit(btc_broker *b, btc_message *m) {
     btc_request_later(q, "the broker stops", RETRY_MS);
     return;
   }
+  const Btc__Submit *s = m->envelope->submit;
+  const char *tenant = *s->tenant ? s->tenant : "default";
+  if (b->keys && !btc_keys_may_submit(b->keys, m->key, tenant, s->priority)) {
+    char why[256];
+    snprintf(why, sizeof why, "the allow-list does not let this key submit for tenant '%.64s' with priority %u", tenant,
+             s->priority);
+    btc_broker_nack(b, b->clients, &m->from, m->req_id, BTC__NACK_CODE__NACK_DENIED, why, 0);
+    free(q);
+    return;
+  }
   Btc__Envelope *e = m->envelope;
   m->envelope = NULL;
   btc_submit_begin(b, e, "files", "", on_submitted, q);

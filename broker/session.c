@@ -156,15 +156,25 @@ static void take_bye(btc_broker *b, btc_session *s, uint64_t req_id) {
 
 /* ---- messages ---- */
 
+/* Where only the way to it is cut its messages still come, but no grant or acknowledgement reaches it. */
+static bool is_deaf(const btc_broker *b, const btc_session *s) {
+  return s->state != BTC_SESSION_HELLO && s->seen_ns - s->heard_ns > b->o->heartbeat_ms * SUSPECT_BEATS * 1000000;
+}
+
 static void take_heartbeat(btc_broker *b, btc_session *s, uint64_t req_id, const Btc__Heartbeat *hb) {
   s->draining = hb->draining;
   s->items_done = hb->items_done;
   s->items_per_s = hb->items_per_s > 0 && hb->items_per_s < 1e9 ? hb->items_per_s : 0;
   s->rss_bytes = hb->rss_bytes;
+  int64_t heard_ns = s->seen_ns - (int64_t)hb->deaf_ms * 1000000;
+  if (heard_ns > s->heard_ns) s->heard_ns = heard_ns;
+  s->suspect = is_deaf(b, s);
   btc_hand_heartbeat(b, s, hb);
   btc_pipe_caps_beat(s->pipe, hb->pipe);
+  s->asks_not = hb->asks_not;
   btc_session_ack(b, s, req_id);
-  btc_metrics_worker(b->metrics, s->name, true, s->capacity > s->owed ? s->capacity - s->owed : 0, s->owed, s->items_per_s);
+  btc_metrics_worker(b->metrics, s->name, true, s->capacity > s->owed && !s->asks_not ? s->capacity - s->owed : 0, s->owed,
+                     s->items_per_s);
   btc_grant_poke(b, s);
 }
 
@@ -180,7 +190,7 @@ static void take_acks(btc_session *s, const uint64_t *ids, size_t n) {
 static void dispatch(btc_broker *b, btc_session *s, const btc_message *m) {
   const Btc__Envelope *e = m->envelope;
   s->seen_ns = btc_loop_now_ns(b->loop);
-  s->suspect = false;
+  s->suspect = is_deaf(b, s);
   switch (e->body_case) {
     case BTC__ENVELOPE__BODY_HEARTBEAT:
       take_heartbeat(b, s, e->req_id, e->heartbeat);
@@ -317,7 +327,8 @@ static void die(btc_broker *b, btc_session *s) {
 }
 
 static void watch(btc_broker *b, btc_session *s, int64_t now) {
-  int64_t silent_ms = (now - s->seen_ns) / 1000000;
+  int64_t both_ways_ns = s->state != BTC_SESSION_HELLO && s->heard_ns < s->seen_ns ? s->heard_ns : s->seen_ns;
+  int64_t silent_ms = (now - both_ways_ns) / 1000000;
   if (silent_ms > b->o->heartbeat_ms * SUSPECT_BEATS && !s->suspect) {
     s->suspect = true;
     btc_log(BTC_LOG_WARN, "worker-silent", "worker=%s ms=%lld owed=%u", s->name, (long long)silent_ms, s->owed);
@@ -343,7 +354,7 @@ void btc_session_tick(btc_broker *b) {
   b->ticked_ns = now;
   for (btc_session *s = b->sessions; s; s = next) {
     next = s->next;
-    if (slept) s->seen_ns = now;
+    if (slept) s->seen_ns = s->heard_ns = now;
     if (!s->reaping && btc_redis_is_up(b->redis)) watch(b, s, now);
   }
 }

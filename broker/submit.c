@@ -210,9 +210,12 @@ static const char *check_params(const char *text) {
   if (!*text) return NULL;
   if (strlen(text) > MAX_PARAMS) return "params: longer than 64 KiB";
   json_t *o = json_loads(text, JSON_REJECT_DUPLICATES, &why);
-  bool object = json_is_object(o);
+  const char *wrong = !json_is_object(o) ? "params: not a JSON object"
+                      : json_object_get(o, "deadline_ms")
+                          ? "params: there is no deadline_ms; a job that comes too late is cancelled"
+                          : NULL;
   json_decref(o);
-  return object ? NULL : "params: not a JSON object";
+  return wrong;
 }
 
 static bool is_digest(const char *t) {

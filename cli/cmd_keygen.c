@@ -14,7 +14,8 @@ const cli_command cmd_keygen = {
     .details =
         "Writes PREFIX.key (secret, readable by you only) and PREFIX.pub, and prints the line that lets this key in when it stands "
         "in the broker's\n"
-        "allow-list (PUBLIC-KEY ROLE NAME). Make one pair for the broker, whose .pub file everybody needs (--server-key), and one "
+        "allow-list (PUBLIC-KEY ROLE NAME [tenants=A,B] [priorities=1,2]). Make one pair for the broker, whose .pub file everybody "
+        "needs (--server-key), and one "
         "for each client and worker.",
     .run = run,
 };

@@ -43,7 +43,6 @@ static int run_shard(const btc_worker_options *o, const numbers *n) {
   btc_shard_options s = {.model = o->model, .device = o->device, .dtype = o->dtype};
   btc_error err;
   s.threads = (int)n->threads;
-  s.slots = (int)n->batch;
   s.first = (int)n->first;
   s.last = (int)n->last;
   return btc_shard_run(&s, &err) == BTC_OK ? CLI_OK : CLI_FAILED; /* the driver says why */
@@ -170,6 +169,25 @@ static int run(int argc, char **argv) {
        .help = "cut the model into a pipeline of N processes on this machine (default: one process)",
        .low = 1,
        .high = 16},
+      {.name = "memory",
+       .type = CLI_REAL,
+       .target = &o.memory_mib,
+       .value = "MIB",
+       .help =
+           "what the model may take here, MiB: when it does not fit, this worker holds a part of it, beside others of the broker\n"
+           "that do the same (default 0: it holds all of it)",
+       .low = 0,
+       .high = 1e9},
+      {.name = "link",
+       .type = CLI_TEXT,
+       .target = &o.link,
+       .value = "ADDRESS:PORT",
+       .help = "with --memory: where the other workers of a pipeline connect, in numbers; port 0 = any (default 127.0.0.1:0)"},
+      {.name = "site",
+       .type = CLI_TEXT,
+       .target = &o.site,
+       .value = "NAME",
+       .help = "with --memory: pipelines stay within one site (default none)"},
       {.name = "stub-us",
        .type = CLI_INT,
        .target = &o.stub_us,

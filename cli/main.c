@@ -7,6 +7,7 @@
 /* in the order of --help */
 static const cli_command *const commands[] = {
     &cmd_caption, &cmd_ask,                                 //
+    &cmd_scene,                                             //
     &cmd_run,     &cmd_broker,  &cmd_worker,                //
     &cmd_submit,  &cmd_status,  &cmd_top,    &cmd_results,  //
     &cmd_cancel,  &cmd_pause,   &cmd_resume, &cmd_replay,   //

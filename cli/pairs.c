@@ -10,6 +10,7 @@
 
 #include "manifest/manifest.h"
 #include "worker/item.h"
+#include "worker/window.h"
 
 typedef struct pairs_run {
   const model_options *o;
@@ -17,6 +18,7 @@ typedef struct pairs_run {
   btc_session *s;
   const char *prompt; /* of items that bring none; NULL: the caption instruction */
   btc_manifest *manifest;
+  window_reader *windows;
   record_model model;
   work_item *lines;    /* [batch] copied out of the reader's buffers */
   btc_item *items;     /* [batch] */
@@ -27,16 +29,24 @@ typedef struct pairs_run {
   bool terminal;
 } pairs_run;
 
+static btc_status copy_window(const pairs_run *p, work_item *l, const btc_manifest_item *it, btc_error *err) {
+  const int64_t *w = it->window;
+  json_t *window = json_pack("[I,I,I,I]", (json_int_t)w[0], (json_int_t)w[1], (json_int_t)w[2], (json_int_t)w[3]);
+  btc_error why;
+  btc_status st = item_window_create(window, NULL, (const char *const *)l->paths, p->windows, &l->window, &why);
+  json_decref(window);
+  if (st == BTC_ERR_ARG) item_refuse(l, why.message);
+  return st == BTC_ERR_NOMEM ? btc_fail(err, st, "%s", why.message) : BTC_OK;
+}
+
 static btc_status copy_line(const pairs_run *p, work_item *l, const btc_manifest_item *it, btc_error *err) {
-  bool bad = it->kind == BTC_MANIFEST_BAD || it->has_window;
+  bool bad = it->kind == BTC_MANIFEST_BAD;
   const char *prompt = bad || !it->prompt ? p->prompt : it->prompt;
   *l = (work_item){.id = btc_strdup(it->id), .prompt = btc_strdup(prompt)};
   if (it->kind == BTC_MANIFEST_BAD) {
     char why[BTC_ERROR_TEXT];
     snprintf(why, sizeof why, "line %" PRIu64 ": %s", it->line, it->problem);
     item_refuse(l, why);
-  } else if (it->has_window) {
-    item_refuse_window(l);
   } else {
     l->paths[0] = btc_strdup(it->before);
     l->paths[1] = btc_strdup(it->after);
@@ -44,7 +54,8 @@ static btc_status copy_line(const pairs_run *p, work_item *l, const btc_manifest
   }
   set_sampling(p->o, &l->ask);
   bool copied = l->id && (l->prompt || !prompt) && (bad || (l->paths[0] && l->paths[1] && (l->meta || !it->meta)));
-  return copied ? BTC_OK : btc_fail(err, BTC_ERR_NOMEM, "out of memory");
+  if (!copied) return btc_fail(err, BTC_ERR_NOMEM, "out of memory");
+  return it->has_window && !bad ? copy_window(p, l, it, err) : BTC_OK;
 }
 
 /* Fills up to a batch of lines; *end when the manifest is exhausted. */
@@ -73,7 +84,7 @@ static btc_status print_batch(pairs_run *p, btc_error *err) {
     free(text);
     if (!written) return btc_fail(err, BTC_ERR_IO, "cannot write the results");
     p->done++;
-    p->failed += l->result.status != BTC_OK;
+    p->failed += item_failed(l);
   }
   if (fflush(stdout) == 0) return BTC_OK;
   cli_output_failed();
@@ -132,13 +143,17 @@ int caption_pairs(const model_options *o, btc_model *m, btc_session *s, const ch
   p.lines = btc_alloc_zero((size_t)o->batch, sizeof *p.lines);
   p.items = btc_alloc_zero((size_t)o->batch, sizeof *p.items);
   p.results = btc_alloc_zero((size_t)o->batch, sizeof *p.results);
-  if (!p.lines || !p.items || !p.results)
+  btc_model_info info;
+  btc_model_get_info(m, &info);
+  p.windows = window_reader_create(NULL, info.grid, NULL);
+  if (!p.lines || !p.items || !p.results || !p.windows)
     cli_error("out of memory");
   else if (btc_manifest_open(manifest, &(btc_manifest_options){.strict = strict}, &p.manifest, &err) != BTC_OK ||
            record_model_fill(m, btc_session_precision(s), &p.model, &err) != BTC_OK)
     cli_error("%s", err.message);
   else
     code = run_all(&p);
+  window_reader_destroy(&p.windows);
   btc_manifest_close(&p.manifest);
   free(p.lines);
   free(p.items);

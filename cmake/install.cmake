@@ -9,6 +9,9 @@ set_property(TARGET btcchat_shared PROPERTY LINK_DEPENDS ${CMAKE_SOURCE_DIR}/cma
 
 configure_file(cmake/btcchat.pc.in btcchat.pc @ONLY)
 install(TARGETS btcchat RUNTIME DESTINATION ${CMAKE_INSTALL_BINDIR})
+if(BTC_GEO)
+  install(TARGETS btcchat-geo RUNTIME DESTINATION libexec/btcchat) # geo/geo.c looks there
+endif()
 install(TARGETS btcchat_shared LIBRARY DESTINATION ${CMAKE_INSTALL_LIBDIR})
 install(FILES engine/engine.h DESTINATION ${CMAKE_INSTALL_INCLUDEDIR}/btcchat/engine)
 install(FILES base/base.h DESTINATION ${CMAKE_INSTALL_INCLUDEDIR}/btcchat/base)

@@ -11,8 +11,11 @@ set(BTC_TEST_ENVIRONMENT
   "BTCCHAT_SHARED=${BTC_SHARED}" "BTCCHAT_BINARY=$<TARGET_FILE:btcchat>" "BTCCHAT_SOURCE=${CMAKE_SOURCE_DIR}"
   "ASAN_OPTIONS=abort_on_error=0:exitcode=66:allocator_may_return_null=1:detect_leaks=1" "UBSAN_OPTIONS=print_stacktrace=1"
   "TSAN_OPTIONS=suppressions=${CMAKE_SOURCE_DIR}/tests/tsan.supp:halt_on_error=1:second_deadlock_stack=1")
+if(BTC_GEO)
+  list(APPEND BTC_TEST_ENVIRONMENT "BTCCHAT_GEO=$<TARGET_FILE:btcchat-geo>")
+endif()
 # Whole queues that are hurt all the time: each alone, for its own deadlines and the others'. With BTCCHAT_LONG=1 some go on for an hour.
-set(BTC_HEAVY_TESTS test_captions test_chaos test_chaos_long test_partition test_run test_step_crash)
+set(BTC_HEAVY_TESTS test_captions test_chaos test_chaos_long test_members test_partition test_run test_step_crash)
 
 foreach(label unit golden integration fault)
   file(GLOB files CONFIGURE_DEPENDS ${CMAKE_SOURCE_DIR}/tests/${label}/test_*.c)

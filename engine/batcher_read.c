@@ -3,37 +3,7 @@
 #include <string.h>
 
 #include "batcher_internal.h"
-#include "image_internal.h"
-
-/* Larger files are decoded as they are read and are not looked up. */
-#define MOST_BYTES ((size_t)64 << 20)
-
-/* The whole file; NULL when it is too large or not to be read, and then btc_image_load says why. */
-static uint8_t *read_file(const char *path, size_t *len) {
-  btc_image_reader r;
-  btc_error err;
-  uint8_t *data = NULL;
-  size_t room = 0;
-  bool good = true;
-  *len = 0;
-  if (btc_image_reader_open(&r, path, &err) != BTC_OK) return NULL;
-  do {
-    size_t n = (size_t)(r.end - r.at);
-    if (*len + n > room) {
-      room = 2 * (*len + n);
-      uint8_t *grown = room <= 2 * MOST_BYTES ? btc_realloc(data, room, 1) : NULL;
-      if (!(good = grown != NULL)) break;
-      data = grown;
-    }
-    if (n) memcpy(data + *len, r.at, n);
-    *len += n;
-  } while (btc_image_reader_fill(&r));
-  good = good && !r.error && *len && *len <= MOST_BYTES;
-  btc_image_reader_close(&r);
-  if (good) return data;
-  free(data);
-  return NULL;
-}
+#include "image_content.h"
 
 static btc_status to_pixels(const btc_batcher *b, const char *path, const btc_image *im, float **pixels, btc_error *err) {
   const btc_config *c = b->m->cfg;
@@ -57,22 +27,16 @@ static void put_features(btc_batcher *b, btc_features *f) {
   pthread_mutex_unlock(&b->lock);
 }
 
-/* Decodes into a fresh entry. Bytes that do not decode are read once more by path, so that the error is the one a session gives; if
- * that succeeds the file has changed meanwhile, and the pixels do not belong to the key. */
-static btc_status decode(btc_batcher *b, const char *path, btc_image_mode mode, const uint8_t *data, size_t len, btc_features **f,
+/* Decodes into a fresh entry, or into one of its own when the file has changed since its key was made. */
+static btc_status decode(btc_batcher *b, const char *path, btc_image_mode mode, const btc_image_content *c, btc_features **f,
                          btc_error *err) {
-  const int64_t side = b->m->cfg->vision.image;
   btc_image im = {0};
-  btc_status st = BTC_ERR_FORMAT;
-  bool fresh;
-  if (data) st = btc_image_load_memory(data, len, path, side, mode, NULL, &im, NULL, NULL, err);
-  if (st != BTC_OK) {
-    st = btc_image_load(path, side, mode, NULL, &im, NULL, NULL, err);
-    if (st == BTC_OK && data) {
-      put_features(b, *f);
-      if (!(*f = get_features(b, NULL, &fresh)))
-        st = btc_fail(err, BTC_ERR_NOMEM, "not enough memory for the features of '%s'", path);
-    }
+  bool fresh, changed;
+  btc_status st = btc_image_content_decode(c, path, b->m->cfg->vision.image, mode, &im, &changed, err);
+  if (changed) {
+    put_features(b, *f);
+    if (!(*f = get_features(b, NULL, &fresh)))
+      st = btc_fail(err, BTC_ERR_NOMEM, "not enough memory for the features of '%s'", path);
   }
   float *pixels = NULL;
   if (st == BTC_OK) st = to_pixels(b, path, &im, &pixels, err);
@@ -86,22 +50,18 @@ static btc_status decode(btc_batcher *b, const char *path, btc_image_mode mode, 
   return st;
 }
 
-static btc_status read_image(btc_batcher *b, batch_job *j, const char *path, btc_image_mode mode, btc_error *err) {
-  uint8_t key[33];
-  size_t len;
+static btc_status read_image(btc_batcher *b, batch_job *j, int i, btc_error *err) {
+  const btc_item *it = j->q.item;
+  const char *path = btc_request_image_name(it, i);
+  btc_image_mode mode = btc_request_image_mode(b->m, it);
+  btc_image_content c;
   bool fresh;
-  uint8_t *data = read_file(path, &len);
-  if (data) {
-    btc_sha256 h;
-    btc_sha256_init(&h);
-    btc_sha256_update(&h, data, len);
-    btc_sha256_final(&h, key);
-    key[32] = (uint8_t)mode;
-  }
-  btc_features *f = get_features(b, data ? key : NULL, &fresh);
+  btc_status read = btc_request_content(b->m, it, i, &c, err);
+  if (read != BTC_OK) return read;
+  btc_features *f = get_features(b, c.data ? c.key : NULL, &fresh);
   btc_status st = f ? BTC_OK : btc_fail(err, BTC_ERR_NOMEM, "not enough memory for the features of '%s'", path);
-  if (st == BTC_OK && fresh) st = decode(b, path, mode, data, len, &f, err);
-  free(data);
+  if (st == BTC_OK && fresh) st = decode(b, path, mode, &c, &f, err);
+  btc_image_content_free(&c);
   if (st == BTC_OK)
     j->image[j->n_read++] = f;
   else
@@ -119,13 +79,12 @@ static btc_status read_job(btc_batcher *b, batch_job *j, btc_error *err) {
   btc_status st = btc_request_read(b->m, &j->q, b->o.max_tokens, err);
   if (st != BTC_OK) return st;
   const btc_item *it = j->q.item;
-  btc_image_mode mode = btc_request_image_mode(b->m, it);
   j->result.phase = BTC_PHASE_IMAGE;
   j->image = btc_alloc_zero((size_t)it->n_images, sizeof(btc_features *));
   if (!j->image) return btc_fail(err, BTC_ERR_NOMEM, "not enough memory for an item's images");
   for (int i = 0; st == BTC_OK && i < it->n_images; i++) {
     if (b->o.progress) __atomic_add_fetch(b->o.progress, 1, __ATOMIC_RELAXED);
-    st = read_image(b, j, it->images[i], mode, err);
+    st = read_image(b, j, i, err);
   }
   if (st == BTC_OK) st = btc_request_open(b->m, &j->q, err);
   j->end = j->q.step.positions;

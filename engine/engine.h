@@ -76,17 +76,28 @@ btc_precision btc_session_precision(const btc_session *s); /* F32 or BF16: what 
 
 typedef enum btc_aspect { BTC_ASPECT_AUTO, BTC_ASPECT_SQUASH, BTC_ASPECT_PAD } btc_aspect;
 
+/* A picture in memory. */
+typedef struct btc_pixels {
+  int64_t width, height; /* pixels */
+  uint8_t *rgb;          /* [height, width, 3], malloc'ed */
+} btc_pixels;
+
 /* One request. Zero-initialise it; all pointers are borrowed for the call. */
 typedef struct btc_item {
   const char *const *images; /* [n_images] paths of PNG or JPEG files; a pair is before, after */
-  int n_images;              /* 1: one image; 2: a pair; the model's video_frames: a video; anything else is refused (spec 1.5) */
-  btc_aspect aspect;         /* AUTO: squash for images and pairs, the checkpoint's own way for videos (spec 3.2) */
-  const char *question;      /* NULL: the caption instruction of spec 4.2 */
-  int max_tokens;            /* 0: the session's */
-  float temperature;         /* 0 (default): greedy */
-  float top_p;               /* 0 or 1: off; used when temperature > 0 */
-  int top_k;                 /* 0: 50, the reference's hidden default (spec 4.5); -1: off */
-  uint64_t seed;             /* of this item's own random stream */
+  /* Where the images come from when they are no such files; NULL (default): from the files. Fills *out, which the engine frees,
+   * with image i; asked once an image, in order, by the thread that reads ahead, so that it may take its time. An error is the
+   * item's. */
+  btc_status (*load)(void *ctx, int i, btc_pixels *out, btc_error *err);
+  void *load_ctx;
+  int n_images;         /* 1: one image; 2: a pair; the model's video_frames: a video; anything else is refused (spec 1.5) */
+  btc_aspect aspect;    /* AUTO: squash for images and pairs, the checkpoint's own way for videos (spec 3.2) */
+  const char *question; /* NULL: the caption instruction of spec 4.2 */
+  int max_tokens;       /* 0: the session's */
+  float temperature;    /* 0 (default): greedy */
+  float top_p;          /* 0 or 1: off; used when temperature > 0 */
+  int top_k;            /* 0: 50, the reference's hidden default (spec 4.5); -1: off */
+  uint64_t seed;        /* of this item's own random stream */
 } btc_item;
 
 typedef enum btc_stop { BTC_STOP_EOS, BTC_STOP_LENGTH } btc_stop;

@@ -46,7 +46,7 @@ static btc_status encode_prompt(const btc_model *m, btc_request *l, int most_tok
 
 btc_status btc_request_read(const btc_model *m, btc_request *l, int most_tokens, btc_error *err) {
   l->result->phase = BTC_PHASE_REQUEST;
-  if (l->item->n_images < 1 || !l->item->images) return btc_fail(err, BTC_ERR_ARG, "an item without images");
+  if (l->item->n_images < 1 || (!l->item->images && !l->item->load)) return btc_fail(err, BTC_ERR_ARG, "an item without images");
   btc_status st = check_route(m, l->item, err);
   return st == BTC_OK ? encode_prompt(m, l, most_tokens, err) : st;
 }
@@ -55,6 +55,48 @@ btc_image_mode btc_request_image_mode(const btc_model *m, const btc_item *it) {
   bool video = it->n_images > 2;
   bool pad = it->aspect == BTC_ASPECT_PAD || (it->aspect == BTC_ASPECT_AUTO && video && m->cfg->aspect_pad);
   return pad ? BTC_IMAGE_PAD : BTC_IMAGE_SQUASH;
+}
+
+const char *btc_request_image_name(const btc_item *it, int i) {
+  return it->images ? it->images[i] : "image in memory";
+}
+
+/* What the item's own load gives, checked. */
+static btc_status load_pixels(const btc_item *it, int i, btc_image *out, btc_error *err) {
+  btc_pixels p = {0};
+  btc_status st = it->load(it->load_ctx, i, &p, err);
+  bool sane = p.rgb && p.width >= 1 && p.width <= BTC_IMAGE_MAX_SIDE && p.height >= 1 && p.height <= BTC_IMAGE_MAX_SIDE;
+  if (st == BTC_OK && !sane)
+    st = btc_fail(err, BTC_ERR_LIMIT, "an image of %lld x %lld pixels", (long long)p.width, (long long)p.height);
+  *out = (btc_image){.width = p.width, .height = p.height, .rgb = p.rgb};
+  if (st != BTC_OK) btc_image_free(out);
+  return st;
+}
+
+btc_status btc_request_content(const btc_model *m, const btc_item *it, int i, btc_image_content *c, btc_error *err) {
+  btc_image_mode mode = btc_request_image_mode(m, it);
+  btc_image pixels;
+  *c = (btc_image_content){0};
+  if (!it->load) {
+    btc_image_content_read(it->images[i], mode, c);
+    return BTC_OK;
+  }
+  btc_status st = load_pixels(it, i, &pixels, err);
+  if (st == BTC_OK) btc_image_content_take(&pixels, mode, c);
+  return st;
+}
+
+btc_status btc_request_load(const btc_model *m, const btc_item *it, int i, btc_image *out, btc_error *err) {
+  btc_image_mode mode = btc_request_image_mode(m, it);
+  const int64_t side = m->cfg->vision.image;
+  btc_image_content c;
+  bool changed;
+  *out = (btc_image){0};
+  if (!it->load) return btc_image_load(it->images[i], side, mode, NULL, out, NULL, NULL, err);
+  btc_status st = btc_request_content(m, it, i, &c, err);
+  if (st == BTC_OK) st = btc_image_content_decode(&c, btc_request_image_name(it, i), side, mode, out, &changed, err);
+  btc_image_content_free(&c);
+  return st;
 }
 
 static btc_sampling sampling_of(const btc_item *it) {

@@ -5,7 +5,7 @@
 #ifndef BTC_REQUEST_H
 #define BTC_REQUEST_H
 
-#include "image.h"
+#include "image_content.h"
 #include "sampler.h"
 #include "stage.h"
 
@@ -25,6 +25,13 @@ typedef struct btc_request {
  * have. Any thread. */
 btc_status btc_request_read(const btc_model *m, btc_request *q, int most_tokens, btc_error *err);
 btc_image_mode btc_request_image_mode(const btc_model *m, const btc_item *it);
+/* Image i by its content, from its file or from the item's own load; an error is the latter's. *c is to be freed in every case. Any
+ * thread. */
+btc_status btc_request_content(const btc_model *m, const btc_item *it, int i, btc_image_content *c, btc_error *err);
+/* Image i as the square of pixels the tower takes: out.rgb is malloc'ed, NULL on an error. Any thread. */
+btc_status btc_request_load(const btc_model *m, const btc_item *it, int i, btc_image *out, btc_error *err);
+/* Its name for messages. */
+const char *btc_request_image_name(const btc_item *it, int i);
 /* Room for the answer, and the state of its drawing. Any thread. */
 btc_status btc_request_open(const btc_model *m, btc_request *q, btc_error *err);
 /* Takes the next token from the item's row of logits; allocates nothing. Afterwards it is done, or its step is ready to run.

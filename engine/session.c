@@ -128,7 +128,7 @@ static btc_status load_images(btc_session *s, const btc_item *it, int64_t at, bt
   for (int i = 0; st == BTC_OK && i < it->n_images; i++) {
     btc_image im = {0};
     if (s->o.progress) __atomic_add_fetch(s->o.progress, 1, __ATOMIC_RELAXED);
-    st = btc_image_load(it->images[i], side, btc_request_image_mode(s->m, it), NULL, &im, NULL, NULL, err);
+    st = btc_request_load(s->m, it, i, &im, err);
     if (st == BTC_OK) btc_image_normalise(&im, c->pre.rescale, c->pre.mean, c->pre.std, s->pixels + (at + i) * image);
     btc_image_free(&im);
   }

@@ -62,7 +62,7 @@ void btc_keys_destroy(btc_keys **keys) {
   *keys = NULL;
   if (!k) return;
   pthread_rwlock_destroy(&k->allow->lock);
-  free(k->allow->list);
+  btc_keys_free_allow(k->allow->list, k->allow->n);
   free(k->allow);
   free(k->allow_path);
   btc_keys_wipe(k, sizeof *k);
@@ -77,10 +77,11 @@ btc_status btc_keys_reload(btc_keys *k, btc_error *err) {
   if (st != BTC_OK) return st;
   pthread_rwlock_wrlock(&k->allow->lock);
   btc_allowed *old = k->allow->list;
+  size_t n_old = k->allow->n;
   k->allow->list = fresh;
   k->allow->n = n;
   pthread_rwlock_unlock(&k->allow->lock);
-  free(old);
+  btc_keys_free_allow(old, n_old);
   return BTC_OK;
 }
 
@@ -88,10 +89,16 @@ static int by_key(const void *key, const void *entry) {
   return strcmp(key, ((const btc_allowed *)entry)->key);
 }
 
+/* Under the lock. */
+static const btc_allowed *find(const btc_keys *k, const char *public_key) {
+  return k->allow->n ? bsearch(public_key, k->allow->list, k->allow->n, sizeof *k->allow->list, by_key) : NULL;
+}
+
 static bool look_up(const btc_keys *k, const char *public_key, btc_allowed *out) {
   pthread_rwlock_rdlock(&k->allow->lock);
-  const btc_allowed *found = k->allow->n ? bsearch(public_key, k->allow->list, k->allow->n, sizeof *found, by_key) : NULL;
+  const btc_allowed *found = find(k, public_key);
   if (found) *out = *found;
+  out->tenants = NULL; /* the list's own */
   pthread_rwlock_unlock(&k->allow->lock);
   return found != NULL;
 }
@@ -106,6 +113,24 @@ const char *btc_keys_name(const btc_keys *k, const char *public_key, char *buf, 
   if (!look_up(k, public_key, &a) || strlen(a.name) >= len) return NULL;
   memcpy(buf, a.name, strlen(a.name) + 1);
   return buf;
+}
+
+static bool is_in(const char *list, const char *name) {
+  size_t len = strlen(name);
+  for (const char *at = list;; at++) {
+    size_t n = strcspn(at, ",");
+    if (n == len && strncmp(at, name, n) == 0) return true;
+    at += n;
+    if (!*at) return false;
+  }
+}
+
+bool btc_keys_may_submit(const btc_keys *k, const char *public_key, const char *tenant, uint32_t priority) {
+  pthread_rwlock_rdlock(&k->allow->lock);
+  const btc_allowed *a = find(k, public_key);
+  bool may = a && (!a->tenants || is_in(a->tenants, tenant)) && (!a->priorities || (priority < 3 && a->priorities >> priority & 1));
+  pthread_rwlock_unlock(&k->allow->lock);
+  return may;
 }
 
 const char *btc_keys_public(const btc_keys *k) {

@@ -2,7 +2,8 @@
  * CURVE keys: files, the allow-list with roles, and the ZAP handler that enforces it.
  *
  * A key pair is two files: NAME.key (secret, mode 0600, both keys) and NAME.pub. The broker's allow-list is a text file, one line a
- * key: `PUBLIC-KEY ROLE NAME`, roles client, worker, admin; # begins a comment. It is read again on btc_keys_reload.
+ * key: `PUBLIC-KEY ROLE NAME [tenants=A,B] [priorities=1,2]`, roles client, worker, admin; # begins a comment. It is read again on
+ * btc_keys_reload.
  * Secrets never appear in a message, a log or on a command line.
  */
 #ifndef BTC_NET_KEYS_H
@@ -23,6 +24,8 @@ btc_status btc_keys_reload(btc_keys *k,
                            btc_error *err); /* the allow-list; the old one stays when the new one is bad. Any thread. */
 btc_role btc_keys_role(const btc_keys *k, const char *public_key);                           /* NONE when not listed. Any thread. */
 const char *btc_keys_name(const btc_keys *k, const char *public_key, char *buf, size_t len); /* NULL when not listed */
+/* May this key submit jobs of this tenant with this priority? As its line says; without a limit any. Any thread. */
+bool btc_keys_may_submit(const btc_keys *k, const char *public_key, const char *tenant, uint32_t priority);
 
 const char *btc_keys_public(const btc_keys *k); /* our own */
 const char *btc_role_text(btc_role r);          /* "client"; never NULL */

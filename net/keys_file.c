@@ -1,6 +1,7 @@
 /*
- * Key files: two lines `public KEY` and `secret KEY` in NAME.key, the public key alone in NAME.pub; allow-lists: `KEY ROLE NAME` a
- * line. Keys are Z85 (40 characters of 85, blank not among them). No message quotes a line of a secret file.
+ * Key files: two lines `public KEY` and `secret KEY` in NAME.key, the public key alone in NAME.pub; allow-lists: `KEY ROLE NAME
+ * [tenants=A,B] [priorities=1,2]` a line. Keys are Z85 (40 characters of 85, blank not among them). No message quotes a line of a
+ * secret file.
  */
 #define _GNU_SOURCE
 #include "net/keys_file.h"
@@ -96,15 +97,45 @@ static bool is_name(const char *s) {
   return n >= 1 && n <= 64 && strspn(s, "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789._-") == n;
 }
 
+/* "tenants=A,B" or "priorities=1,2", each at most once. */
+static bool parse_limit(const char *word, btc_allowed *out, const char **why) {
+  if (strncmp(word, "tenants=", 8) == 0 && !out->tenants) {
+    const char *list = word + 8;
+    *why = "tenants= must be followed by names of 1 to 64 of A-Z a-z 0-9 . _ -, with commas between them, at most 512 bytes";
+    if (strlen(list) > BTC_ALLOW_MAX_TENANTS) return false;
+    for (const char *at = list;; at++) {
+      char name[65];
+      size_t n = strcspn(at, ",");
+      if (n >= sizeof name) return false;
+      memcpy(name, at, n);
+      name[n] = 0;
+      if (!is_name(name)) return false;
+      at += n;
+      if (!*at) break;
+    }
+    *why = "out of memory";
+    return (out->tenants = btc_strdup(list)) != NULL;
+  }
+  if (strncmp(word, "priorities=", 11) == 0 && !out->priorities) {
+    *why = "priorities= must be followed by some of 0, 1, 2, with commas between them";
+    for (const char *at = word + 11;; at += 2) {
+      if (*at < '0' || *at > '2' || (at[1] && at[1] != ',')) return false;
+      out->priorities |= 1u << (*at - '0');
+      if (!at[1]) return true;
+    }
+  }
+  *why = "behind the name only tenants=A,B and priorities=0,1,2 may stand";
+  return false;
+}
+
 /* One line, cut into words in place. false with *why set when it is bad; an entry without key for a blank line or a comment. */
 static bool parse_line(char *line, btc_allowed *out, const char **why) {
   char *save = NULL, *key = strtok_r(line, " \t\r", &save), *role = strtok_r(NULL, " \t\r", &save),
        *name = strtok_r(NULL, " \t\r", &save);
-  const char *rest = strtok_r(NULL, " \t\r", &save);
   *out = (btc_allowed){0};
   if (!key || key[0] == '#') return true; /* keygen makes no key that begins so */
   *why = "a line is PUBLIC-KEY ROLE NAME";
-  if (!role || !name || (rest && rest[0] != '#')) return false;
+  if (!role || !name) return false;
   *why = "the first word must be a public key of 40 characters";
   if (!is_key(key)) return false;
   for (btc_role r = BTC_ROLE_CLIENT; r <= BTC_ROLE_ADMIN; r++)
@@ -115,6 +146,8 @@ static bool parse_line(char *line, btc_allowed *out, const char **why) {
   if (!is_name(name)) return false;
   memcpy(out->key, key, KEY_LEN + 1);
   memcpy(out->name, name, strlen(name) + 1);
+  for (const char *rest; (rest = strtok_r(NULL, " \t\r", &save)) && rest[0] != '#';)
+    if (!parse_limit(rest, out, why)) return false;
   return true;
 }
 
@@ -130,9 +163,10 @@ static btc_status parse_allow(const char *path, char *text, btc_allowed *list, s
     number++;
     btc_allowed one;
     const char *why = NULL;
-    if (!parse_line(line, &one, &why)) return btc_fail(err, BTC_ERR_FORMAT, "'%s' line %zu: %s", path, number, why);
-    if (one.role != BTC_ROLE_NONE && *n == BTC_ALLOW_MAX_KEYS)
-      return btc_fail(err, BTC_ERR_LIMIT, "'%s': more than %d keys", path, BTC_ALLOW_MAX_KEYS);
+    bool good = parse_line(line, &one, &why), full = *n == BTC_ALLOW_MAX_KEYS;
+    if (!good || (one.role != BTC_ROLE_NONE && full)) free(one.tenants);
+    if (!good) return btc_fail(err, BTC_ERR_FORMAT, "'%s' line %zu: %s", path, number, why);
+    if (one.role != BTC_ROLE_NONE && full) return btc_fail(err, BTC_ERR_LIMIT, "'%s': more than %d keys", path, BTC_ALLOW_MAX_KEYS);
     if (one.role != BTC_ROLE_NONE) list[(*n)++] = one;
     line = end;
   }
@@ -141,6 +175,11 @@ static btc_status parse_allow(const char *path, char *text, btc_allowed *list, s
     if (strcmp(list[i - 1].key, list[i].key) == 0)
       return btc_fail(err, BTC_ERR_FORMAT, "'%s': the key of '%s' is there twice", path, list[i].name);
   return BTC_OK;
+}
+
+void btc_keys_free_allow(btc_allowed *list, size_t n) {
+  for (size_t i = 0; list && i < n; i++) free(list[i].tenants);
+  free(list);
 }
 
 btc_status btc_keys_read_allow(const char *path, btc_allowed **out, size_t *n, btc_error *err) {
@@ -159,7 +198,8 @@ btc_status btc_keys_read_allow(const char *path, btc_allowed **out, size_t *n, b
     st = parse_allow(path, (char *)data, list, n, err);
   free(data);
   if (st != BTC_OK) {
-    free(list);
+    btc_keys_free_allow(list, *n);
+    *n = 0;
     return st;
   }
   fit = btc_realloc(list, *n ? *n : 1, sizeof *list);

@@ -16,7 +16,7 @@
 #include <time.h>
 #include <unistd.h>
 
-#include "agent_parts.h"
+#include "agent_member.h"
 #include "base/failpoint.h"
 
 enum { CLOSE_MS = 5000 /* for the answers to what was handed back */, HURRIED_CLOSE_MS = 1000 };
@@ -73,7 +73,7 @@ static void hand_all_back(agent *a, int64_t close_ms) {
 static void drain_step(agent *a) {
   int64_t now = btc_loop_now_ns(a->loop);
   bool late = now >= a->deadline_ns;
-  if (a->phase == AGENT_DRAINING && (late || !a->child || !ledger_given(a->ledger))) hand_all_back(a, CLOSE_MS);
+  if (a->phase == AGENT_DRAINING && (late || !a->child || !ledger_given(a->ledger) || member_waits(a))) hand_all_back(a, CLOSE_MS);
   if (a->phase < AGENT_CLOSING) return;
   link_send_results(a, true);
   bool answered = !btc_outbox_count(a->outbox);
@@ -167,6 +167,7 @@ btc_status btc_worker_run(const btc_worker_options *o, btc_error *err) {
   if (st == BTC_OK) st = catch_signals(&a, &before, err);
   if (st == BTC_OK) st = link_open(&a, err);
   if (st == BTC_OK) st = engine_open(&a, err);
+  if (st == BTC_OK) st = member_open(&a, err);
   if (st == BTC_OK) {
     btc_loop_before_sleep(a.loop, before_sleep, &a);
     engine_start(&a);
@@ -175,6 +176,7 @@ btc_status btc_worker_run(const btc_worker_options *o, btc_error *err) {
   if (a.status != BTC_OK) st = btc_fail(err, a.status, "%s", a.error.message);
   if (a.loop) {
     engine_close(&a);
+    member_close(&a);
     link_close(&a);
   }
   if (a.signal_fd >= 0) close(a.signal_fd);

@@ -20,7 +20,11 @@ typedef struct btc_worker_options {
   /* model engine */
   const char *model, *device, *dtype;
   int threads, batch, max_tokens;
-  int pipe; /* more than 1: a pipeline of so many processes */
+  int pipe; /* more than 1: a pipeline of so many processes of this machine */
+  /* a member of pipelines that span workers */
+  double memory_mib; /* what the model may take here; 0: a whole model is held. A whole model that fits is held all the same */
+  const char *link;  /* "ADDRESS:PORT" (IPv4) where other ranks connect; port 0: any */
+  const char *site;  /* pipelines stay within one */
   /* stub engine: captions by hash of the item, after a delay */
   int64_t stub_us;         /* of one item */
   const char *stub_faults; /* tests: share of items that crash, hang, fail: "crash=0.01,bad=0.01,transient=0.02,hang=0.001" chosen
@@ -35,5 +39,7 @@ btc_status btc_worker_run(const btc_worker_options *o, btc_error *err);
 /* What an engine child runs, over its end of the socket pair; `btcchat worker --engine-child FD` calls it. Returns only when the
  * engine could not be made (the agent has then been told why); ends the process when the agent is gone. */
 btc_status btc_worker_child(const btc_worker_options *o, int fd, btc_error *err);
+/* Those of the child of a member, beside fd: packets between agent and driver (shard.h), and the listening socket of its link. */
+enum { WORKER_CHILD_CONTROL = 4, WORKER_CHILD_LINKS = 5 };
 
 #endif

@@ -7,7 +7,7 @@
 #include <string.h>
 #include <unistd.h>
 
-#include "agent_parts.h"
+#include "agent_member.h"
 #include "base/failpoint.h"
 
 enum {
@@ -40,7 +40,12 @@ void engine_start(agent *a) {
   a->load_failure[0] = 0;
   a->child_progress = 0;
   a->child_started_ns = a->progress_ns = btc_now_ns();
-  if (child_start(a->loop, NULL, a->o, &mine, &a->child, &err) == BTC_OK) return;
+  child_extra storage;
+  const child_extra *extra;
+  btc_status st = member_before_child(a, &storage, &extra, &err);
+  if (st == BTC_OK) st = child_start(a->loop, NULL, a->o, &mine, extra, &a->child, &err);
+  member_after_child(a, extra);
+  if (st == BTC_OK) return;
   if (a->phase == AGENT_LOADING) {
     agent_fail(a, err.code, "%s", err.message);
     return;
@@ -71,6 +76,10 @@ static void on_ready(void *ctx, const Btc__ChildReady *r) {
   btc_error err;
   if (r->failed) {
     snprintf(a->load_failure, sizeof a->load_failure, "%s", r->message);
+    return;
+  }
+  if (member_child_ready(a, r, &err) != BTC_OK) {
+    agent_fail(a, err.code, "%s", err.message);
     return;
   }
   if (a->phase == AGENT_LOADING) {
@@ -145,6 +154,7 @@ static void on_died(void *ctx, const child_death *d) {
   agent *a = ctx;
   child_destroy(&a->child);
   a->child_ready = false;
+  member_child_died(a);
   if (a->phase == AGENT_LOADING) {
     fail_to_load(a, d);
     return;
@@ -180,7 +190,7 @@ static void on_watch(void *ctx) {
   bool busy = !a->child_ready || (a->ledger && ledger_given(a->ledger));
   a->watch_ns = now;
   btc_timer_after_ms(a->watch_timer, interval);
-  if (!a->child || !busy || late) a->progress_ns = now;
+  if (!a->child || !busy || late || (a->child_ready && member_waits(a))) a->progress_ns = now;
   if (now - a->progress_ns <= stall_ns(a)) return;
   agent_log(a, "engine-stalled", "silent-ms=%lld", (long long)((now - a->progress_ns) / AGENT_MS));
   a->progress_ns = now;
@@ -194,7 +204,7 @@ bool engine_hopeless(const agent *a) {
 }
 
 size_t engine_free_items(const agent *a) {
-  if (a->phase != AGENT_WORKING || engine_hopeless(a) || btc_outbox_full(a->outbox)) return 0;
+  if (a->phase != AGENT_WORKING || engine_hopeless(a) || member_waits(a) || btc_outbox_full(a->outbox)) return 0;
   size_t open = ledger_open(a->ledger);
   return a->credits > open ? a->credits - open : 0;
 }
@@ -214,7 +224,7 @@ static void send_run(agent *a, Btc__ChildItem **items, size_t n) {
 void engine_feed(agent *a) {
   enum { MOST = 64 };
   Btc__ChildItem items[MOST], *list[MOST];
-  if (!a->child_ready || a->phase != AGENT_WORKING) return;
+  if (!a->child_ready || a->phase != AGENT_WORKING || member_waits(a)) return;
   if (!ledger_given(a->ledger)) a->progress_ns = btc_loop_now_ns(a->loop); /* idle time is no stall */
   for (bool more = true; more;) {
     size_t n = 0, bytes = 0;

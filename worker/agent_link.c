@@ -10,7 +10,7 @@
 #include <unistd.h>
 #include <zmq.h>
 
-#include "agent_parts.h"
+#include "agent_member.h"
 #include "base/failpoint.h"
 
 enum {
@@ -65,6 +65,7 @@ static void say_hello(agent *a) {
     hello.credits = (uint32_t)a->credits;
     hello.held = list;
     hello.n_held = list_held(a, held, list, most);
+    member_fill_hello(a, &hello);
     e.hello = &hello;
     e.req_id = UNKEPT | ++a->beats;
     sent = send_now(a, &e);
@@ -174,6 +175,7 @@ static size_t list_progress(const agent *a, Btc__ChunkProgress *chunks, Btc__Chu
 
 static void say_heartbeat(agent *a) {
   Btc__Heartbeat beat = BTC__HEARTBEAT__INIT;
+  Btc__PipeLoad load;
   Btc__Envelope e = btc_wire_envelope(BTC__ENVELOPE__BODY_HEARTBEAT);
   size_t most = ledger_chunks(a->ledger) + 1;
   Btc__ChunkProgress *chunks = btc_alloc(most, sizeof *chunks), **list = btc_alloc(most, sizeof *list);
@@ -186,6 +188,9 @@ static void say_heartbeat(agent *a) {
     beat.rss_bytes = engine_resident_bytes(a);
     beat.items_done = a->items_done;
     beat.items_per_s = a->items_per_s;
+    beat.pipe = member_fill_load(a, &load);
+    beat.asks_not = member_waits(a);
+    beat.deaf_ms = (uint32_t)((btc_loop_now_ns(a->loop) - a->answered_ns) / AGENT_MS);
     beat.draining = a->phase > AGENT_WORKING || engine_hopeless(a); /* no grants, please */
     e.heartbeat = &beat;
     e.req_id = UNKEPT | a->beats;
@@ -257,11 +262,12 @@ static void refuse(agent *a, uint64_t req_id, Btc__NackCode code, const char *wh
 static void on_grant(agent *a, uint64_t req_id, const Btc__Grant *g) {
   bool settled = true, bad = false;
   BTC_FAILPOINT("worker_granted");
+  const bool takes = a->phase == AGENT_WORKING && !engine_hopeless(a) && !member_refuses(a);
   for (size_t i = 0; i < g->n_chunks; i++) {
     Btc__Held back = BTC__HELD__INIT, *list = &back;
     back.cid = g->chunks[i]->cid;
     back.token = g->chunks[i]->token;
-    ledger_added added = a->phase == AGENT_WORKING && !engine_hopeless(a) ? ledger_add(a->ledger, g->chunks[i]) : LEDGER_FULL;
+    ledger_added added = takes ? ledger_add(a->ledger, g->chunks[i]) : LEDGER_FULL;
     if (added == LEDGER_FULL && a->phase >= AGENT_LEAVING) added = LEDGER_KNOWN; /* Bye hands it back */
     if (added == LEDGER_FULL) settled = keep_release(a, &list, 1) && settled;
     bad = bad || added == LEDGER_BAD;
@@ -406,6 +412,18 @@ static void dispatch(agent *a, const btc_message *m) {
       break;
     case BTC__ENVELOPE__BODY_REVOKE:
       on_revoke(a, e->req_id, e->revoke);
+      break;
+    case BTC__ENVELOPE__BODY_PIPE_FORM:
+      acknowledge(a, e->req_id);
+      member_on_form(a, e->pipe_form);
+      break;
+    case BTC__ENVELOPE__BODY_PIPE_GO:
+      acknowledge(a, e->req_id);
+      member_on_go(a, e->pipe_go);
+      break;
+    case BTC__ENVELOPE__BODY_PIPE_ABORT:
+      acknowledge(a, e->req_id);
+      member_on_abort(a, e->pipe_abort);
       break;
     case BTC__ENVELOPE__BODY_DRAIN_REQUEST:
       acknowledge(a, e->req_id);

@@ -1,6 +1,6 @@
 /*
- * The agent's inside: three files share one struct. agent.c owns its life (signals, drain, end), agent_link.c the conversation with
- * the broker, agent_engine.c the child. One thread, one loop.
+ * The agent's inside: four files share one struct. agent.c owns its life (signals, drain, end), agent_link.c the conversation with
+ * the broker, agent_engine.c the child, agent_member.c the part in pipelines of several workers. One thread, one loop.
  */
 #ifndef BTC_WORKER_AGENT_PARTS_H
 #define BTC_WORKER_AGENT_PARTS_H
@@ -21,6 +21,8 @@ typedef enum agent_phase {
   AGENT_CLOSING,  /* everything is handed back: waiting for the broker's answers */
   AGENT_LEAVING   /* Bye is said */
 } agent_phase;
+
+typedef struct member member; /* agent_member.h */
 
 typedef struct agent {
   const btc_worker_options *o;
@@ -47,6 +49,7 @@ typedef struct agent {
   int64_t waits_ns;           /* when it was last said that no broker takes us; 0: since the last welcome not at all */
   btc_timer *beat_timer, *hello_timer, *outbox_timer, *results_timer;
   /* engine */
+  member *member; /* NULL: it takes no part in pipelines */
   child *child;
   bool child_ready;
   char model_class[96], model_name[128], load_failure[512];

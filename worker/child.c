@@ -41,19 +41,30 @@ void child_clean_text(char *s) {
   }
 }
 
-/* "oom_kill N" of the cgroup (version 2) that this process is in. */
+/* The file that counts the OOM kills of the cgroup this process is in: of version 2, or of version 1's memory controller. */
+static bool find_counter(char *path, size_t size) {
+  char line[512];
+  bool found = false;
+  FILE *f = fopen("/proc/self/cgroup", "re");
+  while (f && fgets(line, sizeof line, f)) {
+    const char *names = strchr(line, ':'), *group = names ? strchr(names + 1, ':') : NULL;
+    line[strcspn(line, "\n")] = 0;
+    if (!group) continue;
+    bool v2 = strncmp(line, "0::", 3) == 0, v1 = strncmp(names, ":memory:", 8) == 0;
+    if (!v1 && (!v2 || found)) continue; /* where both are mounted, version 1 has the memory */
+    snprintf(path, size, v1 ? "/sys/fs/cgroup/memory%s/memory.oom_control" : "/sys/fs/cgroup%s/memory.events", group + 1);
+    found = true;
+  }
+  if (f) fclose(f);
+  return found;
+}
+
+/* "oom_kill N" of it. */
 int64_t child_oom_kills(void) {
   char line[512], path[700], key[64];
   long long value;
   int64_t kills = -1;
-  FILE *f = fopen("/proc/self/cgroup", "re");
-  path[0] = 0;
-  while (f && fgets(line, sizeof line, f)) {
-    line[strcspn(line, "\n")] = 0;
-    if (strncmp(line, "0::", 3) == 0) snprintf(path, sizeof path, "/sys/fs/cgroup%s/memory.events", line + 3);
-  }
-  if (f) fclose(f);
-  f = path[0] ? fopen(path, "re") : NULL;
+  FILE *f = find_counter(path, sizeof path) ? fopen(path, "re") : NULL;
   while (f && fgets(line, sizeof line, f)) {
     char *end;
     if (sscanf(line, "%63s", key) != 1 || strcmp(key, "oom_kill") != 0) continue;
@@ -222,7 +233,7 @@ btc_status child_send(child *c, const Btc__Envelope *e, btc_error *err) {
 
 typedef struct arguments {
   char *argv[MAX_ARGS + 1];
-  char numbers[8][24];
+  char numbers[10][24];
   int n, n_numbers;
 } arguments;
 
@@ -235,6 +246,12 @@ static void add_text(arguments *a, const char *name, const char *value) {
 static void add_number(arguments *a, const char *name, int64_t value) {
   char *text = a->numbers[a->n_numbers++];
   snprintf(text, sizeof a->numbers[0], "%lld", (long long)value);
+  add_text(a, name, text);
+}
+
+static void add_real(arguments *a, const char *name, double value) {
+  char *text = a->numbers[a->n_numbers++];
+  snprintf(text, sizeof a->numbers[0], "%.15g", value);
   add_text(a, name, text);
 }
 
@@ -252,21 +269,26 @@ static void make_arguments(arguments *a, const btc_worker_options *o) {
   add_number(a, "--batch", o->batch);
   add_number(a, "--max-tokens", o->max_tokens);
   if (o->pipe > 1) add_number(a, "--pipe", o->pipe);
+  if (o->memory_mib > 0) add_real(a, "--memory", o->memory_mib);
   add_number(a, "--stub-us", o->stub_us);
   add_text(a, "--stub-faults", o->stub_faults);
 }
 
 /* In the new process, before exec: only what is safe there (the agent has threads). SIGINT and SIGTERM stay blocked until the child
  * ignores them. */
-static _Noreturn void become(const char *program, char *const *argv, pid_t agent, int socket, int words) {
+static _Noreturn void become(const char *program, char *const *argv, pid_t agent, int socket, int words, const child_extra *extra) {
+  enum { LAST = WORKER_CHILD_LINKS };
   prctl(PR_SET_PDEATHSIG, SIGKILL);
   if (getppid() != agent) _exit(0);
   /* out of the way first: the agent may have been started with low descriptors closed */
-  socket = fcntl(socket, F_DUPFD_CLOEXEC, CHILD_FD + 1);
-  words = fcntl(words, F_DUPFD_CLOEXEC, CHILD_FD + 1);
-  int null = fcntl(open("/dev/null", O_RDWR | O_CLOEXEC), F_DUPFD_CLOEXEC, CHILD_FD + 1);
+  socket = fcntl(socket, F_DUPFD_CLOEXEC, LAST + 1);
+  words = fcntl(words, F_DUPFD_CLOEXEC, LAST + 1);
+  int null = fcntl(open("/dev/null", O_RDWR | O_CLOEXEC), F_DUPFD_CLOEXEC, LAST + 1);
+  int control = extra ? fcntl(extra->control, F_DUPFD_CLOEXEC, LAST + 1) : -1;
+  int links = extra ? fcntl(extra->links, F_DUPFD_CLOEXEC, LAST + 1) : -1;
   if (dup2(null, 0) < 0 || dup2(words, 1) < 0 || dup2(words, 2) < 0 || dup2(socket, CHILD_FD) < 0) _exit(126);
-  syscall(SYS_close_range, CHILD_FD + 1, ~0u, 0);
+  if (extra && (dup2(control, WORKER_CHILD_CONTROL) < 0 || dup2(links, WORKER_CHILD_LINKS) < 0)) _exit(126);
+  syscall(SYS_close_range, extra ? LAST + 1 : CHILD_FD + 1, ~0u, 0);
   execv(program, argv);
   _exit(127);
 }
@@ -286,8 +308,8 @@ static btc_status watch_all(child *c, btc_error *err) {
   return st;
 }
 
-btc_status child_start(btc_loop *loop, const char *program, const btc_worker_options *o, const child_calls *calls, child **out,
-                       btc_error *err) {
+btc_status child_start(btc_loop *loop, const char *program, const btc_worker_options *o, const child_calls *calls,
+                       const child_extra *extra, child **out, btc_error *err) {
   int sockets[2], words[2];
   arguments a;
   child *c = *out = btc_alloc_zero(1, sizeof *c);
@@ -298,7 +320,7 @@ btc_status child_start(btc_loop *loop, const char *program, const btc_worker_opt
   btc_status st = open_pipes(sockets, words, err);
   pid_t agent = getpid();
   if (st == BTC_OK && (c->pid = fork()) < 0) st = btc_fail(err, BTC_ERR_IO, "cannot start the engine: %s", strerror(errno));
-  if (st == BTC_OK && c->pid == 0) become(program ? program : "/proc/self/exe", a.argv, agent, sockets[1], words[1]);
+  if (st == BTC_OK && c->pid == 0) become(program ? program : "/proc/self/exe", a.argv, agent, sockets[1], words[1], extra);
   c->pid = c->pid > 0 ? c->pid : 0;
   c->fd = sockets[0];
   c->words_fd = words[0];

@@ -35,9 +35,14 @@ typedef struct child_calls {
   void (*died)(void *ctx, const child_death *d);
 } child_calls;
 
-/* program: NULL for our own (/proc/self/exe). */
-btc_status child_start(btc_loop *loop, const char *program, const btc_worker_options *o, const child_calls *calls, child **out,
-                       btc_error *err);
+/* Descriptors that a member's child inherits (WORKER_CHILD_CONTROL, WORKER_CHILD_LINKS); the caller keeps its own. */
+typedef struct child_extra {
+  int control, links;
+} child_extra;
+
+/* program: NULL for our own (/proc/self/exe). extra: may be NULL. */
+btc_status child_start(btc_loop *loop, const char *program, const btc_worker_options *o, const child_calls *calls,
+                       const child_extra *extra, child **out, btc_error *err);
 /* Queues an envelope; sent as the child reads. */
 btc_status child_send(child *c, const Btc__Envelope *e, btc_error *err);
 int child_pid(const child *c); /* 0: it is dead */

@@ -7,6 +7,7 @@
 
 #include "agent.h"
 #include "item.h"
+#include "measure.h"
 #include "proto/btcchat.pb-c.h"
 
 /* Borrowed for the call of run or add. */
@@ -34,7 +35,9 @@ struct worker_engine {
   int batch;            /* items that run takes at once */
   char model_class[96]; /* "sha256:...-bf16"; "stub" */
   char model_name[128];
-  uint64_t progress; /* atomic: grows while run works; any thread may read it */
+  uint64_t progress;   /* atomic: grows while run works; any thread may read it */
+  measure_result caps; /* of a part of the model; no blocks: the engine holds all of it */
+  int wake_fd;         /* readable: step has something to do although no item is open; 0: none */
   /* Answers each of n <= batch items once. On an error the items not answered are the caller's to report. */
   btc_status (*run)(worker_engine *e, const worker_item *items, size_t n, const worker_sink *sink, btc_error *err);
   /* Instead of run: up to room more items are added, of which open are not answered yet; every step brings all of them on and
@@ -47,26 +50,27 @@ struct worker_engine {
   void (*destroy)(worker_engine *e);
 };
 
+btc_precision engine_precision(const btc_worker_options *o);
 btc_status engine_model_create(const btc_worker_options *o, worker_engine **out, btc_error *err);
-/* A pipeline of o->pipe ranks in processes of their own; takes batches. */
+/* A pipeline of o->pipe ranks in processes of their own. */
 btc_status engine_pipe_create(const btc_worker_options *o, worker_engine **out, btc_error *err);
+/* The driver of pipelines that span workers, which its agent forms; the whole model when that fits o->memory_mib. */
+btc_status engine_member_create(const btc_worker_options *o, worker_engine **out, btc_error *err);
 btc_status engine_stub_create(const btc_worker_options *o, worker_engine **out, btc_error *err);
-
-/* What becomes of an item whose result is there (or that is bad): shared by the engines with a model. Takes its id. */
-btc_status engine_answer(const btc_model *m, const record_model *record, work_item *it, worker_answer *a, btc_error *err);
 
 /* ---- the stub's behaviour, for checkers ---- */
 
 /* "stub:" and the first 16 hex digits of sha256("before\nafter\nid"). */
 void engine_stub_caption(const char *before, const char *after, const char *id, char out[24]);
 
-typedef enum stub_fault { STUB_FINE, STUB_CRASH, STUB_BAD, STUB_TRANSIENT, STUB_HANG } stub_fault;
+typedef enum stub_fault { STUB_FINE, STUB_CRASH, STUB_BAD, STUB_TRANSIENT, STUB_HANG, STUB_GROW } stub_fault;
 /* Shares of ids: "crash=0.01,bad=0.01,transient=0.02,hang=0.001". An id's fault is decided by u = (first 8 bytes, big-endian, of
  * sha256("fault\n" + id)) / 2^64: u < crash crashes the child, u < crash + bad is bad input, and so on in this order. transient
- * fails at its first try: of this child, or with marks=DIR of all workers that share the folder. flaky=P: every try of any other id
+ * fails at its first try: of this child, or with marks=DIR of all workers that share the folder. grow (last in the order) takes
+ * memory until it is killed, at most 1 GiB. flaky=P: every try of any other id
  * fails transiently with chance P. */
 typedef struct stub_faults {
-  double crash, bad, transient, hang, flaky;
+  double crash, bad, transient, hang, grow, flaky;
   char marks[512];
 } stub_faults;
 btc_status stub_faults_parse(const char *text, stub_faults *out, btc_error *err); /* ARG names what is wrong; NULL or "": none */

@@ -1,88 +1,19 @@
-/* The engine with a model: a batcher, which items join at any time. Failures are sorted into the item's own (never tried again) and
- * passing ones. */
-#define _GNU_SOURCE
-#include "engine.h"
-
-#include <errno.h>
-#include <fcntl.h>
-#include <stdio.h>
+/* The engine with a model: a batcher, which items join at any time. */
 #include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
 
 #include "engine/batcher.h"
-#include "item.h"
-
-typedef struct open_item {
-  work_item it;
-  uint64_t ticket;
-  bool used;
-} open_item;
+#include "engine_items.h"
 
 typedef struct model_engine {
   worker_engine base;
   btc_model *m;
   btc_batcher *b;
-  char *roots;
-  record_model record;
-  open_item *items; /* [n_items] */
-  size_t n_items;
-  const worker_sink *sink; /* of the step that runs */
+  engine_items items;
 } model_engine;
 
-/* An image that could not be read: is it the item's fault? The system is asked again, since a refusal or a folder stays what it is,
- * while a sick disk or file server may recover. */
-static bool read_fails_for_good(const char *path) {
-  char byte;
-  int fd = open(path, O_RDONLY | O_CLOEXEC | O_NOCTTY | O_NONBLOCK);
-  ssize_t n = fd < 0 ? -1 : read(fd, &byte, 1);
-  int why = errno;
-  if (fd >= 0) close(fd);
-  return n < 0 && (why == EACCES || why == EPERM || why == EISDIR || why == ENXIO || why == ELOOP || why == ENAMETOOLONG);
-}
-
-static bool passing(const work_item *it, const char **reason) {
-  const btc_result *r = &it->result;
-  *reason = item_reason(it);
-  if (r->status == BTC_ERR_NOMEM) return true;
-  if (r->status != BTC_ERR_IO || it->bad || r->phase != BTC_PHASE_IMAGE) return false;
-  return !read_fails_for_good(it->paths[0]) && !read_fails_for_good(it->paths[1]);
-}
-
-btc_status engine_answer(const btc_model *m, const record_model *record, work_item *it, worker_answer *a, btc_error *err) {
-  *a = (worker_answer){.outcome = BTC__OUTCOME__OUTCOME_OK, .reason = ""};
-  if (it->result.status != BTC_OK) {
-    a->outcome = passing(it, &a->reason) ? BTC__OUTCOME__OUTCOME_TRANSIENT : BTC__OUTCOME__OUTCOME_PERMANENT;
-    a->message = btc_strdup(it->result.error.message);
-  }
-  a->record = item_record(m, record, it);
-  a->id = it->id;
-  it->id = NULL;
-  if (a->record && (a->message || it->result.status == BTC_OK)) return BTC_OK;
-  worker_answer_clear(a);
-  return btc_fail(err, BTC_ERR_NOMEM, "out of memory");
-}
-
-/* An answer for which there is no memory still says so. */
-static void say(model_engine *e, work_item *it, uint64_t ticket, const worker_sink *sink) {
-  worker_answer a;
-  btc_error err;
-  btc_status st = engine_answer(e->m, &e->record, it, &a, &err);
-  if (st != BTC_OK) {
-    a = (worker_answer){.outcome = BTC__OUTCOME__OUTCOME_TRANSIENT, .reason = "oom", .message = btc_strdup(err.message)};
-    a.id = it->id;
-    it->id = NULL;
-  }
-  sink->done(sink->ctx, ticket, &a);
-}
-
 static void on_done(void *ctx, void *tag, btc_result *r) {
-  model_engine *e = ctx;
-  open_item *o = tag;
-  o->it.result = *r;
-  if (e->sink) say(e, &o->it, o->ticket, e->sink);
-  item_clear(&o->it);
-  o->used = false;
+  engine_items_done(&((model_engine *)ctx)->items, tag, r);
 }
 
 static size_t room(const worker_engine *base) {
@@ -95,63 +26,45 @@ static size_t open_items(const worker_engine *base) {
 
 static btc_status add(worker_engine *base, const worker_item *item, uint64_t ticket, const worker_sink *sink, btc_error *err) {
   model_engine *e = (model_engine *)base;
-  size_t i = 0;
-  while (i < e->n_items && e->items[i].used) i++;
-  if (i == e->n_items) return btc_fail(err, BTC_ERR_LIMIT, "the engine has no room for another item");
-  open_item *o = &e->items[i];
-  btc_status st = item_from_spec(&o->it, item->spec, item->params, err);
-  if (st == BTC_OK) item_refuse_outside(&o->it, e->roots);
-  if (st == BTC_OK && !o->it.bad) {
-    o->ticket = ticket;
-    o->used = true;
-    item_fill_ask(&o->it);
-    st = btc_batcher_submit(e->b, &o->it.ask, o, err);
-    if (st == BTC_OK) return BTC_OK;
-    o->used = false;
-  } else if (st == BTC_OK) {
-    say(e, &o->it, ticket, sink);
-  }
-  item_clear(&o->it);
+  open_item *o;
+  btc_status st = engine_items_add(&e->items, item, ticket, sink, &o, err);
+  if (st != BTC_OK || !o) return st;
+  st = btc_batcher_submit(e->b, &o->it.ask, o, err);
+  if (st != BTC_OK) engine_items_cancel(o);
   return st;
 }
 
 static btc_status step(worker_engine *base, const worker_sink *sink, btc_error *err) {
   model_engine *e = (model_engine *)base;
-  e->sink = sink;
+  e->items.sink = sink;
   btc_status st = btc_batcher_step(e->b, err);
-  e->sink = NULL;
+  e->items.sink = NULL;
   return st;
 }
 
 static void destroy(worker_engine *base) {
   model_engine *e = (model_engine *)base;
   btc_batcher_destroy(&e->b);
+  engine_items_close(&e->items);
   btc_model_close(&e->m);
-  free(e->items);
-  free(e->roots);
   free(e);
 }
 
-static btc_status open_batcher(model_engine *e, const btc_worker_options *o, btc_error *err) {
+static btc_status open_all(model_engine *e, const btc_worker_options *o, btc_error *err) {
   btc_batcher_options bo = {.device = o->device, .threads = o->threads, .slots = o->batch, .max_tokens = o->max_tokens};
-  bo.precision = !strcmp(o->dtype, "f32") ? BTC_PRECISION_F32 : !strcmp(o->dtype, "bf16") ? BTC_PRECISION_BF16 : BTC_PRECISION_AUTO;
+  bo.precision = engine_precision(o);
   bo.progress = &e->base.progress;
   bo.done = on_done;
   bo.ctx = e;
-  btc_status st = btc_batcher_create(e->m, &bo, &e->b, err);
+  btc_status st = btc_model_open(o->model, &e->m, err);
+  if (st == BTC_OK) st = btc_batcher_create(e->m, &bo, &e->b, err);
   if (st != BTC_OK) return st;
-  e->n_items = (size_t)btc_batcher_room(e->b);
-  e->items = btc_alloc_zero(e->n_items, sizeof *e->items);
-  return e->items ? BTC_OK : btc_fail(err, BTC_ERR_NOMEM, "out of memory");
+  return engine_items_open(&e->items, e->m, btc_batcher_precision(e->b), o->roots, (size_t)btc_batcher_room(e->b),
+                           &e->base.progress, err);
 }
 
-static btc_status open_all(model_engine *e, const btc_worker_options *o, btc_error *err) {
-  e->roots = btc_strdup(o->roots);
-  if (o->roots && !e->roots) return btc_fail(err, BTC_ERR_NOMEM, "out of memory");
-  btc_status st = btc_model_open(o->model, &e->m, err);
-  if (st == BTC_OK) st = open_batcher(e, o, err);
-  if (st == BTC_OK) st = record_model_fill(e->m, btc_batcher_precision(e->b), &e->record, err);
-  return st;
+btc_precision engine_precision(const btc_worker_options *o) {
+  return !strcmp(o->dtype, "f32") ? BTC_PRECISION_F32 : !strcmp(o->dtype, "bf16") ? BTC_PRECISION_BF16 : BTC_PRECISION_AUTO;
 }
 
 btc_status engine_model_create(const btc_worker_options *o, worker_engine **out, btc_error *err) {
@@ -161,12 +74,11 @@ btc_status engine_model_create(const btc_worker_options *o, worker_engine **out,
   if (!e) return btc_fail(err, BTC_ERR_NOMEM, "out of memory");
   e->base = (worker_engine){.batch = o->batch, .room = room, .open = open_items, .add = add, .step = step, .destroy = destroy};
   btc_status st = open_all(e, o, err);
-  if (st == BTC_OK) {
-    snprintf(e->base.model_name, sizeof e->base.model_name, "%s", e->record.name);
-    snprintf(e->base.model_class, sizeof e->base.model_class, "%s-%s", e->record.fingerprint, e->record.dtype);
-    *out = &e->base;
-  } else {
+  if (st != BTC_OK) {
     destroy(&e->base);
+    return st;
   }
+  engine_items_name(&e->items, &e->base);
+  *out = &e->base;
   return st;
 }

@@ -1,112 +1,150 @@
-/* The engine with a model that is cut over several processes of this machine (pipe.h). Takes batches. */
-#include "engine.h"
-
-#include <stdio.h>
+/*
+ * The engine with a model that is cut over several processes (pipe.h): of this machine, which it starts itself, or of several
+ * workers, whose agents do. Items join at any time.
+ */
 #include <stdlib.h>
 #include <string.h>
 
+#include "engine_items.h"
 #include "engine/stage.h"
-#include "item.h"
+#include "measure.h"
 #include "pipe.h"
 #include "shard.h"
 
 typedef struct pipe_engine {
   worker_engine base;
   pipe_driver *p;
-  char *roots;
-  record_model record;
-  work_item *items;    /* [batch] */
-  btc_item *asks;      /* [batch] */
-  btc_result *results; /* [batch] */
+  engine_items items;
 } pipe_engine;
 
-/* The items that have something to compute, in one run of the pipeline. */
-static btc_status caption(pipe_engine *e, size_t n, btc_error *err) {
-  size_t m = 0;
-  for (size_t i = 0; i < n; i++) {
-    if (e->items[i].bad) continue;
-    item_fill_ask(&e->items[i]);
-    e->asks[m++] = e->items[i].ask;
-  }
-  btc_status st = m ? pipe_run(e->p, e->asks, m, e->results, err) : BTC_OK;
-  m = 0;
-  for (size_t i = 0; i < n; i++)
-    if (!e->items[i].bad) e->items[i].result = e->results[m++];
+static void on_done(void *ctx, void *tag, btc_result *r) {
+  pipe_engine *e = ctx;
+  e->items.failing = pipe_is_failing(e->p);
+  engine_items_done(&e->items, tag, r);
+}
+
+static size_t room(const worker_engine *base) {
+  return (size_t)pipe_room(((const pipe_engine *)base)->p);
+}
+
+static size_t open_items(const worker_engine *base) {
+  return (size_t)pipe_open(((const pipe_engine *)base)->p);
+}
+
+static btc_status add(worker_engine *base, const worker_item *item, uint64_t ticket, const worker_sink *sink, btc_error *err) {
+  pipe_engine *e = (pipe_engine *)base;
+  open_item *o;
+  btc_status st = engine_items_add(&e->items, item, ticket, sink, &o, err);
+  if (st != BTC_OK || !o) return st;
+  st = pipe_submit(e->p, &o->it.ask, o, err);
+  if (st != BTC_OK) engine_items_cancel(o);
   return st;
 }
 
-/* A pipeline that broke for good leaves its items to the caller, who reports them as passing failures. */
-static btc_status run(worker_engine *base, const worker_item *items, size_t n, const worker_sink *sink, btc_error *err) {
+static btc_status step(worker_engine *base, const worker_sink *sink, btc_error *err) {
   pipe_engine *e = (pipe_engine *)base;
-  btc_status st = BTC_OK;
-  size_t made = 0;
-  for (; st == BTC_OK && made < n; made++) {
-    st = item_from_spec(&e->items[made], items[made].spec, items[made].params, err);
-    if (st == BTC_OK) item_refuse_outside(&e->items[made], e->roots);
-  }
-  if (st == BTC_OK) st = caption(e, n, err);
-  for (size_t i = 0; st == BTC_OK && i < n; i++) {
-    worker_answer a;
-    st = engine_answer(pipe_model(e->p), &e->record, &e->items[i], &a, err);
-    if (st == BTC_OK) sink->done(sink->ctx, i, &a);
-  }
-  for (size_t i = 0; i < made; i++) item_clear(&e->items[i]);
+  e->items.sink = sink;
+  btc_status st = pipe_step(e->p, err);
+  e->items.sink = NULL;
   return st;
 }
 
 static void destroy(worker_engine *base) {
   pipe_engine *e = (pipe_engine *)base;
   pipe_destroy(&e->p);
-  free(e->items);
-  free(e->asks);
-  free(e->results);
-  free(e->roots);
+  engine_items_close(&e->items);
+  measure_free(&e->base.caps);
   free(e);
 }
 
-static btc_status open_pipe(pipe_engine *e, const btc_worker_options *o, btc_error *err) {
-  int cuts[PIPE_MAX_RANKS + 1];
-  btc_model *m = NULL;
+static pipe_options options_of(pipe_engine *e, const btc_worker_options *o) {
   pipe_options po = pipe_options_default();
   po.device = o->device;
   po.threads = o->threads;
   po.max_tokens = o->max_tokens;
-  po.groups = o->pipe + 1;
-  po.batch = (o->batch + po.groups - 1) / po.groups;
-  po.precision = !strcmp(o->dtype, "f32") ? BTC_PRECISION_F32 : !strcmp(o->dtype, "bf16") ? BTC_PRECISION_BF16 : BTC_PRECISION_AUTO;
+  po.slots = o->batch;
+  po.precision = engine_precision(o);
   po.progress = &e->base.progress;
+  po.done = on_done;
+  po.ctx = e;
+  return po;
+}
+
+static btc_status new_engine(const btc_worker_options *o, pipe_engine **out, btc_error *err) {
+  if (!o->model) return btc_fail(err, BTC_ERR_ARG, "no model: give one with -m DIR or BTCCHAT_MODEL");
+  pipe_engine *e = *out = btc_alloc_zero(1, sizeof *e);
+  if (!e) return btc_fail(err, BTC_ERR_NOMEM, "out of memory");
+  e->base = (worker_engine){.batch = o->batch, .room = room, .open = open_items, .add = add, .step = step, .destroy = destroy};
+  return BTC_OK;
+}
+
+static btc_status open_items_of(pipe_engine *e, const btc_worker_options *o, btc_error *err) {
+  btc_status st = engine_items_open(&e->items, pipe_model(e->p), pipe_precision(e->p), o->roots, (size_t)pipe_room(e->p),
+                                    &e->base.progress, err);
+  if (st != BTC_OK) return st;
+  btc_shard_drop_weights(pipe_model(e->p)); /* the fingerprint read them all */
+  engine_items_name(&e->items, &e->base);
+  return BTC_OK;
+}
+
+static btc_status finish(pipe_engine *e, btc_status st, worker_engine **out) {
+  if (st == BTC_OK)
+    *out = &e->base;
+  else if (e)
+    destroy(&e->base);
+  return st;
+}
+
+/* ---- ranks of this machine ---- */
+
+static btc_status open_pipe(pipe_engine *e, const btc_worker_options *o, btc_error *err) {
+  int cuts[PIPE_MAX_RANKS + 1];
+  btc_model *m = NULL;
+  pipe_options po = options_of(e, o);
   btc_status st = btc_model_open(o->model, &m, err);
   if (st == BTC_OK) st = pipe_even_cuts(m, o->pipe, cuts, err);
   btc_model_close(&m);
   return st == BTC_OK ? pipe_create(o->model, cuts, o->pipe, &po, &e->p, err) : st;
 }
 
-static btc_status open_all(pipe_engine *e, const btc_worker_options *o, btc_error *err) {
-  size_t batch = (size_t)o->batch;
-  e->roots = btc_strdup(o->roots);
-  e->items = btc_alloc_zero(batch, sizeof *e->items);
-  e->asks = btc_alloc_zero(batch, sizeof *e->asks);
-  e->results = btc_alloc_zero(batch, sizeof *e->results);
-  if (!e->items || !e->asks || !e->results || (o->roots && !e->roots)) return btc_fail(err, BTC_ERR_NOMEM, "out of memory");
-  btc_status st = open_pipe(e, o, err);
-  if (st == BTC_OK) st = record_model_fill(pipe_model(e->p), pipe_precision(e->p), &e->record, err);
-  if (st == BTC_OK) btc_shard_drop_weights(pipe_model(e->p)); /* the fingerprint read them all */
+btc_status engine_pipe_create(const btc_worker_options *o, worker_engine **out, btc_error *err) {
+  pipe_engine *e = NULL;
+  *out = NULL;
+  btc_status st = new_engine(o, &e, err);
+  if (st == BTC_OK) st = open_pipe(e, o, err);
+  if (st == BTC_OK) st = open_items_of(e, o, err);
+  return finish(e, st, out);
+}
+
+/* ---- ranks of other workers ---- */
+
+static btc_status measure(pipe_engine *e, const btc_worker_options *o, btc_error *err) {
+  const measure_options mo = {.device = o->device,
+                              .threads = o->threads,
+                              .bf16 = pipe_precision(e->p) == BTC_PRECISION_BF16,
+                              .slots = o->batch,
+                              .max_tokens = o->max_tokens,
+                              .places = pipe_places(e->p),
+                              .class = e->base.model_class};
+  btc_status st = measure_member(pipe_model(e->p), &mo, &e->base.caps, err);
+  btc_shard_drop_weights(pipe_model(e->p));
   return st;
 }
 
-btc_status engine_pipe_create(const btc_worker_options *o, worker_engine **out, btc_error *err) {
+btc_status engine_member_create(const btc_worker_options *o, worker_engine **out, btc_error *err) {
+  pipe_engine *e = NULL;
   *out = NULL;
-  if (!o->model) return btc_fail(err, BTC_ERR_ARG, "no model: give one with -m DIR or BTCCHAT_MODEL");
-  pipe_engine *e = btc_alloc_zero(1, sizeof *e);
-  if (!e) return btc_fail(err, BTC_ERR_NOMEM, "out of memory");
-  e->base = (worker_engine){.batch = o->batch, .run = run, .destroy = destroy};
-  btc_status st = open_all(e, o, err);
+  btc_status st = new_engine(o, &e, err);
   if (st == BTC_OK) {
-    snprintf(e->base.model_name, sizeof e->base.model_name, "%s", e->record.name);
-    snprintf(e->base.model_class, sizeof e->base.model_class, "%s-%s", e->record.fingerprint, e->record.dtype);
-    *out = &e->base;
-  } else {
-    destroy(&e->base);
+    pipe_options po = options_of(e, o);
+    st = pipe_create_remote(o->model, WORKER_CHILD_CONTROL, WORKER_CHILD_LINKS, &po, &e->p, err);
   }
-  return st;
+  if (st == BTC_OK) st = open_items_of(e, o, err);
+  if (st == BTC_OK) st = measure(e, o, err);
+  if (st == BTC_OK && o->memory_mib * 1048576 >= (double)e->base.caps.whole_bytes) {
+    destroy(&e->base);
+    return engine_model_create(o, out, err);
+  }
+  if (st == BTC_OK) e->base.wake_fd = pipe_wake_fd(e->p);
+  return finish(e, st, out);
 }

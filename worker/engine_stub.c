@@ -54,17 +54,17 @@ void engine_stub_caption(const char *before, const char *after, const char *id, 
 }
 
 stub_fault stub_fault_of(const stub_faults *f, const char *id) {
-  const double shares[] = {f->crash, f->bad, f->transient, f->hang};
+  const double shares[] = {f->crash, f->bad, f->transient, f->hang, f->grow};
   double u = (double)hash_of((const char *const[]){"fault", id}, 2) * 0x1p-64, sum = 0;
-  for (int i = 0; i < 4; i++)
+  for (int i = 0; i < 5; i++)
     if (u < (sum += shares[i])) return (stub_fault)(STUB_CRASH + i);
   return STUB_FINE;
 }
 
 static double *share_of(stub_faults *f, const char *key, size_t n) {
-  static const char *const names[] = {"crash", "bad", "transient", "hang", "flaky"};
-  double *const shares[] = {&f->crash, &f->bad, &f->transient, &f->hang, &f->flaky};
-  for (int i = 0; i < 5; i++)
+  static const char *const names[] = {"crash", "bad", "transient", "hang", "grow", "flaky"};
+  double *const shares[] = {&f->crash, &f->bad, &f->transient, &f->hang, &f->grow, &f->flaky};
+  for (int i = 0; i < 6; i++)
     if (strlen(names[i]) == n && memcmp(names[i], key, n) == 0) return shares[i];
   return NULL;
 }
@@ -80,13 +80,14 @@ btc_status stub_faults_parse(const char *text, stub_faults *out, btc_error *err)
       snprintf(out->marks, sizeof out->marks, "%.*s", (int)(rest - 6), value);
     } else {
       if (!share || p[n] != '=' || (*share = strtod(value, &end), end == value || end != p + rest) || !(*share >= 0 && *share <= 1))
-        return btc_fail(err, BTC_ERR_ARG,
-                        "stub faults: '%.*s' is not crash, bad, transient, hang or flaky = a share between 0 and 1, or marks=DIR",
-                        (int)rest, p);
+        return btc_fail(
+            err, BTC_ERR_ARG,
+            "stub faults: '%.*s' is not crash, bad, transient, hang, grow or flaky = a share between 0 and 1, or marks=DIR",
+            (int)rest, p);
     }
     p += rest;
   }
-  if (out->crash + out->bad + out->transient + out->hang > 1)
+  if (out->crash + out->bad + out->transient + out->hang + out->grow > 1)
     return btc_fail(err, BTC_ERR_ARG, "stub faults: the shares add up to more than 1");
   return BTC_OK;
 }
@@ -105,6 +106,18 @@ static _Noreturn void crash(const char *id) {
 
 static _Noreturn void hang(void) {
   for (;;) pause();
+}
+
+/* Until the kernel kills it; a machine with that much to spare sees a crash. */
+static _Noreturn void grow(const char *id) {
+  const size_t step = 1u << 20;
+  for (int i = 0; i < 1024; i++) {
+    void *p = malloc(step);
+    if (!p) break;
+    memset(p, i + 1, step);
+    __asm__ volatile("" : : "r"(p) : "memory"); /* the writes are meant */
+  }
+  crash(id);
 }
 
 static bool first_try(stub_engine *e, const char *id) {
@@ -157,9 +170,10 @@ static void fail_item(work_item *it, worker_answer *a, Btc__Outcome outcome, con
 
 static void answer(stub_engine *e, work_item *it, worker_answer *a, const worker_sink *sink) {
   stub_fault fault = it->bad ? STUB_FINE : stub_fault_of(&e->faults, it->id);
-  if (fault == STUB_CRASH || fault == STUB_HANG) sink->flush(sink->ctx);
+  if (fault == STUB_CRASH || fault == STUB_HANG || fault == STUB_GROW) sink->flush(sink->ctx);
   if (fault == STUB_CRASH) crash(it->id);
   if (fault == STUB_HANG) hang();
+  if (fault == STUB_GROW) grow(it->id);
   item_refuse_outside(it, e->roots);
   if (it->bad) {
     fail_item(it, a, BTC__OUTCOME__OUTCOME_PERMANENT, item_reason(it));

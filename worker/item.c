@@ -9,6 +9,7 @@
 
 #include "base/json.h"
 #include "engine/prompt.h"
+#include "window.h"
 
 /* A manifest line has at most 1 MiB, escapes and absolute paths may make it longer here. */
 static const btc_json_limits spec_limits = {.max_bytes = 4u << 20, .max_values = 400000};
@@ -20,6 +21,7 @@ void item_clear(work_item *it) {
   free(it->prompt);
   free(it->meta);
   btc_result_clear(&it->result);
+  item_window_free(it->window);
   *it = (work_item){0};
 }
 
@@ -86,6 +88,17 @@ static btc_status parse_params(work_item *it, const char *params, btc_error *err
   return BTC_OK;
 }
 
+/* Paths, prompt and meta. */
+static btc_status read_texts(work_item *it, const json_t *doc, const char *spec, btc_error *err) {
+  if (!json_is_string(json_object_get(doc, "before")) || !json_is_string(json_object_get(doc, "after"))) {
+    item_refuse(it, "the item has no 'before' or no 'after'");
+    return BTC_OK;
+  }
+  bool copied = copy_text(&it->paths[0], doc, "before") && copy_text(&it->paths[1], doc, "after") &&
+                copy_text(&it->prompt, doc, "prompt") && copy_meta(it, doc, spec);
+  return copied ? BTC_OK : btc_fail(err, BTC_ERR_NOMEM, "out of memory");
+}
+
 /* The line's own texts. The order of the refusals is that of `caption --pairs`: a bad line or a window has neither prompt nor meta
  * of its own. */
 static btc_status read_spec(work_item *it, const json_t *doc, const char *spec, btc_error *err) {
@@ -97,15 +110,10 @@ static btc_status read_spec(work_item *it, const json_t *doc, const char *spec, 
   }
   if (json_object_get(doc, "window")) {
     item_refuse_window(it);
+    it->is_window = true;
     return BTC_OK;
   }
-  if (!json_is_string(json_object_get(doc, "before")) || !json_is_string(json_object_get(doc, "after"))) {
-    item_refuse(it, "the item has no 'before' or no 'after'");
-    return BTC_OK;
-  }
-  bool copied = copy_text(&it->paths[0], doc, "before") && copy_text(&it->paths[1], doc, "after") &&
-                copy_text(&it->prompt, doc, "prompt") && copy_meta(it, doc, spec);
-  return copied ? BTC_OK : btc_fail(err, BTC_ERR_NOMEM, "out of memory");
+  return read_texts(it, doc, spec, err);
 }
 
 btc_status item_from_spec(work_item *it, const char *spec, const char *params, btc_error *err) {
@@ -125,12 +133,42 @@ btc_status item_from_spec(work_item *it, const char *spec, const char *params, b
   return st;
 }
 
+static btc_status take_window(work_item *it, const json_t *doc, const char *spec, const char *params, window_reader *r,
+                              btc_error *err) {
+  btc_error why;
+  json_t *job = params && *params ? json_loads(params, 0, NULL) : NULL;
+  it->bad = false;
+  it->result.status = BTC_OK;
+  btc_status st = read_texts(it, doc, spec, err);
+  if (st == BTC_OK && !it->bad) {
+    btc_status made = item_window_create(json_object_get(doc, "window"), json_object_get(job, "scene"),
+                                         (const char *const *)it->paths, r, &it->window, &why);
+    if (made == BTC_ERR_NOMEM) st = btc_fail(err, made, "%s", why.message);
+    if (made == BTC_ERR_ARG) item_refuse(it, why.message);
+  }
+  json_decref(job);
+  return st;
+}
+
+btc_status item_take_window(work_item *it, const char *spec, const char *params, window_reader *r, btc_error *err) {
+  json_t *doc;
+  if (!it->is_window) return BTC_OK;
+  btc_status st = btc_json_parse(spec, strlen(spec), "item", &spec_limits, &doc, err);
+  if (st != BTC_OK) return st;
+  st = take_window(it, doc, spec, params, r, err);
+  json_decref(doc);
+  return st;
+}
+
 /* ---- captions ---- */
 
 void item_fill_ask(work_item *it) {
   it->ask.images = (const char *const *)it->paths;
   it->ask.n_images = 2;
   it->ask.question = it->prompt;
+  if (!it->window) return;
+  it->ask.load = item_window_load;
+  it->ask.load_ctx = it->window;
 }
 
 btc_status item_run(btc_session *s, work_item *items, size_t n, btc_item *asks, btc_result *results, btc_error *err) {
@@ -148,14 +186,28 @@ btc_status item_run(btc_session *s, work_item *items, size_t n, btc_item *asks, 
   return st;
 }
 
+bool item_failed(const work_item *it) {
+  return it->result.status != BTC_OK && !(it->window && item_window_skipped(it->window));
+}
+
 const char *item_reason(const work_item *it) {
-  return it->reason ? it->reason : record_reason(it->result.status, it->result.phase);
+  if (it->reason) return it->reason;
+  if (it->window && it->window->failure.reason != BTC_GEO_NONE) return btc_geo_reason_text(it->window->failure.reason);
+  return record_reason(it->result.status, it->result.phase);
+}
+
+static char *make_record(const btc_model *m, const record_model *rm, const work_item *it, const char *prompt) {
+  bool read_failed = it->window && it->window->failure.reason != BTC_GEO_NONE;
+  if (it->reason || read_failed) return record_failed(rm, it->id, prompt, it->meta, item_reason(it), it->result.error.message);
+  if (it->window && item_window_skipped(it->window))
+    return record_skipped(rm, it->id, prompt, it->meta, btc_verdict_reason(it->window->px.verdict),
+                          btc_verdict_message(&it->window->px), it->window->px.verdict == BTC_VERDICT_UNCHANGED);
+  return record_line(m, rm, it->id, prompt, it->meta, true, &it->result);
 }
 
 char *item_record(const btc_model *m, const record_model *rm, const work_item *it) {
-  const char *prompt = it->prompt ? it->prompt : btc_prompt_caption;
-  if (it->reason) return record_failed(rm, it->id, prompt, it->meta, it->reason, it->result.error.message);
-  return record_line(m, rm, it->id, prompt, it->meta, true, &it->result);
+  char *line = make_record(m, rm, it, it->prompt ? it->prompt : btc_prompt_caption);
+  return it->window ? item_window_record(it->window, &it->result, line) : line;
 }
 
 /* ---- path policy ---- */

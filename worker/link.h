@@ -42,6 +42,8 @@ typedef struct btc_link btc_link;
 /* ---- forming (TCP) ---- */
 /* Listens on host (a numeric address), any free port. */
 btc_status btc_link_listen(const char *host, int *fd, int *port, btc_error *err);
+/* The same at a port of one's choice; 0: any. */
+btc_status btc_link_listen_at(const char *host, int wanted, int *fd, int *port, btc_error *err);
 /* The receiving end. Whoever says a wrong hello is turned away, and the wait goes on. */
 btc_status btc_link_accept(int listen_fd, const btc_link_id *id, const btc_link_limits *l, const btc_link_wait *w, btc_link **out,
                            btc_error *err);

@@ -165,15 +165,21 @@ static btc_status address_of(const char *host, int port, struct sockaddr_in *a, 
 }
 
 btc_status btc_link_listen(const char *host, int *out, int *port, btc_error *err) {
+  return btc_link_listen_at(host, 0, out, port, err);
+}
+
+btc_status btc_link_listen_at(const char *host, int wanted, int *out, int *port, btc_error *err) {
   struct sockaddr_in a;
   socklen_t n = sizeof a;
+  int one = 1;
   *out = -1;
-  btc_status st = address_of(host, 0, &a, err);
+  btc_status st = address_of(host, wanted, &a, err);
   if (st != BTC_OK) return st;
   int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+  if (fd >= 0 && wanted) setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &one, sizeof one); /* a worker that is started again */
   if (fd < 0 || bind(fd, (struct sockaddr *)&a, sizeof a) != 0 || listen(fd, 16) != 0 ||
       getsockname(fd, (struct sockaddr *)&a, &n) != 0) {
-    st = btc_fail(err, BTC_ERR_IO, "cannot listen on %s: %s", host, strerror(errno));
+    st = btc_fail(err, BTC_ERR_IO, "cannot listen on %s:%d: %s", host, wanted, strerror(errno));
     if (fd >= 0) close(fd);
     return st;
   }

@@ -9,5 +9,7 @@ btc_worker_options btc_worker_options_default(void) {
                               .device = "cpu",
                               .dtype = "auto",
                               .batch = 8,
+                              .link = "127.0.0.1:0",
+                              .site = "",
                               .max_tokens = 128};
 }

@@ -1,13 +1,19 @@
 /*
- * A pipeline of ranks on this machine, driven from here: items in, answers out, byte for byte those of btc_session_run.
+ * A pipeline of ranks, driven from here: items in, answers out, byte for byte those of btc_session_run.
  *
- * The driver reads images, keeps a journal of every item (prompt, tokens so far, state of its drawing), and sends steps down the
- * ranks; logits come back from the last one. Items are spread over more groups than there are ranks, so that every rank has work
- * while others compute. When a rank dies, stops or is cut off, all ranks but that one keep their process and their weights: a new
- * epoch is formed, and items go on from the journal. They are prefilled again and their tokens fed again one by one rather than
- * in one prefill: a prefill sums in another order than decode steps do (ops.h), and bytes would differ.
+ * The driver reads images ahead, keeps a journal of every item (pictures, prompt, tokens so far, state of its drawing), and sends
+ * steps down the ranks; logits come back from the last one. Items are spread over more groups than there are ranks, one step of
+ * each under way, and the tower works ahead of them, so that every rank has work while others compute. Each content of an image is
+ * encoded once, and the constant beginning of the prompts is computed once.
  *
- * Thread: one at a time, and ranks die with the thread that made them.
+ * When a rank dies, stops or is cut off, all ranks but that one keep their process and their weights: a new epoch is formed, and
+ * items go on from the journal. They are prefilled again and their tokens fed again one by one rather than in one prefill: a
+ * prefill sums in another order than decode steps do (ops.h), and bytes would differ.
+ *
+ * The ranks are processes of this machine, started and watched here (pipe_create), or those of several workers, whose agents
+ * start and watch them: then the agent tells when to form and when to go, and is told what broke (pipe_create_remote).
+ *
+ * Thread: one at a time, and ranks die with the thread that made them. The reading thread is the driver's own.
  */
 #ifndef BTC_WORKER_PIPE_H
 #define BTC_WORKER_PIPE_H
@@ -21,8 +27,9 @@ typedef struct pipe_options {
   const char *device;  /* "cpu" or "plain" */
   btc_precision precision;
   int threads;                /* of each rank; 0: this machine's processors shared out */
-  int batch;                  /* most items of a group */
-  int groups;                 /* 0: ranks + 1 */
+  int slots;                  /* items generated together, 1..256, default 16 */
+  int groups;                 /* 0: ranks + 1; at most slots */
+  int ahead;                  /* items read beyond those in slots; 0: as many as slots, 8 at most */
   int max_tokens;             /* most tokens of an answer */
   int open_ms;                /* a rank's start, model opened: default 60 s */
   int form_ms;                /* default 10 s: a rank finishes the block it computes before it answers */
@@ -31,6 +38,9 @@ typedef struct pipe_options {
   int max_breaks;             /* so many epochs in a row without a single new token: give up, default 6 */
   const volatile int *cancel; /* as in btc_session_options */
   uint64_t *progress;         /* likewise */
+  /* The answer of a submitted item, out of pipe_step; *r is the callee's to clear. NULL: only pipe_run is used. */
+  void (*done)(void *ctx, void *tag, btc_result *r);
+  void *ctx;
   /* tests */
   int fail_rank;     /* the first process of this rank gets BTC_FAIL=fail */
   const char *fail;  /* NULL: none */
@@ -43,9 +53,27 @@ typedef struct pipe_driver pipe_driver;
 /* cuts[ranks + 1]: rank r holds blocks [cuts[r], cuts[r+1]); cuts[0] = 0, cuts[ranks] = the model's block count. Returns when the
  * first epoch is formed. */
 btc_status pipe_create(const char *model, const int *cuts, int ranks, const pipe_options *o, pipe_driver **out, btc_error *err);
-void pipe_destroy(pipe_driver **p);
+/* control: packets of shard_order come, those of shard_report go (shard.h). links_fd: a listening socket to which the last rank
+ * connects. Both are borrowed. Returns at once; steps run when an order to form and then GO have come. */
+btc_status pipe_create_remote(const char *model, int control, int links_fd, const pipe_options *o, pipe_driver **out,
+                              btc_error *err);
+void pipe_destroy(pipe_driver **p); /* items that are open get no answer */
 
-/* Like btc_session_run. An error is the pipeline's, not an item's: it could not be formed again, or broke max_breaks times. */
+/* ---- items at any time ---- */
+int pipe_room(const pipe_driver *p); /* items that may be submitted now */
+int pipe_open(const pipe_driver *p); /* items not answered yet */
+/* The item and all it points to are borrowed until it is answered. LIMIT when there is no room. */
+btc_status pipe_submit(pipe_driver *p, const btc_item *item, void *tag, btc_error *err);
+/* One turn: whatever can be sent, done and taken now; waits at most 20 ms, but for forming. An error is the pipeline's, not an
+ * item's: it could not be formed again, broke max_breaks times, or its items were dropped; every open item has been answered with
+ * it. */
+btc_status pipe_step(pipe_driver *p, btc_error *err);
+/* In `done`: the item is answered because the pipeline fails, not because of anything of its own. */
+bool pipe_is_failing(const pipe_driver *p);
+int pipe_places(const pipe_driver *p);  /* images whose features the entry keeps */
+int pipe_wake_fd(const pipe_driver *p); /* readable when pipe_step has something to do although no item is open; -1: never */
+
+/* Like btc_session_run. An error as of pipe_step. No other item is open. */
 btc_status pipe_run(pipe_driver *p, const btc_item *items, size_t n, btc_result *results, btc_error *err);
 /* Between runs: forms a broken pipeline again, so that the next run finds it whole. */
 btc_status pipe_check(pipe_driver *p, btc_error *err);
@@ -60,11 +88,13 @@ const char *pipe_describe(const pipe_driver *p);
 typedef struct pipe_state {
   uint64_t epoch;
   int ranks;
-  int pid[PIPE_MAX_RANKS];
-  double busy_ms[PIPE_MAX_RANKS]; /* spent in steps by the process that is there now */
-  double run_ms;                  /* spent in pipe_run */
+  int pid[PIPE_MAX_RANKS];        /* of ranks of this machine */
+  double busy_ms[PIPE_MAX_RANKS]; /* spent in steps by the process that is there now; likewise */
+  double run_ms;                  /* spent with an item open */
   int64_t breaks;                 /* epochs that ended */
   double form_ms;                 /* the last formation, from the break's detection on */
+  int64_t images, encoded;        /* asked for by items, seen by the tower */
+  int64_t reused;                 /* positions copied from the constant beginning */
   char cause[512];                /* of the last break */
 } pipe_state;
 pipe_state pipe_get_state(const pipe_driver *p);

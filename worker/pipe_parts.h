@@ -1,37 +1,51 @@
-/* What the files of the driver share: ranks and their processes (pipe_rank.c), epochs (pipe_form.c), steps and items (pipe.c). */
+/* What the files of the driver share: ranks and their processes (pipe_rank.c), epochs (pipe_form.c, pipe_remote.c), pictures and
+ * the reading thread (pipe_read.c), steps (pipe_steps.c, pipe_take.c), items (pipe.c). */
 #ifndef BTC_WORKER_PIPE_PARTS_H
 #define BTC_WORKER_PIPE_PARTS_H
 
-#include <sys/types.h>
+#include <pthread.h>
 
 #include "engine/request.h"
 #include "pipe.h"
-#include "shard.h"
+#include "shard_process.h"
 #include "shard_step.h"
 
+enum { PIPE_ENCODES = PIPE_MAX_RANKS + 1 };
+
 typedef struct pipe_rank {
-  pid_t pid; /* 0: dead */
-  int control, pidfd;
-  shard_page *page;
-  int first, last, port, starts;
-  int64_t started_ns;
-  bool open;            /* the model is open and the port known */
-  uint64_t ready_epoch; /* formed */
-  uint64_t seen_alive, seen_cpu;
-  int64_t seen_ns; /* when either last moved */
+  shard_process process;
+  int first, last, starts;
 } pipe_rank;
 
-typedef struct pipe_item { /* the journal of one item */
+/* One content of an image. Its index is its place in the rank that keeps features. It stays until the place is needed. */
+typedef enum picture_state { PICTURE_EMPTY, PICTURE_THERE, PICTURE_FLYING, PICTURE_READY } picture_state;
+typedef struct pipe_picture {
+  picture_state state; /* EMPTY: it is being read by whoever got it, if anyone. READY: the rank of this epoch has its features */
+  uint8_t key[33];
+  bool shared; /* the key is true */
+  int refs;
+  uint64_t used;
+  btc_image im; /* kept for further epochs */
+} pipe_picture;
+
+/* The reading thread turns WAITING into READING and that into READ or FAILED, and owns a READING job; all else is the driver's. */
+typedef enum pipe_job_state { PIPE_FREE, PIPE_WAITING, PIPE_READING, PIPE_READ, PIPE_FAILED, PIPE_LIVE } pipe_job_state;
+
+typedef struct pipe_job { /* the journal of one item */
+  pipe_job_state state;   /* under the lock */
+  uint64_t order;         /* of arrival */
+  void *tag;
   btc_request q;
-  int64_t prompt_positions;
+  btc_result result;
+  int *place; /* [n_images] pictures; the first n_read are held */
+  int n_read;
+  int64_t end;    /* positions of the prompt */
   int fed;        /* tokens of the answer that the ranks have seen */
-  bool opened;    /* has its answer */
   bool prefilled; /* in this epoch */
-} pipe_item;
+} pipe_job;
 
 typedef struct pipe_group {
-  int *slot;  /* [batch] item in it; -1: free */
-  int *order; /* [batch] slot of each row of the step that flies */
+  pipe_job **row; /* [slots] of the step that flies */
   int rows;
   bool flying;
   shard_step_kind kind;
@@ -39,45 +53,77 @@ typedef struct pipe_group {
   int64_t sent_ns;
 } pipe_group;
 
+typedef struct pipe_encode { /* a step of the tower that flies */
+  bool flying;
+  uint64_t step;
+  int64_t sent_ns;
+  int n, place[SHARD_IMAGES];
+  pipe_job *job[SHARD_IMAGES]; /* who asked; may be gone when it comes back: only compared */
+  uint64_t order[SHARD_IMAGES];
+} pipe_encode;
+
 struct pipe_driver {
   pipe_options o;
   char *model_dir;
   btc_model *m;
   btc_sampler *sampler;
   btc_precision precision;
-  int n_ranks, n_groups;
+  int n_ranks, n_groups, entry; /* entry: see shard_order */
+  int towers;                   /* ranks with a part of the tower */
   pipe_rank rank[PIPE_MAX_RANKS];
   char describe[160];
   /* epoch */
-  uint64_t epoch, step, abandoned; /* abandoned: reports of epochs up to it are history */
+  uint64_t epoch, abandoned; /* abandoned: reports of epochs up to it are history */
+  uint64_t step[2];          /* sent so far: language, tower */
   int listen_fd, port;
-  btc_link *out, *in;
-  bool fault; /* this epoch is over */
-  bool dead;  /* because a rank died or was replaced: the cause that tells most */
+  btc_link *out, *side, *in; /* side: to the entry, when that is not rank 0 */
+  bool formed;               /* steps may leave */
+  bool fault;                /* this epoch is over */
+  bool dead;                 /* because a rank died or was replaced: the cause that tells most */
   btc_error cause;
   int64_t fault_ns, breaks;
   double form_ms, run_ms;
-  int64_t reserved; /* slot positions of this epoch */
-  int reserved_images;
-  int64_t reserved_prompt;
-  /* run */
-  pipe_item *items; /* [n_items] of the running call */
-  size_t n_items, next_item, done_items;
-  int share; /* most items a group takes in this run */
+  int64_t positions, images; /* reserved in this epoch: of a slot, of an item */
+  /* orders of an agent */
+  bool remote;
+  int control, links_fd;
+  shard_order order; /* the newest to form */
+  bool ordered, dropped;
+  uint64_t told_broken, go;
+  /* items */
+  pipe_job *jobs; /* [n_jobs] */
+  int n_jobs, open, live;
+  uint64_t arrivals;
+  pipe_job **slot; /* [slots] */
   pipe_group *group;
-  btc_stage_item *steps; /* [batch] */
-  float *pixels;         /* [batch * images] of a prefill */
-  int64_t pixel_floats;
+  pipe_encode encode[PIPE_ENCODES];
+  btc_stage_item *steps; /* [slots] */
+  int32_t *places;       /* [n_pictures] of a prefill */
+  float *pixels;         /* [SHARD_IMAGES] */
   uint8_t *words;
   size_t words_room;
+  int32_t *prefix; /* ids of every caption's beginning */
+  int64_t n_prefix, usual_positions;
+  bool beginning_flies;
+  uint64_t beginning;
   double usual_ms; /* of a step */
   bool new_token;  /* since the last break */
+  bool failing;    /* see pipe_is_failing */
+  int futile;      /* epochs in a row without one */
+  int64_t n_images, n_encoded, n_reused;
+  /* pictures and their reading */
+  pipe_picture *pictures; /* [n_pictures] */
+  int n_pictures;
+  uint64_t uses;
+  pthread_mutex_t lock;
+  pthread_cond_t to_read;
+  pthread_t reader;
+  bool reading, stop;
+  int bell; /* eventfd: the reading thread has read something */
 };
 
 /* pipe_rank.c */
 btc_status pipe_rank_start(pipe_driver *p, int r, btc_error *err);
-void pipe_rank_end(pipe_rank *k); /* SIGKILL and wait; fine when it is dead */
-void pipe_rank_order(pipe_driver *p, int r, const shard_order *o);
 /* Reads what ranks say, and looks after those that died or stand still. Sets p->fault. */
 void pipe_watch(pipe_driver *p);
 bool pipe_has_fault(void *driver); /* pipe_watch as a link's stop */
@@ -87,8 +133,32 @@ void pipe_break(pipe_driver *p, btc_status st, const char *fmt, ...) __attribute
 /* pipe_form.c */
 void pipe_wait_for_death(pipe_driver *p);             /* a moment, for the true cause of a break */
 btc_status pipe_form(pipe_driver *p, btc_error *err); /* a new epoch, dead ranks started anew */
+void pipe_close_links(pipe_driver *p);
+/* Links of epoch p->epoch: from the last rank, to rank 0, to the entry. o as a rank gets it. */
+btc_status pipe_close_ring(pipe_driver *p, const shard_order *o, int listen_fd, btc_error *err);
+
+/* pipe_remote.c */
+void pipe_remote_watch(pipe_driver *p);
+/* Brings the epoch on as far as the agent has ordered. *idle: there is none, and no order to form one. */
+void pipe_remote_form(pipe_driver *p, bool *idle);
+
+/* pipe_read.c */
+btc_status pipe_reader_start(pipe_driver *p, btc_error *err);
+void pipe_reader_stop(pipe_driver *p);
+void pipe_drop_pictures(pipe_driver *p, pipe_job *j);                           /* with the lock held */
+pipe_job *pipe_first(pipe_driver *p, pipe_job_state s, uint64_t from_order);    /* the earliest; lock held */
+bool pipe_pictures_are(const pipe_driver *p, const pipe_job *j, picture_state); /* all of them */
+
+/* pipe_steps.c */
+btc_status pipe_send_steps(pipe_driver *p, btc_error *err); /* whatever can leave now */
+
+/* pipe_take.c */
+btc_status pipe_take_frames(pipe_driver *p, btc_error *err);
+btc_status pipe_check_deadlines(const pipe_driver *p, btc_error *err);
 
 /* pipe.c */
-int pipe_batch_slots(const pipe_driver *p);
+void pipe_answer(pipe_driver *p, pipe_job *j); /* frees the job and hands its result out */
+void pipe_start_epoch(pipe_driver *p);         /* the ranks know nothing; the journal does */
+btc_status pipe_make_groups(pipe_driver *p, int ranks, btc_error *err);
 
 #endif

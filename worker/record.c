@@ -116,6 +116,18 @@ char *record_failed(const record_model *rm, const char *id, const char *prompt, 
   return finish(record, rm, prompt, NULL, meta_json);
 }
 
+char *record_skipped(const record_model *rm, const char *id, const char *prompt, const char *meta_json, const char *reason,
+                     const char *message, bool unchanged) {
+  json_t *record = begin(id, "skipped");
+  json_object_set_new(record, "reason", json_string(reason));
+  json_object_set_new(record, "message", text(message));
+  if (unchanged) {
+    json_object_set_new(record, "changed", json_false());
+    json_object_set_new(record, "score", json_real(0));
+  }
+  return finish(record, rm, prompt, NULL, meta_json);
+}
+
 char *record_line(const btc_model *m, const record_model *rm, const char *id, const char *prompt, const char *meta_json, bool pair,
                   const btc_result *r) {
   if (r->status != BTC_OK) return record_failed(rm, id, prompt, meta_json, record_reason(r->status, r->phase), r->error.message);

@@ -20,6 +20,10 @@ char *record_line(const btc_model *m, const record_model *rm, const char *id, co
 char *record_failed(const record_model *rm, const char *id, const char *prompt, const char *meta_json, const char *reason,
                     const char *message);
 
+/* The record of an item that is not captioned (scenes). unchanged: because both images are the same, which it says. */
+char *record_skipped(const record_model *rm, const char *id, const char *prompt, const char *meta_json, const char *reason,
+                     const char *message, bool unchanged);
+
 /* The closed list of reasons: "not-found", "decode", "dims", "oom", "bad-request", "cancelled", "internal". */
 const char *record_reason(btc_status st, btc_phase phase);
 

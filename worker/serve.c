@@ -5,12 +5,14 @@
  * agent.
  */
 #define _GNU_SOURCE
+#include <errno.h>
 #include <poll.h>
 #include <pthread.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/eventfd.h>
 #include <sys/prctl.h>
 #include <unistd.h>
 
@@ -30,7 +32,7 @@ typedef struct server {
   worker_engine *engine;
   /* read ahead: reader thread -> engine loop */
   pthread_mutex_t lock;
-  pthread_cond_t more;
+  int bell; /* eventfd: there is more in the queue */
   waiting queue[QUEUE];
   size_t head, count;
   /* what leaves: both threads */
@@ -73,6 +75,11 @@ static void say_ready(server *s) {
   ready.batch = (uint32_t)s->engine->batch;
   ready.model_class = s->engine->model_class;
   ready.model_name = s->engine->model_name;
+  ready.blocks = s->engine->caps.list;
+  ready.n_blocks = s->engine->caps.n;
+  ready.fixed_bytes = s->engine->caps.fixed_bytes;
+  ready.slots = s->engine->caps.slots;
+  ready.whole_bytes = s->engine->caps.whole_bytes;
   say(s, &env, true);
 }
 
@@ -127,8 +134,9 @@ static void queue_items(server *s, const Btc__ChildRun *run) {
     }
     s->queue[(s->head + s->count++) % QUEUE] = w;
   }
-  pthread_cond_signal(&s->more);
   pthread_mutex_unlock(&s->lock);
+  uint64_t one = 1;
+  if (write(s->bell, &one, sizeof one) < 0) return; /* full: it rings already */
 }
 
 static void tell_progress(server *s) {
@@ -166,11 +174,23 @@ static void *read_ahead(void *ctx) {
 
 /* ---- the engine's loop ---- */
 
-/* Up to `most` items, at most a batch; waits for one if `wait`. */
-static void take_batch(server *s, size_t most, bool wait) {
+/* Until an item is there, or the engine has something to do without one. */
+static void wait_for_work(server *s) {
+  for (;;) {
+    pthread_mutex_lock(&s->lock);
+    bool there = s->count > 0;
+    pthread_mutex_unlock(&s->lock);
+    struct pollfd f[] = {{.fd = s->bell, .events = POLLIN}, {.fd = s->engine->wake_fd ? s->engine->wake_fd : -1, .events = POLLIN}};
+    uint64_t rings;
+    if (there || poll(f, 2, -1) < 0 || f[1].revents) return;
+    if (read(s->bell, &rings, sizeof rings) < 0) continue;
+  }
+}
+
+/* Up to `most` items, at most a batch. */
+static void take_batch(server *s, size_t most) {
   if (most > (size_t)s->engine->batch) most = (size_t)s->engine->batch;
   pthread_mutex_lock(&s->lock);
-  while (wait && !s->count) pthread_cond_wait(&s->more, &s->lock);
   for (s->n = 0; s->count && s->n < most; s->n++) {
     s->batch[s->n] = s->queue[s->head];
     s->head = (s->head + 1) % QUEUE;
@@ -222,7 +242,8 @@ static void on_stream_done(void *ctx, uint64_t ticket, worker_answer *a) {
 
 /* Hands over what has arrived, as far as there is room. */
 static void add_items(server *s, const worker_sink *sink) {
-  take_batch(s, s->engine->room(s->engine), s->engine->open(s->engine) == 0);
+  if (s->engine->open(s->engine) == 0) wait_for_work(s);
+  take_batch(s, s->engine->room(s->engine));
   if (s->n) say_started(s, s->tickets, s->n);
   for (size_t i = 0; i < s->n; i++) {
     btc_error err;
@@ -240,7 +261,7 @@ static _Noreturn void serve_stream(server *s) {
   for (;;) {
     btc_error err;
     add_items(s, &sink);
-    if (s->engine->open(s->engine) && s->engine->step(s->engine, &sink, &err) != BTC_OK)
+    if ((s->engine->open(s->engine) || s->engine->wake_fd) && s->engine->step(s->engine, &sink, &err) != BTC_OK)
       fprintf(stderr, "engine child: %s\n", err.message); /* the items have been answered with it */
     on_flush(s);
   }
@@ -249,7 +270,8 @@ static _Noreturn void serve_stream(server *s) {
 static _Noreturn void serve(server *s) {
   const worker_sink sink = {.ctx = s, .done = on_done, .flush = on_flush};
   for (;;) {
-    take_batch(s, SIZE_MAX, true);
+    wait_for_work(s);
+    take_batch(s, SIZE_MAX);
     say_started(s, s->tickets, s->n);
     btc_error err = {.code = BTC_ERR_INTERNAL, .message = "the engine gave no answer"};
     btc_status st = s->engine->run(s->engine, s->items, s->n, &sink, &err);
@@ -279,6 +301,7 @@ static void settle(void) {
 
 static btc_status prepare(server *s, const btc_worker_options *o, btc_error *err) {
   btc_status st = strcmp(o->engine, "stub") == 0 ? engine_stub_create(o, &s->engine, err)
+                  : o->memory_mib > 0            ? engine_member_create(o, &s->engine, err)
                   : o->pipe > 1                  ? engine_pipe_create(o, &s->engine, err)
                                                  : engine_model_create(o, &s->engine, err);
   if (st != BTC_OK) return st;
@@ -291,11 +314,12 @@ static btc_status prepare(server *s, const btc_worker_options *o, btc_error *err
 }
 
 btc_status btc_worker_child(const btc_worker_options *o, int fd, btc_error *err) {
-  static server s = {.lock = PTHREAD_MUTEX_INITIALIZER, .more = PTHREAD_COND_INITIALIZER, .out_lock = PTHREAD_MUTEX_INITIALIZER};
+  static server s = {.lock = PTHREAD_MUTEX_INITIALIZER, .out_lock = PTHREAD_MUTEX_INITIALIZER};
   pthread_t reader;
   settle();
   s.fd = fd;
-  btc_status st = prepare(&s, o, err);
+  s.bell = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+  btc_status st = s.bell >= 0 ? prepare(&s, o, err) : btc_fail(err, BTC_ERR_IO, "cannot make an event: %s", strerror(errno));
   if (st != BTC_OK) {
     say_failed(&s, err->message);
     return st;

@@ -21,15 +21,18 @@ typedef struct shard {
   btc_shard_options o;
   shard_page *page;
   btc_model *m;
-  btc_stage *stage;
-  int change; /* the block that computes change maps */
+  btc_stage *stage; /* NULL until the driver says how many slots */
+  int change;       /* the block that computes change maps and keeps features */
+  int slots;
   int listen_fd, port;
-  shard_order order; /* of the epoch we are in */
-  btc_link *in, *out;
-  uint64_t step; /* last one */
-  btc_stage_item *items;
-  float *flow, *cosine;
-  int64_t flow_room, cosine_room;
+  shard_order order;                          /* of the epoch we are in */
+  btc_link *in[2], *out;                      /* from the previous node; at the entry also from the driver */
+  uint64_t step[2];                           /* last one of the language's and of the tower's */
+  int turn;                                   /* which of in is asked first */
+  btc_stage_item *items;                      /* [SHARD_MAX_SLOTS] */
+  float *flow, *cosine, *gathered, *features; /* features: [places, T, C] */
+  int64_t flow_room, cosine_room, gathered_room;
+  int places;
   uint8_t *words;
   size_t words_room;
 } shard;
@@ -63,17 +66,19 @@ static btc_link_wait wait_ms(shard *s, int ms) {
 }
 
 static void drop_links(shard *s) {
-  if (s->in) s->page->frames_dropped += btc_link_dropped(s->in);
-  btc_link_close(&s->in);
+  for (int i = 0; i < 2; i++) {
+    if (s->in[i]) s->page->frames_dropped += btc_link_dropped(s->in[i]);
+    btc_link_close(&s->in[i]);
+  }
   btc_link_close(&s->out);
 }
 
 /* ---- forming ---- */
 
-btc_status btc_shard_connect(int port, const btc_link_id *id, const btc_link_limits *l, const btc_link_wait *w, btc_link **out,
-                             btc_error *err) {
+btc_status btc_shard_connect(const char *host, int port, const btc_link_id *id, const btc_link_limits *l, const btc_link_wait *w,
+                             btc_link **out, btc_error *err) {
   for (;;) {
-    btc_status st = btc_link_connect("127.0.0.1", port, id, l, w, out, err);
+    btc_status st = btc_link_connect(host, port, id, l, w, out, err);
     if (st != BTC_ERR_IO || btc_now_ns() >= w->deadline_ns) return st;
     if (w->stop && w->stop(w->ctx)) return btc_fail(err, BTC_ERR_CANCELLED, "connecting to the next rank: stopped");
     poll(NULL, 0, 2);
@@ -86,14 +91,17 @@ static btc_status form(shard *s, btc_error *err) {
   btc_link_wait w = wait_ms(s, o->form_ms);
   btc_link_id id = {.epoch = o->epoch, .from = o->rank, .to = o->rank + 1, .ranks = o->ranks};
   memcpy(id.secret, o->secret, sizeof id.secret);
-  l.max_bytes = (size_t)o->max_bytes;
+  l.max_bytes = (size_t)(o->max_bytes ? o->max_bytes : shard_frame_bound(s->m, SHARD_MAX_SLOTS));
   l.frame_ms = o->frame_ms;
   BTC_FAILPOINT("shard_form");
-  btc_status st = btc_shard_connect(o->next_port, &id, &l, &w, &s->out, err);
+  btc_status st = btc_shard_connect(o->next_host, o->next_port, &id, &l, &w, &s->out, err);
   if (st != BTC_OK) return st;
   id.from = o->rank ? o->rank - 1 : o->ranks;
   id.to = o->rank;
-  return btc_link_accept(s->listen_fd, &id, &l, &w, &s->in, err);
+  st = btc_link_accept(o->outside ? SHARD_LINKS_FD : s->listen_fd, &id, &l, &w, &s->in[0], err);
+  if (st != BTC_OK || o->entry != o->rank || !o->rank) return st;
+  id.from = o->ranks;
+  return btc_link_accept(o->outside ? SHARD_LINKS_FD : s->listen_fd, &id, &l, &w, &s->in[1], err);
 }
 
 /* Something went wrong in this epoch. When an order waits, it is what ends the epoch. */
@@ -108,10 +116,12 @@ static void obey(shard *s) {
   ssize_t n = recv(SHARD_FD, &o, sizeof o, MSG_TRUNC);
   if (n <= 0 && errno != EINTR) _exit(0);
   if (n != sizeof o || o.version != SHARD_VERSION) _exit(1);
-  if (o.epoch <= s->order.epoch) return; /* an order of the past */
+  if (o.told == SHARD_STOP && o.epoch >= s->order.epoch) drop_links(s);
+  if (o.told != SHARD_FORM || o.epoch <= s->order.epoch) return; /* an order of the past */
+  o.next_host[sizeof o.next_host - 1] = 0;
   drop_links(s);
   s->order = o;
-  s->step = 0;
+  s->step[0] = s->step[1] = 0;
   s->page->cancel = 0;
   if (form(s, &err) == BTC_OK)
     report(s, SHARD_READY, NULL);
@@ -131,47 +141,157 @@ static btc_status grow(float **p, int64_t *room, int64_t floats, btc_error *err)
   return BTC_OK;
 }
 
-static btc_status compute(shard *s, shard_step *d, btc_error *err) {
-  bool decode = d->kind == SHARD_DECODE, maps = !decode && s->o.first <= s->change && s->change < s->o.last;
-  int64_t floats = btc_flow_floats(s->m, s->o.last, d->items, d->n, decode), at = 0;
-  int64_t cosines = maps ? shard_step_cosines(s->m, d->items, d->n) : 0;
-  btc_status st = grow(&s->flow, &s->flow_room, floats, err);
-  if (st == BTC_OK && maps) st = grow(&s->cosine, &s->cosine_room, cosines, err);
-  if (st != BTC_OK) return st;
-  for (int i = 0; i < d->n && maps; i++) {
+/* Room for what the driver says will come. A stage is made anew when it has another number of slots. */
+static btc_status reserve(shard *s, const shard_step *d, btc_error *err) {
+  const btc_stage_item widest = d->items[0];
+  if (!s->stage || s->slots != d->slots) {
+    btc_stage_destroy(&s->stage);
+    btc_stage_options so = {.backend = s->o.device,
+                            .threads = s->o.threads,
+                            .compute = strcmp(s->o.dtype, "bf16") == 0 ? BTC_COMPUTE_BF16 : BTC_COMPUTE_F32,
+                            .slots = d->slots,
+                            .cancel = &s->page->cancel,
+                            .progress = &s->page->alive};
+    btc_status st = btc_stage_create(s->m, s->o.first, s->o.last, &so, &s->stage, err);
+    if (st != BTC_OK) return st;
+    s->slots = d->slots;
+  }
+  btc_status st = btc_stage_reserve(s->stage, &widest, 1, d->slot_positions, err);
+  for (int i = 0; i < s->slots; i++) s->items[i] = (btc_stage_item){.positions = 1};
+  if (st == BTC_OK) st = btc_stage_reserve(s->stage, s->items, s->slots, d->slot_positions, err);
+  s->items[0] = widest; /* the step goes on as it came */
+  if (st != BTC_OK || s->o.first > s->change || s->o.last <= s->change || d->n_places == s->places) return st;
+  free(s->features);
+  s->places = 0;
+  s->features = btc_alloc((size_t)d->n_places, (size_t)(s->m->tokens * s->m->hidden) * sizeof *s->features);
+  if (!s->features) return btc_fail(err, BTC_ERR_NOMEM, "not enough memory for features of %d images", d->n_places);
+  s->places = d->n_places;
+  return BTC_OK;
+}
+
+static float *feature(const shard *s, int place) {
+  return s->features + place * s->m->tokens * s->m->hidden;
+}
+
+/* The tower's part of the range. Features stay here when the change module is ours. */
+static btc_status encode(shard *s, shard_step *d, btc_error *err) {
+  const int64_t image = s->m->tokens * s->m->hidden;
+  bool keep = s->o.last > s->change;
+  int last = keep ? s->change : s->o.last;
+  if (s->o.first > s->change) return BTC_OK;
+  for (int i = 0; keep && i < d->n; i++)
+    if (d->items[i].slot >= s->places)
+      return btc_fail(err, BTC_ERR_FORMAT, "step: features in place %d of %d", d->items[i].slot, s->places);
+  const float *made = d->flow;
+  btc_status st = BTC_OK;
+  if (s->o.first < last) {
+    btc_stage_item all = {.n_images = d->n, .positions = 1}; /* places are no slots */
+    st = grow(&s->flow, &s->flow_room, btc_flow_floats(s->m, last, d->items, d->n, false), err);
+    if (st == BTC_OK) BTC_FAILPOINT("shard_vision");
+    if (st == BTC_OK) st = btc_stage_prefill_part(s->stage, s->o.first, last, &all, 1, d->flow, s->flow, err);
+    made = s->flow;
+  }
+  for (int i = 0; st == BTC_OK && keep && i < d->n; i++)
+    memcpy(feature(s, d->items[i].slot), made + i * image, (size_t)image * sizeof *made);
+  d->flow = made;
+  return st;
+}
+
+/* Features of a prefill's images, side by side. */
+static btc_status gather(shard *s, shard_step *d, btc_error *err) {
+  const int64_t image = s->m->tokens * s->m->hidden;
+  btc_status st = grow(&s->gathered, &s->gathered_room, d->n_places * image, err);
+  for (int i = 0; st == BTC_OK && i < d->n_places; i++) {
+    if (d->places[i] < 0 || d->places[i] >= s->places)
+      return btc_fail(err, BTC_ERR_FORMAT, "step: features from place %d of %d", d->places[i], s->places);
+    memcpy(s->gathered + i * image, feature(s, d->places[i]), (size_t)image * sizeof *s->gathered);
+  }
+  d->flow = s->gathered;
+  return st;
+}
+
+/* Where the change maps of this step's pairs go. */
+static btc_status make_maps(shard *s, shard_step *d, btc_error *err) {
+  int64_t cosines = shard_step_cosines(s->m, d->items, d->n), at = 0;
+  btc_status st = cosines ? grow(&s->cosine, &s->cosine_room, cosines, err) : BTC_OK;
+  for (int i = 0; st == BTC_OK && i < d->n; i++) {
     if (d->items[i].n_images != 2) continue;
     d->items[i].cosine = s->cosine + at;
     at += s->m->tokens;
   }
-  if (!decode && s->o.first < s->change) BTC_FAILPOINT("shard_vision");
-  if (!decode) BTC_FAILPOINT("shard_prefill");
-  if (decode) BTC_FAILPOINT("shard_decode");
+  d->cosine = cosines ? s->cosine : NULL;
+  d->cosine_floats = cosines;
+  return st;
+}
+
+static btc_status prefill(shard *s, shard_step *d, btc_error *err) {
+  bool beginning = d->items[0].n_images == 0, maps = s->o.first <= s->change && !beginning;
+  int from = s->change + (beginning ? 1 : 0), first = s->o.first > from ? s->o.first : from;
+  btc_status st = BTC_OK;
+  if (s->o.last <= from) return BTC_OK;
+  if (maps) st = gather(s, d, err);
+  if (st == BTC_OK && maps) st = make_maps(s, d, err);
+  if (st == BTC_OK) st = grow(&s->flow, &s->flow_room, btc_flow_floats(s->m, s->o.last, d->items, d->n, false), err);
+  for (int i = 0; st == BTC_OK && i < d->n; i++)
+    if (d->items[i].past) st = btc_stage_copy_slot(s->stage, s->slots - 1, d->items[i].slot, d->items[i].past, err);
+  if (st != BTC_OK) return st;
+  BTC_FAILPOINT("shard_prefill");
+  st = btc_stage_prefill_part(s->stage, first, s->o.last, d->items, d->n, d->flow, s->flow, err);
+  d->flow = s->flow;
+  s->page->items += beginning ? 0 : (uint64_t)d->n;
+  return st;
+}
+
+static btc_status decode(shard *s, shard_step *d, btc_error *err) {
+  btc_status st = grow(&s->flow, &s->flow_room, btc_flow_floats(s->m, s->o.last, d->items, d->n, true), err);
+  if (st != BTC_OK) return st;
+  BTC_FAILPOINT("shard_decode");
+  st = btc_stage_decode(s->stage, d->items, d->n, d->flow, s->flow, err);
+  d->flow = s->flow;
+  return st;
+}
+
+static btc_status compute(shard *s, shard_step *d, btc_error *err) {
+  if (d->kind == SHARD_RESERVE || d->kind == SHARD_PREPARE) return reserve(s, d, err);
+  if (!s->stage) return btc_fail(err, BTC_ERR_FORMAT, "step: nothing is reserved");
   int64_t start = btc_now_ns();
-  st = decode ? btc_stage_decode(s->stage, d->items, d->n, d->flow, s->flow, err)
-              : btc_stage_prefill(s->stage, d->items, d->n, d->flow, s->flow, err);
+  btc_status st = d->kind == SHARD_ENCODE ? encode(s, d, err) : d->kind == SHARD_PREFILL ? prefill(s, d, err) : decode(s, d, err);
   s->page->busy_ns += (uint64_t)(btc_now_ns() - start);
   s->page->steps++;
-  d->flow = s->flow;
-  d->flow_floats = floats;
-  if (maps) {
-    d->cosine = cosines ? s->cosine : NULL;
-    d->cosine_floats = cosines;
-  }
+  d->flow_floats = shard_step_floats(s->m, s->o.last, d);
   return st;
 }
 
 static btc_status step(shard *s, const btc_link_head *h, const uint8_t *data, size_t bytes, btc_error *err) {
   shard_step d;
   btc_link_part parts[3];
-  if (h->step != s->step + 1)
-    return btc_fail(err, BTC_ERR_FORMAT, "step %llu after step %llu", (unsigned long long)h->step, (unsigned long long)s->step);
-  s->step = h->step;
-  btc_status st = shard_step_read(s->m, s->o.first, h->kind, data, bytes, s->items, s->o.slots, &d, err);
-  if (st == BTC_OK)
-    st = d.kind == SHARD_RESERVE ? btc_stage_reserve(s->stage, d.items, d.n, d.slot_positions, err) : compute(s, &d, err);
+  uint64_t *last = &s->step[shard_step_is_tower(h->kind)];
+  if (h->step != *last + 1)
+    return btc_fail(err, BTC_ERR_FORMAT, "step %llu after step %llu", (unsigned long long)h->step, (unsigned long long)*last);
+  *last = h->step;
+  btc_status st = shard_step_read(s->m, s->o.first, h->kind, data, bytes, s->items, SHARD_MAX_SLOTS, &d, err);
+  if (st == BTC_OK) st = compute(s, &d, err);
   if (st == BTC_OK) st = shard_step_write(&d, &s->words, &s->words_room, parts, err);
   btc_link_wait w = wait_ms(s, 0);
   return st == BTC_OK ? btc_link_send(s->out, h, parts, 3, &w, err) : st;
+}
+
+/* The next frame of either link, in turns. CANCELLED: an order waits. */
+static btc_status receive(shard *s, btc_link_head *h, const uint8_t **data, size_t *bytes, btc_error *err) {
+  btc_link_wait w = {.stop = has_order_idle, .ctx = s};
+  if (!s->in[1]) return btc_link_receive(s->in[0], h, data, bytes, &w, err);
+  for (;;) {
+    for (int k = 0; k < 2; k++) {
+      btc_link *l = s->in[s->turn = !s->turn];
+      btc_status st = btc_link_take(l, h, data, bytes, err);
+      if (st != BTC_OK || *data) return st;
+    }
+    struct pollfd f[] = {{.fd = btc_link_fd(s->in[0]), .events = POLLIN},
+                         {.fd = btc_link_fd(s->in[1]), .events = POLLIN},
+                         {.fd = SHARD_FD, .events = POLLIN}};
+    poll(f, 3, TICK_MS);
+    if (has_order_idle(s)) return btc_fail(err, BTC_ERR_CANCELLED, "an order waits");
+  }
 }
 
 static _Noreturn void serve(shard *s) {
@@ -180,8 +300,7 @@ static _Noreturn void serve(shard *s) {
     btc_link_head h;
     const uint8_t *data;
     size_t bytes;
-    btc_link_wait w = {.stop = has_order_idle, .ctx = s};
-    if (!s->in) {
+    if (!s->in[0]) {
       struct pollfd p = {.fd = SHARD_FD, .events = POLLIN};
       poll(&p, 1, TICK_MS);
     }
@@ -189,8 +308,8 @@ static _Noreturn void serve(shard *s) {
       obey(s);
       continue;
     }
-    if (!s->in) continue;
-    btc_status st = btc_link_receive(s->in, &h, &data, &bytes, &w, &err);
+    if (!s->in[0]) continue;
+    btc_status st = receive(s, &h, &data, &bytes, &err);
     if (st == BTC_ERR_CANCELLED) continue;
     if (st == BTC_OK) st = step(s, &h, data, bytes, &err);
     if (st != BTC_OK) give_up(s, &err);
@@ -214,16 +333,11 @@ static btc_status open_all(shard *s, btc_error *err) {
   btc_status st = btc_model_open(o->model, &s->m, err);
   if (st != BTC_OK) return st;
   btc_shard_drop_weights(s->m);
-  s->change = (int)s->m->cfg->vision.blocks + 1;
-  btc_stage_options so = {.backend = o->device,
-                          .threads = o->threads,
-                          .compute = strcmp(o->dtype, "bf16") == 0 ? BTC_COMPUTE_BF16 : BTC_COMPUTE_F32,
-                          .slots = o->slots,
-                          .cancel = &s->page->cancel,
-                          .progress = &s->page->alive};
-  st = btc_stage_create(s->m, o->first, o->last, &so, &s->stage, err);
-  if (st == BTC_OK) st = btc_link_listen("127.0.0.1", &s->listen_fd, &s->port, err);
-  if (st == BTC_OK && !(s->items = btc_alloc_zero((size_t)o->slots, sizeof *s->items)))
+  s->change = shard_change_block(s->m);
+  if (o->first < 0 || o->last > btc_block_count(s->m) || o->first >= o->last)
+    return btc_fail(err, BTC_ERR_ARG, "no blocks %d to %d in a model of %d", o->first, o->last, btc_block_count(s->m));
+  st = btc_link_listen("127.0.0.1", &s->listen_fd, &s->port, err);
+  if (st == BTC_OK && !(s->items = btc_alloc_zero(SHARD_MAX_SLOTS, sizeof *s->items)))
     st = btc_fail(err, BTC_ERR_NOMEM, "out of memory");
   return st;
 }

@@ -3,7 +3,8 @@
  * steps from the previous rank in the order of their numbers, and hands its output to the next. It can be killed at any time.
  *
  * Its parent speaks with it over a socket pair of packets (orders one way, reports the other) and one shared page. It keeps its
- * weights over epochs: an order to form drops the links of the old epoch and opens those of the new one.
+ * weights over epochs: an order to form drops the links of the old epoch and opens those of the new one. The driver of a pipeline
+ * whose ranks are on several machines takes the same orders from its agent (pipe.h).
  */
 #ifndef BTC_WORKER_SHARD_H
 #define BTC_WORKER_SHARD_H
@@ -11,7 +12,7 @@
 #include "engine/stage.h"
 #include "link.h"
 
-enum { SHARD_VERSION = 1, SHARD_FD = 3, SHARD_PAGE_FD = 4 };
+enum { SHARD_VERSION = 2, SHARD_FD = 3, SHARD_PAGE_FD = 4, SHARD_LINKS_FD = 5 };
 
 /* What both processes see. The counters grow only. */
 typedef struct shard_page {
@@ -19,15 +20,26 @@ typedef struct shard_page {
   uint64_t alive;          /* grows with every block computed and with every turn of a wait: stands still when it is stopped */
   uint64_t steps;          /* computed in the life of the process */
   uint64_t busy_ns;        /* spent in them */
+  uint64_t items;          /* prefilled in them */
   uint64_t frames_dropped; /* of other epochs */
 } shard_page;
 
-/* Parent to rank: form epoch. Nodes are 0..ranks-1 and the driver, `ranks`. */
+typedef enum shard_told {
+  SHARD_FORM = 1, /* drop the links of older epochs, open those of this one */
+  SHARD_STOP,     /* this epoch and all before are over: drop their links, keep the weights */
+  SHARD_GO,       /* driver: every rank is ready, steps may leave */
+  SHARD_DROP      /* driver: forget all items, others have them now */
+} shard_told;
+
+/* Parent to rank or driver. Nodes are 0..ranks-1 and the driver, `ranks`. */
 typedef struct shard_order {
-  uint32_t version, rank, ranks;
-  int32_t next_port; /* of the next node */
+  uint32_t version, told, rank, ranks;
+  uint32_t entry;                /* the rank at which the language's steps enter: unless it is 0, the driver connects to it too */
+  int32_t next_port, entry_port; /* of the next node; driver: of the entry */
+  char next_host[64], entry_host[64];
   int32_t form_ms, frame_ms;
-  uint64_t epoch, max_bytes;
+  uint32_t outside; /* the previous node connects to the listening socket that came with us (SHARD_LINKS_FD), not to our own */
+  uint64_t epoch, max_bytes; /* of a frame; 0: what the model can need */
   uint8_t secret[BTC_LINK_SECRET];
 } shard_order;
 
@@ -43,16 +55,16 @@ typedef struct shard_report {
 
 typedef struct btc_shard_options {
   const char *model, *device, *dtype; /* dtype "f32" or "bf16" */
-  int threads, slots, first, last;
+  int threads, first, last;
 } btc_shard_options;
 
 /* What the rank's process runs. Returns only when the rank could not be opened (the parent has been told why). */
 btc_status btc_shard_run(const btc_shard_options *o, btc_error *err);
 
-/* btc_link_connect on this machine, again and again until w's deadline: a next node that is still busy with an older epoch turns
- * us away at first. */
-btc_status btc_shard_connect(int port, const btc_link_id *id, const btc_link_limits *l, const btc_link_wait *w, btc_link **out,
-                             btc_error *err);
+/* btc_link_connect again and again until w's deadline: a next node that is still busy with an older epoch turns us away at first.
+ */
+btc_status btc_shard_connect(const char *host, int port, const btc_link_id *id, const btc_link_limits *l, const btc_link_wait *w,
+                             btc_link **out, btc_error *err);
 
 /* Gives back the memory of weights that were looked at while the model was opened; they come back when they are read. */
 void btc_shard_drop_weights(const btc_model *m);

@@ -11,7 +11,8 @@ _Static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "steps and tensors tra
 enum { MAX_IDS = 1 << 20 };
 
 typedef struct wire_head {
-  uint32_t n, n_ids; /* items; prompt ids of all of them */
+  uint32_t n, n_ids, slots,
+      n_places; /* items; prompt ids of all of them; RESERVE, PREPARE: slots and places to make, PREFILL: places */
   uint64_t slot_positions, flow_floats, cosine_floats;
 } wire_head;
 
@@ -19,7 +20,27 @@ typedef struct wire_item {
   int32_t n_images, n_ids, positions, past, token, slot;
 } wire_item;
 
-_Static_assert(sizeof(wire_head) == 32 && sizeof(wire_item) == 24, "no padding travels");
+_Static_assert(sizeof(wire_head) == 40 && sizeof(wire_item) == 24, "no padding travels");
+
+/* ---- what belongs to a step ---- */
+
+int shard_change_block(const btc_model *m) {
+  return (int)m->cfg->vision.blocks + 1;
+}
+
+bool shard_step_is_tower(uint16_t kind) {
+  return kind == SHARD_PREPARE || kind == SHARD_ENCODE;
+}
+
+static bool makes_room(uint16_t kind) {
+  return kind == SHARD_PREPARE || kind == SHARD_RESERVE;
+}
+
+int shard_step_images(const btc_stage_item *items, int n) {
+  int images = 0;
+  for (int i = 0; i < n; i++) images += items[i].n_images;
+  return images;
+}
 
 int64_t shard_step_cosines(const btc_model *m, const btc_stage_item *items, int n) {
   int64_t pairs = 0;
@@ -27,35 +48,95 @@ int64_t shard_step_cosines(const btc_model *m, const btc_stage_item *items, int 
   return pairs * m->tokens;
 }
 
-/* Could this item break memory in the stage? Slots, past and context are the stage's own checks. */
-static btc_status check_item(const btc_model *m, shard_step_kind kind, const btc_stage_item *it, int i, btc_error *err) {
-  int64_t holes = 0, frames = m->cfg->num_video_frames, most = frames > 2 ? frames : 2;
-  if (it->n_images < 1 || it->n_images > most || it->positions < 1 || it->past < 0)
-    return btc_fail(err, BTC_ERR_FORMAT, "step: item %d of %d images and %lld positions", i, it->n_images,
-                    (long long)it->positions);
-  if (kind == SHARD_DECODE && (it->token < 0 || it->token >= m->embed.rows || it->positions != 1))
-    return btc_fail(err, BTC_ERR_FORMAT, "step: item %d feeds token %d", i, it->token);
-  if (kind != SHARD_PREFILL) return BTC_OK;
+/* The beginning of all prompts has no images: its line starts at splice. */
+static bool is_beginning(const shard_step *s) {
+  return s->kind == SHARD_PREFILL && s->n == 1 && s->items[0].n_images == 0;
+}
+
+int64_t shard_step_floats(const btc_model *m, int i, const shard_step *s) {
+  const int change = shard_change_block(m);
+  switch (s->kind) {
+    case SHARD_ENCODE:
+      return i <= change ? btc_flow_floats(m, i, s->items, s->n, false) : 0;
+    case SHARD_PREFILL:
+      return i <= change + (is_beginning(s) ? 1 : 0) ? 0 : btc_flow_floats(m, i, s->items, s->n, false);
+    case SHARD_DECODE:
+      return btc_flow_floats(m, i, s->items, s->n, true);
+    default:
+      return 0;
+  }
+}
+
+/* The largest tensor that can travel: a prompt as long as the context, a batch of images or of their features, logits of all slots.
+ */
+uint64_t shard_frame_bound(const btc_model *m, int slots) {
+  const int64_t side = m->cfg->vision.image, images = SHARD_IMAGES, frames = m->cfg->num_video_frames;
+  const int64_t blocks = frames > 2 ? frames : 1;
+  const int64_t sizes[] = {m->cfg->llm.context * m->width, images * 3 * side * side, images * m->tokens * m->hidden,
+                           blocks * m->block_tokens * m->width,
+                           slots * (m->cfg->llm.vocab > m->width ? m->cfg->llm.vocab : m->width)};
+  int64_t most = 0;
+  for (int i = 0; i < 5; i++)
+    if (sizes[i] > most) most = sizes[i];
+  uint64_t bytes = 4 * (uint64_t)(most + m->cfg->llm.context + slots * (m->tokens + 64) + SHARD_MAX_PLACES);
+  return bytes < BTC_LINK_MAX_BYTES ? bytes : BTC_LINK_MAX_BYTES;
+}
+
+/* ---- in ---- */
+
+static btc_status check_prompt(const btc_model *m, const btc_stage_item *it, int i, btc_error *err) {
+  int64_t holes = 0;
   for (int64_t k = 0; k < it->n_ids; k++) {
     if (it->ids[k] != BTC_IMAGE_ID && (it->ids[k] < 0 || it->ids[k] >= m->embed.rows))
       return btc_fail(err, BTC_ERR_FORMAT, "step: item %d has token %d", i, it->ids[k]);
     holes += it->ids[k] == BTC_IMAGE_ID;
   }
-  if (holes != btc_item_blocks(it) || it->past + it->positions != it->n_ids - holes + holes * m->block_tokens)
+  if (holes != (it->n_images ? btc_item_blocks(it) : 0) || it->past + it->positions != it->n_ids - holes + holes * m->block_tokens)
     return btc_fail(err, BTC_ERR_FORMAT, "step: item %d has %lld positions for %lld ids", i, (long long)it->positions,
                     (long long)it->n_ids);
+  return BTC_OK;
+}
+
+/* Could this item break memory in the stage? Slots, past and context are the stage's own checks. */
+static btc_status check_item(const btc_model *m, shard_step_kind kind, const btc_stage_item *it, int i, btc_error *err) {
+  const int64_t frames = m->cfg->num_video_frames, fewest = kind == SHARD_ENCODE || makes_room(kind);
+  int64_t most = kind == SHARD_ENCODE ? 1 : makes_room(kind) ? SHARD_MAX_PLACES : frames > 2 ? frames : 2;
+  if (it->n_images < fewest || it->n_images > most || it->positions < 1 || it->positions > m->cfg->llm.context || it->past < 0 ||
+      it->slot < 0)
+    return btc_fail(err, BTC_ERR_FORMAT, "step: item %d of %d images and %lld positions", i, it->n_images,
+                    (long long)it->positions);
+  if (kind == SHARD_DECODE && (it->token < 0 || it->token >= m->embed.rows || it->positions != 1))
+    return btc_fail(err, BTC_ERR_FORMAT, "step: item %d feeds token %d", i, it->token);
+  return kind == SHARD_PREFILL ? check_prompt(m, it, i, err) : BTC_OK;
+}
+
+static btc_status check_whole(const btc_model *m, int first, const shard_step *s, btc_error *err) {
+  int64_t want = shard_step_floats(m, first, s);
+  int64_t cosines = s->kind == SHARD_PREFILL ? shard_step_cosines(m, s->items, s->n) : 0;
+  if (s->flow_floats != want || (s->cosine_floats && s->cosine_floats != cosines))
+    return btc_fail(err, BTC_ERR_FORMAT, "step: a tensor of %lld numbers where %lld belong", (long long)s->flow_floats,
+                    (long long)want);
+  int places = s->kind == SHARD_PREFILL ? shard_step_images(s->items, s->n) : 0;
+  bool sizes = !makes_room(s->kind) || (s->n == 1 && s->slots >= 1 && s->slots <= SHARD_MAX_SLOTS && s->n_places >= 1);
+  if (!sizes || (!makes_room(s->kind) && s->n_places != places))
+    return btc_fail(err, BTC_ERR_FORMAT, "step: %d slots and %d places of features", s->slots, s->n_places);
+  for (int i = 0; i < s->n; i++)
+    if (s->items[i].n_images == 0 && s->kind == SHARD_PREFILL && (s->n != 1 || s->items[i].past))
+      return btc_fail(err, BTC_ERR_FORMAT, "step: an item without images among others");
   return BTC_OK;
 }
 
 btc_status shard_step_read(const btc_model *m, int first, uint16_t kind, const uint8_t *data, size_t bytes, btc_stage_item *items,
                            int most, shard_step *out, btc_error *err) {
   wire_head h;
-  if (bytes < sizeof h || kind < SHARD_PREFILL || kind > SHARD_RESERVE)
+  if (bytes < sizeof h || kind < SHARD_RESERVE || kind > SHARD_DECODE)
     return btc_fail(err, BTC_ERR_FORMAT, "step: %zu bytes of kind %u", bytes, kind);
   memcpy(&h, data, sizeof h);
-  if (h.n < 1 || h.n > (uint32_t)most || h.n_ids > MAX_IDS || h.flow_floats > BTC_LINK_MAX_BYTES ||
-      h.cosine_floats > BTC_LINK_MAX_BYTES || h.slot_positions > (uint64_t)m->cfg->llm.context ||
-      bytes != sizeof h + h.n * sizeof(wire_item) + 4 * ((uint64_t)h.n_ids + h.flow_floats + h.cosine_floats))
+  uint64_t travelling = makes_room(kind) ? 0 : h.n_places;
+  if (h.n < 1 || h.n > (uint32_t)most || h.n_ids > MAX_IDS || h.n_places > SHARD_MAX_PLACES || h.slots > SHARD_MAX_SLOTS ||
+      h.flow_floats > BTC_LINK_MAX_BYTES || h.cosine_floats > BTC_LINK_MAX_BYTES ||
+      h.slot_positions > (uint64_t)m->cfg->llm.context ||
+      bytes != sizeof h + h.n * sizeof(wire_item) + 4 * ((uint64_t)h.n_ids + travelling + h.flow_floats + h.cosine_floats))
     return btc_fail(err, BTC_ERR_FORMAT, "step: %u items do not make %zu bytes", h.n, bytes);
   const uint8_t *at = data + sizeof h;
   const int32_t *ids = (const int32_t *)(const void *)(at + h.n * sizeof(wire_item));
@@ -76,36 +157,44 @@ btc_status shard_step_read(const btc_model *m, int first, uint16_t kind, const u
     btc_status st = check_item(m, (shard_step_kind)kind, &items[i], (int)i, err);
     if (st != BTC_OK) return st;
   }
+  ids += ids_left;
   *out = (shard_step){.kind = (shard_step_kind)kind,
                       .n = (int)h.n,
                       .items = items,
+                      .places = ids,
                       .slot_positions = (int64_t)h.slot_positions,
-                      .flow = (const float *)(const void *)(ids + ids_left),
+                      .slots = (int)h.slots,
+                      .n_places = (int)h.n_places,
+                      .flow = (const float *)(const void *)(ids + travelling),
                       .flow_floats = (int64_t)h.flow_floats,
                       .cosine_floats = (int64_t)h.cosine_floats};
-  int64_t want = kind == SHARD_RESERVE ? 0 : btc_flow_floats(m, first, items, out->n, kind == SHARD_DECODE);
-  int64_t cosines = kind == SHARD_PREFILL ? shard_step_cosines(m, items, out->n) : 0;
-  if (out->flow_floats != want || (out->cosine_floats && out->cosine_floats != cosines))
-    return btc_fail(err, BTC_ERR_FORMAT, "step: a tensor of %lld numbers where %lld belong", (long long)out->flow_floats,
-                    (long long)want);
   if (out->cosine_floats) out->cosine = out->flow + out->flow_floats;
+  return check_whole(m, first, out, err);
+}
+
+/* ---- out ---- */
+
+static btc_status grow(uint8_t **buffer, size_t *room, size_t bytes, btc_error *err) {
+  if (bytes <= *room) return BTC_OK;
+  uint8_t *grown = btc_realloc(*buffer, bytes, 1);
+  if (!grown) return btc_fail(err, BTC_ERR_NOMEM, "not enough memory for a step");
+  *buffer = grown;
+  *room = bytes;
   return BTC_OK;
 }
 
 btc_status shard_step_write(const shard_step *s, uint8_t **buffer, size_t *room, btc_link_part parts[3], btc_error *err) {
   wire_head h = {.n = (uint32_t)s->n,
+                 .slots = (uint32_t)s->slots,
+                 .n_places = (uint32_t)s->n_places,
                  .slot_positions = (uint64_t)s->slot_positions,
                  .flow_floats = (uint64_t)s->flow_floats,
                  .cosine_floats = s->cosine ? (uint64_t)s->cosine_floats : 0};
   bool with_ids = s->kind == SHARD_PREFILL;
   for (int i = 0; i < s->n && with_ids; i++) h.n_ids += (uint32_t)s->items[i].n_ids;
-  size_t bytes = sizeof h + (size_t)s->n * sizeof(wire_item) + 4 * (size_t)h.n_ids;
-  if (bytes > *room) {
-    uint8_t *grown = btc_realloc(*buffer, bytes, 1);
-    if (!grown) return btc_fail(err, BTC_ERR_NOMEM, "not enough memory for a step");
-    *buffer = grown;
-    *room = bytes;
-  }
+  size_t bytes = sizeof h + (size_t)s->n * sizeof(wire_item) + 4 * ((size_t)h.n_ids + (with_ids ? h.n_places : 0));
+  btc_status st = grow(buffer, room, bytes, err);
+  if (st != BTC_OK) return st;
   uint8_t *w = *buffer;
   memcpy(w, &h, sizeof h);
   w += sizeof h;
@@ -118,6 +207,7 @@ btc_status shard_step_write(const shard_step *s, uint8_t **buffer, size_t *room,
     memcpy(w, s->items[i].ids, 4 * (size_t)s->items[i].n_ids);
     w += 4 * s->items[i].n_ids;
   }
+  if (with_ids && s->n_places) memcpy(w, s->places, 4 * (size_t)s->n_places);
   parts[0] = (btc_link_part){*buffer, bytes};
   parts[1] = (btc_link_part){s->flow, 4 * (size_t)s->flow_floats};
   parts[2] = (btc_link_part){s->cosine, 4 * (size_t)h.cosine_floats};

@@ -1,8 +1,15 @@
 /*
  * A step descriptor and its tensor as they travel down a pipeline, in the body of one link frame:
- *   head 32 bytes | items 24 bytes each | prompt ids i32 | flow tensor f32 | change maps f32 [pairs, T]
+ *   head 40 bytes | items 24 bytes each | prompt ids i32 | feature places i32 | flow tensor f32 | change maps f32 [pairs, T]
  * Little-endian, as every machine we run on. The same descriptor goes through all ranks; each replaces the tensor by its own
  * output. Change maps appear behind the rank that computes them and ride along to the driver.
+ *
+ * Two trains of steps run through the ranks, each numbered from 1. The tower's enters at rank 0; the language's at the rank that
+ * holds the change module, so that a token does not wait behind images. PREPARE  tower: room for what follows ENCODE   tower: n
+ * images through the tower; the rank that holds the change module keeps their features, each in its place RESERVE  language: room
+ * for what follows; what key/value slots hold is lost when they grow. Nothing else is under way PREFILL  items whose features are
+ * there: the rest of the line. Rows behind `past` only: what comes before is copied from the last slot, where an item without
+ * images and without a past has left the beginning that all prompts share DECODE   one token of every item
  */
 #ifndef BTC_WORKER_SHARD_STEP_H
 #define BTC_WORKER_SHARD_STEP_H
@@ -10,13 +17,19 @@
 #include "engine/stage.h"
 #include "link.h"
 
-typedef enum shard_step_kind { SHARD_PREFILL = 1, SHARD_DECODE, SHARD_RESERVE } shard_step_kind;
+typedef enum shard_step_kind { SHARD_RESERVE = 1, SHARD_PREPARE, SHARD_ENCODE, SHARD_PREFILL, SHARD_DECODE } shard_step_kind;
+
+enum { SHARD_MAX_SLOTS = 257, SHARD_MAX_PLACES = 4096, SHARD_IMAGES = 2 /* most of an ENCODE */ };
 
 typedef struct shard_step {
   shard_step_kind kind;
   int n;
-  btc_stage_item *items;  /* [n]; ids point into the body that was read */
-  int64_t slot_positions; /* RESERVE: see btc_stage_reserve; 0 otherwise */
+  btc_stage_item
+      *items; /* [n]; ids point into the body that was read. ENCODE: n_images 1, slot is the feature place. PREPARE, RESERVE: one
+                 item, as large as any that follows: images of an item or of an ENCODE, positions prefilled at once */
+  const int32_t *places;  /* PREFILL: where the features of all its images are, items one after another */
+  int64_t slot_positions; /* PREPARE, RESERVE: of a slot */
+  int slots, n_places;    /* the same two: how many */
   const float *flow;
   int64_t flow_floats;
   const float *cosine; /* NULL: not computed yet, or a step without pairs */
@@ -24,13 +37,21 @@ typedef struct shard_step {
 } shard_step;
 
 /* Reads a body of `kind` at the flow before block `first`. items: room for most. Every number is checked against the model before
- * it is used; FORMAT says what is wrong. */
+ * it is used; FORMAT says what is wrong. Slots, places and room are checked by whoever has them. */
 btc_status shard_step_read(const btc_model *m, int first, uint16_t kind, const uint8_t *data, size_t bytes, btc_stage_item *items,
                            int most, shard_step *out, btc_error *err);
 
 /* The descriptor's bytes go to *buffer, grown as needed (*room bytes; the caller frees); parts[3] is what a link sends. */
 btc_status shard_step_write(const shard_step *s, uint8_t **buffer, size_t *room, btc_link_part parts[3], btc_error *err);
 
+/* Floats of the flow before block i (the block count: behind the last). */
+int64_t shard_step_floats(const btc_model *m, int i, const shard_step *s);
+bool shard_step_is_tower(uint16_t kind); /* which train */
+int shard_step_images(const btc_stage_item *items, int n);
 int64_t shard_step_cosines(const btc_model *m, const btc_stage_item *items, int n); /* floats of the change maps of these items */
+int shard_change_block(const btc_model *m);                                         /* the block that reads features */
+
+/* Bytes of the largest frame of a pipeline with so many slots. */
+uint64_t shard_frame_bound(const btc_model *m, int slots);
 
 #endif

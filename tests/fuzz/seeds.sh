@@ -30,6 +30,10 @@ fuzz_wire) # a hello with a held chunk, results of one item, a status reply of t
   printf '\x08\x01\x10\x01\x20\x09\xb2\x01\x13\x08\x01\x10\x02\x1a\x02j1\x2a\x09\x08\x03\x1a\x01a\x32\x02{}' >"$dir/seed-2"
   printf '\x08\x01\x10\x01\x9a\x03\x0a\x12\x03\x0a\x01a\x12\x03\x0a\x01b' >"$dir/seed-3"
   printf '\x08\x01\x10\x01\x52\x04\x0a\x02\x01\x02' >"$dir/seed-4" ;;
+fuzz_geo) # a scene's description behind its length (little-endian)
+  image='{"driver":"GTiff","dtype":"Byte","epsg":"","date":"","file_bytes":9,"width":4,"height":4,"bands":3,"band":[1,2,3],"block_width":4,"block_height":4,"overviews":0,"gsd_m":1,"geotransform":[0,1,0,0,0,1],"low":[0,0,0],"high":[9,9,9]}'
+  body='{"crs_wkt":"","width":4,"height":4,"geotransform":[0,1,0,0,0,1],"epsg":"","note":"","gsd_m":1,"overlap_share":1,"stripe_width":4,"stretch":1,"shift":[1,2,0.5],"overlap":[[0,0],[4,0],[4,4]],"images":['$image,$image']}'
+  printf "\\x$(printf %02x $((${#body} % 256)))\\x$(printf %02x $((${#body} / 256)))\\0\\0%s" "$body" >"$dir/seed-1" ;;
 fuzz_manifest)
   printf '\x01{"id":"a","before":"a.png","after":"b.png","window":[0,0,1,1],"meta":{"k":1}}\n' >"$dir/seed-1"
   printf '\x00before,after,id\n"a ""x"".png",b.png,1\n' >"$dir/seed-2" ;;

@@ -189,6 +189,8 @@ static void test_clients_are_refused_with_a_reason(void **state) {
   s.tenant = (char *)"";
   s.params = (char *)"[]";
   expect_refusal(&s, "params");
+  s.params = (char *)"{\"deadline_ms\":1000}";
+  expect_refusal(&s, "there is no deadline_ms");
   s.params = (char *)"";
   s.key = (char *)"";
   expect_refusal(&s, "key");

@@ -40,20 +40,23 @@ static void write_file(const char *path, const char *text, mode_t mode) {
   close(fd);
 }
 
-static void start_broker(const char *results, const char *keys, const char *allow) {
+static void launch_broker(const char *url, const char *results, const char *keys, const char *allow) {
   client_port = test_free_port(), worker_port = test_free_port(), http_port = test_free_port();
   char http[64];
   snprintf(clients, sizeof clients, "tcp://127.0.0.1:%d", client_port);
   snprintf(workers, sizeof workers, "tcp://127.0.0.1:%d", worker_port);
   snprintf(http, sizeof http, "127.0.0.1:%d", http_port);
-  const char *args[24] = {
-      "broker", "--redis", redis_server_url(redis), "--name", "b1",     "--clients", clients, "--workers", workers,
-      "--http", http,      "--heartbeat",           "200",    "--dead", "1000"};
+  const char *args[24] = {"broker", "--redis", url,  "--name",      "b1",  "--clients", clients, "--workers",
+                          workers,  "--http",  http, "--heartbeat", "200", "--dead",    "1000"};
   int n = 15;
   if (results) args[n++] = "--results", args[n++] = results;
   if (keys) args[n++] = "--keys", args[n++] = keys, args[n++] = "--allow", args[n++] = allow;
   daemon_init(&broker, "broker", args);
   daemon_start(&broker);
+}
+
+static void start_broker(const char *results, const char *keys, const char *allow) {
+  launch_broker(redis_server_url(redis), results, keys, allow);
   daemon_wait_log(&broker, "ready clients=", 10000);
 }
 
@@ -80,13 +83,14 @@ static int dial(int port) {
   return fd;
 }
 
-/* The status code that /readyz answers; its text in `answer`. */
-static int ready(char answer[512]) {
-  static const char request[] = "GET /readyz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n";
+/* The status code that a page answers; its text in `answer`. */
+static int get(const char *page, char answer[512]) {
+  char request[128];
+  snprintf(request, sizeof request, "GET %s HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n", page);
   int fd = dial(http_port), code = 0;
   size_t n = 0;
   ssize_t got;
-  if (send(fd, request, sizeof request - 1, MSG_NOSIGNAL) < 0) fail_msg("send");
+  if (send(fd, request, strlen(request), MSG_NOSIGNAL) < 0) fail_msg("send");
   while (n < 511 && (got = recv(fd, answer + n, 511 - n, 0)) > 0) n += (size_t)got;
   answer[n] = 0;
   close(fd);
@@ -101,8 +105,32 @@ static void test_abuse_ready_when_it_writes_files(void **state) {
   char answer[512];
   int code = 0;
   start_broker(path_of("results"), NULL, NULL);
-  for (int64_t end = test_now_ms() + 10000; code != 200 && test_now_ms() < end; test_sleep_ms(50)) code = ready(answer);
+  for (int64_t end = test_now_ms() + 10000; code != 200 && test_now_ms() < end; test_sleep_ms(50)) code = get("/readyz", answer);
   if (code != 200) fail_msg("%s", answer);
+}
+
+/* Whatever the name server does: it says that there is no such host, or it does not answer for 5 s. */
+static void test_abuse_a_redis_whose_name_is_not_found(void **state) {
+  (void)state;
+  char answer[512];
+  launch_broker("redis://no-such-host.invalid:6379", NULL, NULL, NULL);
+  for (int64_t end = test_now_ms() + 15000; !daemon_said(&broker, "host 'no-such-host.invalid'"); test_sleep_ms(20)) {
+    if (test_now_ms() > end) fail_msg("the broker does not say what is wrong");
+  }
+  assert_int_equal(get("/healthz", answer), 200);
+  for (int64_t end = test_now_ms() + 5000; get("/readyz", answer) == 503 && !strstr(answer, "no-such-host"); test_sleep_ms(50))
+    if (test_now_ms() > end) fail_msg("/readyz does not say why: %s", answer);
+  assert_true(daemon_alive(&broker));
+  daemon_kill(&broker);
+}
+
+/* Found as both ::1 and 127.0.0.1 on many machines, of which Redis has one. */
+static void test_abuse_a_redis_by_name(void **state) {
+  (void)state;
+  char url[64];
+  snprintf(url, sizeof url, "redis://localhost:%d", redis_server_port(redis));
+  launch_broker(url, NULL, NULL, NULL);
+  daemon_wait_log(&broker, "ready clients=", 10000);
 }
 
 static void refused(program_result r, int code, const char *text) {
@@ -184,6 +212,27 @@ static void test_abuse_a_key_that_is_not_on_the_list(void **state) {
   start_worker((const char *const[]){"--keys", path_of("broker.key"), "--server-key", path_of("broker.pub"), NULL});
   daemon_wait_log(&worker, "its role in the allow-list is not worker", 15000);
   assert_int_equal(daemon_wait(&worker, 10000), 1);
+}
+
+static program_result submit_as(const char *name, const char *tenant, const char *priority) {
+  return RUN("submit", path_of("one.jsonl"), "--broker", clients, "--keys", path_of("limited.key"), "--server-key",
+             path_of("limited.pub"), "--key", name, "--tenant", tenant, "--priority", priority);
+}
+
+static void test_abuse_a_tenant_that_is_not_the_key_s(void **state) {
+  (void)state;
+  char line[256];
+  program_result r = RUN("keygen", path_of("limited"));
+  snprintf(line, sizeof line, "%.*s tenants=north priorities=1,2\n", (int)strcspn(r.out, "\n"), r.out);
+  write_file(path_of("allow"), line, 0600);
+  write_file(path_of("one.jsonl"), "{\"id\":\"a\",\"before\":\"/a.png\",\"after\":\"/b.png\"}\n", 0644);
+  program_clear(&r);
+  start_broker(NULL, path_of("limited.key"), path_of("allow"));
+  r = submit_as("k1", "north", "1");
+  assert_int_equal(r.code, 0);
+  program_clear(&r);
+  refused(submit_as("k2", "south", "1"), 1, "tenant 'south' with priority 1");
+  refused(submit_as("k3", "north", "0"), 1, "tenant 'north' with priority 0");
 }
 
 /* A server that says it is Redis, of an older kind. */
@@ -275,7 +324,7 @@ static void test_abuse_garbage_on_every_port(void **state) {
   peer_hello(p, "after", 1, 16, NULL, 0); /* it still works */
   peer_close(&p);
   assert_true(daemon_alive(&broker));
-  assert_true(ready(answer) > 0);
+  assert_true(get("/readyz", answer) > 0);
 }
 
 static void come_and_go(int n) {
@@ -346,6 +395,9 @@ int main(int argc, char **argv) {
       cmocka_unit_test_setup_teardown(test_abuse_redis_passwords, set_up, tear_down),
       cmocka_unit_test_setup_teardown(test_abuse_a_second_worker_of_a_name_says_so, set_up, tear_down),
       cmocka_unit_test_setup_teardown(test_abuse_a_key_that_is_not_on_the_list, set_up, tear_down),
+      cmocka_unit_test_setup_teardown(test_abuse_a_tenant_that_is_not_the_key_s, set_up, tear_down),
+      cmocka_unit_test(test_abuse_a_redis_whose_name_is_not_found),
+      cmocka_unit_test_setup_teardown(test_abuse_a_redis_by_name, set_up, tear_down),
       cmocka_unit_test(test_abuse_redis_too_old),
       cmocka_unit_test_setup_teardown(test_abuse_a_manifest_that_goes_away_pauses_its_job, set_up, tear_down),
       cmocka_unit_test_setup_teardown(test_abuse_garbage_on_every_port, set_up, tear_down),

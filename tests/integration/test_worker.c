@@ -10,6 +10,7 @@
 #include <jansson.h>
 #include <signal.h>
 #include <stdio.h>
+#include <sys/stat.h>
 #include <unistd.h>
 #include <zmq.h>
 
@@ -415,6 +416,63 @@ static void test_worker_survives_a_crash_of_its_engine(void **state) {
   fake_close(&f);
 }
 
+/* A memory cgroup of 64 MiB, of either version, with the worker in it; false where this user may not make one. */
+static char group[256];
+
+static bool put_into_small_cgroup(pid_t pid) {
+  static const struct {
+    const char *root, *limit;
+  } kinds[] = {{"/sys/fs/cgroup/memory", "memory.limit_in_bytes"}, {"/sys/fs/cgroup", "memory.max"}};
+  for (size_t i = 0; i < 2; i++) {
+    char path[512];
+    FILE *f;
+    snprintf(group, sizeof group, "%s/btcchat-test-%d", kinds[i].root, (int)getpid());
+    if (mkdir(group, 0755) != 0) {
+      group[0] = 0;
+      continue;
+    }
+    snprintf(path, sizeof path, "%s/%s", group, kinds[i].limit);
+    bool good = (f = fopen(path, "we")) && fputs("67108864", f) >= 0;
+    if (f && fclose(f) != 0) good = false;
+    snprintf(path, sizeof path, "%s/cgroup.procs", group);
+    f = good ? fopen(path, "we") : NULL;
+    good = f && fprintf(f, "%d", (int)pid) > 0;
+    if (f && fclose(f) != 0) good = false;
+    if (good) return true;
+    rmdir(group);
+    group[0] = 0;
+  }
+  return false;
+}
+
+static void test_worker_tells_an_engine_killed_for_memory(void **state) {
+  (void)state;
+  fake f;
+  char ids[4][24];
+  fake_open(&f);
+  START(&f, "--engine", "stub", "--stub-faults", "crash=0.05,grow=0.05", "--batch", "1", "--credits", "4");
+  if (!put_into_small_cgroup(worker.pid)) {
+    print_message("skipped: no memory cgroup can be made here\n");
+    stop(&f);
+    fake_close(&f);
+    skip();
+  }
+  pick_ids(ids, 2, "crash=0.05,grow=0.05", 1, STUB_CRASH); /* the engine of before is outside the group: this one ends it */
+  pick_ids(ids + 2, 2, "crash=0.05,grow=0.05", 0, STUB_GROW);
+  grant_ids(&f, 1, 11, false, ids, 2);
+  WAIT_FOR(&f, f.n_results == 2);
+  assert_int_equal(result_of(&f, ids[1])->outcome, BTC__OUTCOME__OUTCOME_CRASH);
+  grant_ids(&f, 2, 12, true, ids + 2, 1);
+  grant_ids(&f, 3, 13, false, ids + 3, 1);
+  WAIT_FOR(&f, f.n_results == 4);
+  assert_int_equal(result_of(&f, ids[2])->outcome, BTC__OUTCOME__OUTCOME_OOM);
+  assert_string_equal(result_of(&f, ids[2])->reason, "oom");
+  assert_non_null(strstr(result_of(&f, ids[2])->message, "memory ran out"));
+  expect_caption(result_of(&f, ids[3])); /* by the next engine */
+  assert_int_equal(stop(&f), 0);
+  fake_close(&f);
+}
+
 static void test_worker_kills_an_engine_that_hangs(void **state) {
   (void)state;
   fake f;
@@ -724,7 +782,10 @@ static void check_model_equals_caption_pairs(const char *ranks) {
   snprintf(specs[5], sizeof specs[5], "{\"id\":\"gone\",\"before\":\"/no/b.png\",\"after\":\"/no/a.png\"}");
   snprintf(specs[6], sizeof specs[6],
            "{\"id\":\"text\",\"before\":\"%s/samples/README.md\",\"after\":\"%s/samples/README.md\",\"meta\":{}}", source, source);
-  snprintf(specs[7], sizeof specs[7], "{\"id\":\"win\",\"before\":\"/b.png\",\"after\":\"/a.png\",\"window\":[0,0,8,8]}");
+  snprintf(specs[7], sizeof specs[7],
+           "{\"id\":\"win\",\"before\":\"%s/samples/houses_before.png\",\"after\":\"%s/samples/"
+           "houses_after.png\",\"window\":[10,20,200,210]}",
+           source, source);
   snprintf(specs[8], sizeof specs[8], "{\"id\":\"bad\",\"befor\":1}");
   FILE *out = open_memstream(&text, &len);
   for (int i = 0; i < 9; i++) fprintf(out, "%s\n", specs[i]);
@@ -748,7 +809,7 @@ static void check_model_equals_caption_pairs(const char *ranks) {
     for (size_t k = 0; k < f.n_results; k++)
       if (f.results[k].idx == 100 + (uint64_t)i) g = &f.results[k];
     assert_non_null(g);
-    assert_int_equal(g->outcome, i < 5 ? BTC__OUTCOME__OUTCOME_OK : BTC__OUTCOME__OUTCOME_PERMANENT);
+    assert_int_equal(g->outcome, i < 5 || i == 7 ? BTC__OUTCOME__OUTCOME_OK : BTC__OUTCOME__OUTCOME_PERMANENT);
     char *ours = comparable(g->record), *theirs = comparable(line);
     assert_string_equal(ours, theirs);
     free(ours);
@@ -756,7 +817,7 @@ static void check_model_equals_caption_pairs(const char *ranks) {
   }
   assert_string_equal(result_of(&f, "gone")->reason, "not-found");
   assert_string_equal(result_of(&f, "text")->reason, "decode");
-  assert_string_equal(result_of(&f, "win")->reason, "bad-request");
+  assert_non_null(strstr(result_of(&f, "win")->record, "\"window\":[10,20,200,210],\"heat\":\""));
   assert_int_equal(stop(&f), 0);
   program_clear(&r);
   fake_close(&f);
@@ -818,6 +879,8 @@ static void test_worker_gives_back_what_it_cannot_do(void **state) {
 static int after(void **state) {
   (void)state;
   daemon_kill(&worker);
+  for (int i = 0; *group && rmdir(group) != 0 && errno == EBUSY && i < 100; i++) test_sleep_ms(20);
+  group[0] = 0;
   return 0;
 }
 
@@ -825,6 +888,7 @@ static const struct CMUnitTest tests[] = {
     cmocka_unit_test_teardown(test_worker_answers_what_is_granted, after),
     cmocka_unit_test_teardown(test_worker_sends_results_until_answered, after),
     cmocka_unit_test_teardown(test_worker_survives_a_crash_of_its_engine, after),
+    cmocka_unit_test_teardown(test_worker_tells_an_engine_killed_for_memory, after),
     cmocka_unit_test_teardown(test_worker_kills_an_engine_that_hangs, after),
     cmocka_unit_test_teardown(test_worker_drains_on_sigterm, after),
     cmocka_unit_test_teardown(test_worker_drains_when_the_broker_asks, after),

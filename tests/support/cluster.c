@@ -19,6 +19,12 @@ static const char *number(int64_t n) {
   return t;
 }
 
+static const char *real(double x) {
+  static char text[24];
+  snprintf(text, sizeof text, "%.3f", x);
+  return text;
+}
+
 /* Endpoints of a broker: ipc, or TCP where a link may be cut. */
 static void init_broker(cluster *c, int i) {
   char name[32], clients[128], workers[128], redis[256], seen[128];
@@ -61,18 +67,21 @@ static void init_broker(cluster *c, int i) {
                         number(c->o.stall_ms),
                         "--heartbeat",
                         number(c->o.dead_ms / 5),
+                        "--pipe-form",
+                        number(c->o.form_ms),
                         NULL};
   daemon_init(&c->broker[i], name, args);
   snprintf(c->clients + strlen(c->clients), sizeof c->clients - strlen(c->clients), "%s%s", i ? "," : "", seen);
 }
 
-/* Workers begin at different brokers, so that each has some. */
+/* Workers begin at different brokers, so that each has some; those of pipelines at the same, which plans them. */
 static void init_worker(cluster *c, int i) {
-  char name[32], brokers[512] = "";
+  char name[32], brokers[512] = "", cache[200];
   snprintf(name, sizeof name, "worker%d", i);
   if (c->worker_link && i == 0) snprintf(brokers, sizeof brokers, "tcp://127.0.0.1:%d", link_port(c->worker_link));
   for (int k = 0; k < c->o.brokers && !(c->worker_link && i == 0); k++)
-    snprintf(brokers + strlen(brokers), sizeof brokers - strlen(brokers), "%s%s", k ? "," : "", c->workers[(i + k) % c->o.brokers]);
+    snprintf(brokers + strlen(brokers), sizeof brokers - strlen(brokers), "%s%s", k ? "," : "",
+             c->workers[((c->o.memory_mib > 0 ? 0 : i) + k) % c->o.brokers]);
   const char *args[32] = {"worker", "--brokers", brokers, "--stall-ms", number(c->o.stall_ms), "--grace-ms", "2000"};
   int n = 7;
   if (c->worker_link && i == 0) args[n++] = "--name", args[n++] = "linked";
@@ -80,12 +89,15 @@ static void init_worker(cluster *c, int i) {
   if (c->o.model) {
     args[n++] = "--model", args[n++] = c->o.model;
     args[n++] = "--threads", args[n++] = "1";
+    if (c->o.memory_mib > 0) args[n++] = "--name", args[n++] = name, args[n++] = "--memory", args[n++] = real(c->o.memory_mib);
   } else {
     args[n++] = "--engine", args[n++] = "stub";
     args[n++] = "--stub-us", args[n++] = number(c->o.stub_us);
     if (c->o.faults) args[n++] = "--stub-faults", args[n++] = c->o.faults;
   }
   daemon_init(&c->worker[i], name, args);
+  snprintf(cache, sizeof cache, "XDG_CACHE_HOME=%s", test_tmp_dir());
+  daemon_env(&c->worker[i], cache);
 }
 
 void cluster_start_broker(cluster *c, int i) {
@@ -104,6 +116,7 @@ void cluster_prepare(cluster *c, const cluster_options *o) {
   if (!c->o.lease_ms) c->o.lease_ms = 3000;
   if (!c->o.dead_ms) c->o.dead_ms = 2000;
   if (!c->o.stall_ms) c->o.stall_ms = 4000;
+  if (!c->o.form_ms) c->o.form_ms = 5000;
   snprintf(c->results, sizeof c->results, "%s/results", test_tmp_dir());
   mkdir(c->results, 0700);
   c->redis = redis_server_start(c->o.everysec ? "everysec" : "always", c->o.redis_config);

@@ -17,6 +17,8 @@ typedef struct cluster_options {
   int stub_us;                     /* of one item */
   const char *faults;              /* of the stub engine, or NULL */
   const char *model;               /* a model folder instead of the stub engine */
+  double memory_mib;               /* with model: of each worker, see btcchat worker --memory; 0: a whole model each */
+  int form_ms;                     /* 0: 5000; of a pipe */
   int credits;                     /* items in hand of a worker; 0: its default */
   int lease_ms, dead_ms, stall_ms; /* 0: 3000, 2000, 4000 */
   bool everysec;                   /* appendfsync everysec instead of always */

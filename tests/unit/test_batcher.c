@@ -9,6 +9,7 @@
 #include "count_allocations.h"
 #include "engine/batcher.h"
 #include "engine/feature_cache.h"
+#include "engine/image.h"
 #include "engine/model.h"
 #include "tiny_checkpoint.h"
 
@@ -62,6 +63,15 @@ static void make_items(fixture *f) {
   f->items[16].n_images = 0;
 }
 
+/* Pixels from memory instead of the file: what the program does with windows of scenes. */
+static btc_status load_memory(void *ctx, int i, btc_pixels *out, btc_error *err) {
+  const char *const *paths = ctx;
+  btc_image im;
+  btc_status st = btc_image_decode_file(paths[i], NULL, &im, err);
+  if (st == BTC_OK) *out = (btc_pixels){.width = im.width, .height = im.height, .rgb = im.rgb};
+  return st;
+}
+
 static void setup(fixture *f, btc_precision precision) {
   btc_error err = {0};
   btc_session *s;
@@ -73,6 +83,13 @@ static void setup(fixture *f, btc_precision precision) {
   o.max_tokens = 24;
   assert_int_equal(btc_session_create(f->m, &o, &s, &err), BTC_OK);
   for (int i = 0; i < N; i++) assert_int_equal(btc_session_run(s, &f->items[i], 1, &f->expected[i], &err), BTC_OK);
+  static const int from_memory[] = {2, 7, 9, 13}; /* pairs, an image alone, padded and squashed; expected: as from files */
+  for (size_t k = 0; k < sizeof from_memory / sizeof from_memory[0]; k++) {
+    btc_item *it = &f->items[from_memory[k]];
+    it->load = load_memory;
+    it->load_ctx = f->paths[from_memory[k]];
+    it->images = NULL;
+  }
   btc_session_destroy(&s);
 }
 

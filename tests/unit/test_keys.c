@@ -115,7 +115,13 @@ static void test_keys_allow_list_errors_name_the_line(void **state) {
       {"# comment\n\n%s client\n", "line 3: a line is"},
       {"%s boss anna\n", "line 1: the role"},
       {"%s client an/na\n", "line 1: the name"},
-      {"%s client anna x\n", "line 1: a line is"},
+      {"%s client anna x\n", "line 1: behind the name only"},
+      {"%s client anna tenants=a,,b\n", "line 1: tenants="},
+      {"%s client anna tenants=\n", "line 1: tenants="},
+      {"%s client anna tenants=a tenants=b\n", "line 1: behind the name only"},
+      {"%s client anna priorities=1,\n", "line 1: priorities="},
+      {"%s client anna priorities=3\n", "line 1: priorities="},
+      {"%s client anna tenants=a priorities=12\n", "line 1: priorities="},
       {"short client anna # %s\n", "line 1: the first word"},
       {"%s client anna\n%s worker bert\n", "is there twice"},
   };
@@ -129,6 +135,33 @@ static void test_keys_allow_list_errors_name_the_line(void **state) {
     expect_refused(in_tmp("listed.key"), NULL, write_text("list", text), BTC_ERR_FORMAT, bad[i].want);
   }
   expect_refused(in_tmp("listed.key"), NULL, in_tmp("nolist"), BTC_ERR_NOT_FOUND, "nolist");
+}
+
+static void test_keys_limits_tenants_and_priorities(void **state) {
+  (void)state;
+  char a[41], b[41], c[41], text[512];
+  make("limited", a);
+  make("narrow", b);
+  make("free", c);
+  snprintf(text, sizeof text,
+           "%s client anna tenants=north,south priorities=1,2\n%s client bert tenants=north # all\n%s admin carl\n", a, b, c);
+  btc_keys *k = load("limited.key", NULL, write_text("limits", text));
+  assert_true(btc_keys_may_submit(k, a, "north", 1));
+  assert_true(btc_keys_may_submit(k, a, "south", 2));
+  assert_false(btc_keys_may_submit(k, a, "south", 0));
+  assert_false(btc_keys_may_submit(k, a, "sout", 1));
+  assert_false(btc_keys_may_submit(k, a, "southern", 1));
+  assert_false(btc_keys_may_submit(k, a, "", 1));
+  assert_true(btc_keys_may_submit(k, b, "north", 0));
+  assert_false(btc_keys_may_submit(k, b, "default", 1));
+  assert_true(btc_keys_may_submit(k, c, "default", 0));
+  assert_false(btc_keys_may_submit(k, "rq:rM>}U?@Lns47E1%kR.o@n%FcmmsL/@{H8]yf7", "north", 1));
+  snprintf(text, sizeof text, "%s client anna\n", a);
+  write_text("limits", text);
+  btc_error err;
+  assert_int_equal(btc_keys_reload(k, &err), BTC_OK);
+  assert_true(btc_keys_may_submit(k, a, "west", 0));
+  btc_keys_destroy(&k);
 }
 
 static void test_keys_roles_and_reload(void **state) {
@@ -317,6 +350,7 @@ static const struct CMUnitTest tests[] = {
     cmocka_unit_test(test_keys_secret_must_be_private),
     cmocka_unit_test(test_keys_bad_files),
     cmocka_unit_test(test_keys_allow_list_errors_name_the_line),
+    cmocka_unit_test(test_keys_limits_tenants_and_priorities),
     cmocka_unit_test(test_keys_roles_and_reload),
     cmocka_unit_test(test_keys_listed_key_gets_in_with_its_role),
     cmocka_unit_test(test_keys_unlisted_key_is_kept_out_until_reload),

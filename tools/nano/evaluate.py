@@ -50,12 +50,12 @@ def make_pair(seed, changed):
     return images[0], images[1], events
 
 
-def export_pairs(folder, count):
+def export_pairs(folder, count, skip=0):
     (folder / "pairs").mkdir(parents=True, exist_ok=True)
     manifests = {suffix: [] for suffix in ("", "-same", "-swap")}
     truth = []
     for i in range(count):
-        seed = dataset.HELD_OUT_FIRST_SEED + i
+        seed = dataset.HELD_OUT_FIRST_SEED + skip + i
         before, after, events = make_pair(seed, changed=i % 2 == 0)
         name = f"p{i:04d}"
         files = [f"pairs/{name}_before.png", f"pairs/{name}_after.png"]
@@ -171,6 +171,7 @@ def main():
     p = sub.add_parser("export-pairs")
     p.add_argument("folder", type=Path)
     p.add_argument("--count", type=int, default=500)
+    p.add_argument("--skip", type=int, default=0, help="leave out so many of the first held-out seeds: scenes no choice was made by")
     p = sub.add_parser("model")
     p.add_argument("model", type=Path)
     p.add_argument("folder", type=Path)
@@ -187,7 +188,7 @@ def main():
     args = parser.parse_args()
 
     if args.command == "export-pairs":
-        export_pairs(args.folder, args.count)
+        export_pairs(args.folder, args.count, args.skip)
     elif args.command == "export-relit":
         export_relit(args.folder, args.out)
     elif args.command == "score":

@@ -99,6 +99,13 @@ def write(model, tokenizer_path, folder):
     shutil.copyfile(tokenizer_path, folder / "llm/tokenizer.model")
 
 
+def best_weights(state):
+    """The weights of a training checkpoint: the mean over the end of the run where it has come so far."""
+    if not state.get("mean_of"):
+        return state["model"]
+    return {n: state["mean"][n] / state["mean_of"] if n in state["mean"] else t for n, t in state["model"].items()}
+
+
 def load(folder):
     """A model folder -> Nano, in float32 with the stored (rounded) weights, ready to caption."""
     folder = Path(folder)
@@ -125,7 +132,7 @@ def main():
     args = parser.parse_args()
     state = torch.load(args.checkpoint, weights_only=False)
     model = Nano(Config(**state["config"]))
-    states = [state["model"]] + [torch.load(path, weights_only=False)["model"] for path in args.mean_with]
+    states = [best_weights(state)] + [best_weights(torch.load(path, weights_only=False)) for path in args.mean_with]
     model.load_state_dict({n: torch.stack([s[n] for s in states]).mean(0) if t.is_floating_point() else t for n, t in state["model"].items()})
     write(model, args.tokenizer, args.folder)
     print(f"step {state['step']}, {state['seen']} pairs, {state['net'] / 60:.1f} minutes of training")
