@@ -4,10 +4,11 @@
  * one kv head of one item, and a second kernel joins the splits of a row in their order. So a row's bits depend on its own item
  * only.
  *
- * A lane holds 16 bytes of a key's row, LANES lanes a row; eight groups of LANES lanes take eight keys each, all of whose loads
- * are issued before the first use: 64 rows of K and 64 of V, 32 KiB in flight a block at width 128 in bf16. sm_90: at most 168
- * registers, no spills, 128 threads a block at that width: three blocks a multiprocessor, 96 KiB in flight, against about 32 KiB
- * that 4.3 TB/s want at 1 us of latency. Bytes of a step: 2 * heads * (pos + 1) * d * 2 a layer, 2.8 MB an item at position 273.
+ * A lane holds 16 bytes of a key's row, LANES lanes a row; eight groups of LANES lanes take eight keys each, all of whose loads are
+ * issued before the first use: 64 rows of K and 64 of V, 32 KiB in flight a block at width 128 in bf16. nvcc 13.0, sm_80 and sm_90:
+ * at most 168 registers with one head a group (204 with four at a time), no spills, 128 threads a block at that width; so three
+ * (two) blocks a multiprocessor, 96 (64) KiB in flight, against the 32 KiB that 4.3 TB/s want of each of 132 multiprocessors at 1
+ * us of latency. Bytes of a step: 2 * kv_heads * (pos + 1) * d * 2 a layer, 2.8 MB an item at position 273 with 20 heads of 128.
  *
  * Positions and cache pointers are read on the device: a captured launch goes on being right when they change. Blocks behind an
  * item's length end at once.

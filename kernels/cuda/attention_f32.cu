@@ -7,7 +7,7 @@
  * is a key, for sums a lane is a column (every 32nd), and weights pass through shared memory between the two. A row in shared
  * memory is an odd number of 16-byte pieces, so that 8 lanes reading pieces of 8 rows hit all banks. NC: columns a lane.
  *
- * At most 148 registers, so that three blocks share a multiprocessor, no spills; 4 KiB and 96 rows of at most 528 bytes of shared
+ * At most 168 registers, so that three blocks share a multiprocessor, no spills; 4 KiB and 96 rows of at most 528 bytes of shared
  * memory (width 128; 304 at 72).
  *
  * The row promise: a row walks over its keys from 0 on, 32 at a time; a block it does not see multiplies its sums by one.

@@ -7,13 +7,13 @@
  * q k^T takes four steps of 16 columns and one of 8. A row in shared memory is an odd number of pieces, so that the eight rows of
  * an ldmatrix fall into different banks.
  *
- * sm_90, from nvcc 13.0 -Xptxas -v, no spills (see attention_resources in tests for the check):
- *   D8 = 9 (vision), 32 rows a warp: 72 f32 of output, 64 of scores, 36 words of queries a thread; at most 255 registers keep two
- *   blocks on a multiprocessor; 54 KiB of shared memory each. 32 rows rather than 16 because a warp reads all keys and values from
- *   shared memory: per 16x8x16 product 128 bytes at 32 rows instead of 256, under the 128 bytes a cycle that memory gives.
- *   Work of one image and head: 4 * 729^2 * 72 operations; 6 tiles of 128 rows compute 768 x 768, so 10 % is tail. mma.sync is
- *   expected to reach some 60 % of the roof of wgmma on sm_90: a share of 20 % of vision's operations in PyTorch's profile.
- *   D8 = 16 (language model, width 128): 16 rows a warp, 64 f32 of output and 32 of scores; 87 KiB of shared memory.
+ * sm_80 and sm_90, nvcc 13.0 -Xptxas -v: nothing spills.
+ *   D8 = 9 (vision): 32 rows a warp; 72 f32 of output, 64 of scores and 36 words of queries a thread, 255 registers, so two
+ *   blocks a multiprocessor; 54 KiB of shared memory each. 32 rows rather than 16 because a warp reads all keys and values from
+ *   shared memory: 128 bytes a 16x8x16 product instead of 256, which that memory's 128 bytes a cycle could not feed.
+ *   One image and head: 4 * 729^2 * 72 operations; 6 tiles of 128 rows and 12 of 64 keys compute 768 x 768, 10 % of it tail.
+ *   The roof is that of mma.sync, on sm_90 some 60 % of wgmma's (a lead, not measured here).
+ *   D8 = 16 (language model, width 128): 16 rows a warp; 64 f32 of output, 32 of scores, at most 214 registers; 85 KiB.
  *
  * The row promise: a row walks over its keys from 0 on in blocks of 64, whoever stands beside it; a block it does not see
  * multiplies its sums by one and adds zeros.

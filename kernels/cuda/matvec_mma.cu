@@ -11,9 +11,10 @@
  * conversion.
  *
  * A warp has two steps (128 columns of 16 rows: 4 KiB) in flight while it multiplies the two before. [2560, k] at 16 rows a block
- * is 160 blocks of 8 warps, 5 MiB in flight on the card, where 4.3 TB/s at 1 us want 4.3 MB. Registers (nvcc 13.0): see the launch
- * bounds; no spills. x is read through L1 and L2: m * 4 / (16 * T * 2) of the weights' bytes, so more rows of w a block (T = 2) for
- * more than eight rows of x where w has rows enough to fill the card.
+ * is 160 blocks of 8 warps, 5 MiB in flight on the card, where 4.3 TB/s at 1 us want 4.3 MB. nvcc 13.0: 128 registers at most up to
+ * eight rows of x, so two blocks a multiprocessor; up to 255 for 32 rows; no spills. x is read through L1 and L2: m * 4 / (16 * T *
+ * 2) of the weights' bytes in f32, half of that in bf16; so more rows of w a block (T = 2) for more than eight rows of x where w
+ * has rows enough to fill the card.
  */
 #include "kernels/cuda/matvec.h"
 #include "kernels/cuda/mma.h"
