@@ -1,0 +1,47 @@
+# tests/gpu_host/test_*.c: the hand-written CUDA kernels against the plain-loop operators. One source, two programs: test_NAME runs
+# the kernels on the host shim (label gpu-host, needs no toolkit), gpu_NAME on the device (label gpu, skips where there is none).
+# Neither links btc_ops: its own kernels would have the same names.
+if(NOT BTC_SANITIZE MATCHES thread) # fibers and ThreadSanitizer do not go together, and a shim has one thread
+  set(shim_sources ${CMAKE_SOURCE_DIR}/kernels/cuda/shim/fiber.cc ${CMAKE_SOURCE_DIR}/kernels/cuda/shim/launch.cc
+    ${CMAKE_SOURCE_DIR}/kernels/cuda/shim/memory.cc)
+  foreach(source ${BTC_CUDA_SOURCES}) # each as C++, by a file that includes it
+    get_filename_component(name ${source} NAME_WE)
+    set(wrapper ${CMAKE_BINARY_DIR}/gpu_host/${name}.cc)
+    file(CONFIGURE OUTPUT ${wrapper} CONTENT "#include \"kernels/cuda/${name}.cu\"\n")
+    list(APPEND shim_sources ${wrapper})
+  endforeach()
+  add_library(btc_kernels_cuda_host STATIC ${shim_sources})
+  target_include_directories(btc_kernels_cuda_host PUBLIC ${CMAKE_SOURCE_DIR})
+
+  # The ground truth: plain operators, the sampler, the resizer.
+  add_library(btc_gpu_truth STATIC ${CMAKE_SOURCE_DIR}/ops/plain.c ${CMAKE_SOURCE_DIR}/ops/dtype.c ${CMAKE_SOURCE_DIR}/engine/sampler.c
+    ${CMAKE_SOURCE_DIR}/engine/image_resize.c)
+  target_link_libraries(btc_gpu_truth PUBLIC btc_base PkgConfig::CMOCKA m)
+  target_include_directories(btc_gpu_truth PUBLIC ${CMAKE_SOURCE_DIR} ${CMAKE_SOURCE_DIR}/tests/support)
+
+  function(btc_gpu_test file program label backend library)
+    add_executable(${program} ${file} ${CMAKE_SOURCE_DIR}/tests/gpu_host/gpu.c ${CMAKE_SOURCE_DIR}/tests/gpu_host/${backend}.c)
+    target_link_libraries(${program} PRIVATE btc_gpu_truth ${library})
+    set_target_properties(${program} PROPERTIES RUNTIME_OUTPUT_DIRECTORY ${CMAKE_BINARY_DIR}/tests LINKER_LANGUAGE CXX)
+    file(READ ${file} text)
+    string(REGEX MATCHALL "cmocka_unit_test[a-z_]*\\([a-z0-9_]+" entries "${text}")
+    foreach(entry ${entries})
+      string(REGEX REPLACE ".*\\(" "" test "${entry}")
+      add_test(NAME ${program}.${test} COMMAND ${program} ${test})
+      set_tests_properties(${program}.${test} PROPERTIES LABELS ${label} TIMEOUT 300 ENVIRONMENT "${BTC_TEST_ENVIRONMENT}"
+        SKIP_REGULAR_EXPRESSION "\\[  SKIPPED \\]")
+    endforeach()
+  endfunction()
+
+  file(GLOB gpu_files CONFIGURE_DEPENDS ${CMAKE_SOURCE_DIR}/tests/gpu_host/test_*.c)
+  foreach(file ${gpu_files})
+    get_filename_component(program ${file} NAME_WE)
+    set_property(DIRECTORY APPEND PROPERTY CMAKE_CONFIGURE_DEPENDS ${file})
+    btc_gpu_test(${file} ${program} gpu-host gpu_shim btc_kernels_cuda_host)
+    if(BTC_HAVE_CUDA AND NOT program STREQUAL test_shim)
+      string(REGEX REPLACE "^test_" "gpu_" device_program ${program})
+      btc_gpu_test(${file} ${device_program} gpu gpu_device btc_kernels_cuda)
+    endif()
+  endforeach()
+  target_sources(test_shim PRIVATE ${CMAKE_SOURCE_DIR}/tests/gpu_host/shim_kernels.cc)
+endif()

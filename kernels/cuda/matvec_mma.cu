@@ -1,0 +1,171 @@
+/*
+ * Products of a few rows with a bf16 matrix (decode): bound by the one reading of the weights. The tensor cores do the arithmetic,
+ * because plain multiply-adds fall behind the memory from about eight rows on (8 rows: 77 a cycle and multiprocessor at 4.3 TB/s,
+ * of 128, and as many shared-memory reads), and because a column of mma.sync does not know its neighbours: one row and 32 rows run
+ * the same instructions, so a row's bits do not depend on m.
+ *
+ * Weights are the left operand: a warp takes 16 (or 32) rows of w and, of their columns, every eighth step of 64; the block's eight
+ * warps are added at the end, in their order. The order of a sum is thus: steps of a warp, then warps; it depends on k alone.
+ * Which columns of k a lane's words stand for is free as long as both operands agree, so a lane loads 16 bytes of a row, eight
+ * columns, and uses them as the fragments of two products (words 0, 1 and words 2, 3): no shared memory, no shuffles, no
+ * conversion.
+ *
+ * A warp has two steps (128 columns of 16 rows: 4 KiB) in flight while it multiplies the two before. [2560, k] at 16 rows a block
+ * is 160 blocks of 8 warps, 5 MiB in flight on the card, where 4.3 TB/s at 1 us want 4.3 MB. nvcc 13.0: 128 registers at most up to
+ * eight rows of x, so two blocks a multiprocessor; up to 255 for 32 rows; no spills. x is read through L1 and L2: m * 4 / (16 * T *
+ * 2) of the weights' bytes in f32, half of that in bf16; so more rows of w a block (T = 2) for more than eight rows of x where w
+ * has rows enough to fill the card.
+ */
+#include "kernels/cuda/matvec.h"
+#include "kernels/cuda/mma.h"
+
+enum { WARPS = 8, THREADS = WARPS * 32, HALF = 32 /* columns of k one 16-byte piece a lane covers */, STEP = 2 * HALF, STEPS = 2 };
+
+/* Two steps of 16 T rows of w: this lane's pieces of rows g and g+8. */
+template <int T>
+struct weights {
+  uint4 at[STEPS * 2][T][2];
+};
+
+/* What the operands are, known when the loads are compiled so that all of a pair's go out together. NARROW: rows that are not whole
+ * in 16-byte pieces, x of either type; slow. */
+enum form { NARROW, WIDE_F32, WIDE_BF16 };
+
+/* Eight columns of a row, zeros from k on. */
+BTC_DEVICE uint4 load_narrow(const matvec_job &j, const void *p, btc_cuda_type type, int64_t row_at, int column) {
+  uint32_t half[8];
+  BTC_UNROLL
+  for (int i = 0; i < 8; i++) {
+    int64_t at = row_at + column + i;
+    if (column + i >= j.k)
+      half[i] = 0;
+    else
+      half[i] = type == BTC_CUDA_F32 ? f32_to_bf16(static_cast<const float *>(p)[at]) : static_cast<const uint16_t *>(p)[at];
+  }
+  return make_uint4(half[0] | half[1] << 16, half[2] | half[3] << 16, half[4] | half[5] << 16, half[6] | half[7] << 16);
+}
+
+template <form F>
+BTC_DEVICE uint4 load_w(const matvec_job &j, int row, int column) {
+  int64_t at = static_cast<int64_t>(row < j.n ? row : j.n - 1) * j.k; /* rows behind the last one repeat it and are not stored */
+  if constexpr (F == NARROW) return load_narrow(j, j.w, BTC_CUDA_BF16, at, column);
+  return column < j.k ? load_weights(static_cast<const uint16_t *>(j.w) + at + column) : make_uint4(0, 0, 0, 0);
+}
+
+/* Eight columns of a row of x as bf16. A row that is not there reads row 0 and is zeroed after: loads without a branch go out
+ * together. */
+template <form F>
+BTC_DEVICE uint4 load_x(const matvec_job &j, int row, int column) {
+  bool there = row < j.m && column < j.k;
+  int64_t at = there ? static_cast<int64_t>(row) * j.k + column : 0;
+  uint4 u;
+  if constexpr (F == NARROW) {
+    u = load_narrow(j, j.x, j.x_type, at - (there ? column : 0), there ? column : 0);
+  } else if constexpr (F == WIDE_BF16) {
+    u = __ldg(reinterpret_cast<const uint4 *>(static_cast<const uint16_t *>(j.x) + at));
+  } else {
+    const float4 *x = reinterpret_cast<const float4 *>(static_cast<const float *>(j.x) + at);
+    float4 a = __ldg(x), b = __ldg(x + 1);
+    u = make_uint4(pack_bf16(a.x, a.y), pack_bf16(a.z, a.w), pack_bf16(b.x, b.y), pack_bf16(b.z, b.w));
+  }
+  return there ? u : make_uint4(0, 0, 0, 0);
+}
+
+/* First column of piece `piece` of a warp's pair of steps `pair`. */
+BTC_DEVICE int first_column(int pair, int piece) {
+  int warp = static_cast<int>(threadIdx.x) / 32, t = static_cast<int>(threadIdx.x) % 4;
+  return ((pair * STEPS + piece / 2) * WARPS + warp) * STEP + piece % 2 * HALF + t * 8;
+}
+
+template <form F, int T>
+BTC_DEVICE void load_pair(weights<T> *w, const matvec_job &j, int row, int pair) {
+  BTC_UNROLL
+  for (int p = 0; p < STEPS * 2; p++) BTC_UNROLL
+  for (int t = 0; t < T; t++) BTC_UNROLL
+  for (int half = 0; half < 2; half++) w->at[p][t][half] = load_w<F>(j, row + t * 16 + half * 8, first_column(pair, p));
+}
+
+template <form F, int T, int X8>
+BTC_DEVICE void multiply_pair(float (*sum)[X8][4], const weights<T> &w, const matvec_job &j, int x_row, int pair) {
+  BTC_UNROLL
+  for (int i = 0; i < X8; i++) {
+    uint4 x[STEPS * 2];
+    BTC_UNROLL
+    for (int p = 0; p < STEPS * 2; p++) x[p] = load_x<F>(j, x_row + i * 8, first_column(pair, p));
+    BTC_UNROLL
+    for (int p = 0; p < STEPS * 2; p++) {
+      uint32_t low[2] = {x[p].x, x[p].y}, high[2] = {x[p].z, x[p].w};
+      BTC_UNROLL
+      for (int t = 0; t < T; t++) {
+        const uint4 &a = w.at[p][t][0], &b = w.at[p][t][1];
+        uint32_t first[4] = {a.x, b.x, a.y, b.y}, second[4] = {a.z, b.z, a.w, b.w};
+        mma_16816(sum[t][i], first, low);
+        mma_16816(sum[t][i], second, high);
+      }
+    }
+  }
+}
+
+/* The warps' sums, in their order, to y. */
+template <int T, int X8>
+BTC_DEVICE void join_warps(float (*sum)[X8][4], const matvec_job &j, int first_row, int first_x) {
+  constexpr int ROWS = 16 * T, COLUMNS = 8 * X8, PITCH = ROWS + 4 /* lanes of one store: 4 columns of 2 t, 8 rows: all banks */;
+  BTC_SHARED(float, sums, WARPS *COLUMNS *PITCH);
+  int warp = static_cast<int>(threadIdx.x) / 32, g = static_cast<int>(threadIdx.x) % 32 / 4, t = static_cast<int>(threadIdx.x) % 4;
+  BTC_UNROLL
+  for (int r = 0; r < T; r++) BTC_UNROLL
+  for (int i = 0; i < X8; i++) BTC_UNROLL
+  for (int c = 0; c < 4; c++) sums[(warp * COLUMNS + i * 8 + 2 * t + c % 2) * PITCH + r * 16 + c / 2 * 8 + g] = sum[r][i][c];
+  __syncthreads();
+  for (int i = static_cast<int>(threadIdx.x); i < ROWS * COLUMNS; i += THREADS) {
+    int row = i % ROWS, x = i / ROWS;
+    if (first_row + row >= j.n || first_x + x >= j.m) continue;
+    float dot = 0.0f;
+    BTC_UNROLL
+    for (int w = 0; w < WARPS; w++) dot += sums[(w * COLUMNS + x) * PITCH + row];
+    store_product(j, first_x + x, first_row + row, dot);
+  }
+}
+
+/* Block (16 T rows of w, 8 X8 rows of x). */
+template <form F, int T, int X8>
+static __global__ void __launch_bounds__(THREADS, T *X8 > 2 ? 1 : 2) matvec_mma(matvec_job j) {
+  int g = static_cast<int>(threadIdx.x) % 32 / 4;
+  int row = static_cast<int>(blockIdx.x) * 16 * T, x_row = static_cast<int>(blockIdx.y) * 8 * X8;
+  int pairs = (j.k + STEP * WARPS * STEPS - 1) / (STEP * WARPS * STEPS);
+  float sum[T][X8][4];
+  BTC_UNROLL
+  for (int t = 0; t < T; t++) BTC_UNROLL
+  for (int i = 0; i < X8; i++) sum[t][i][0] = sum[t][i][1] = sum[t][i][2] = sum[t][i][3] = 0.0f;
+  weights<T> now, next;
+  load_pair<F, T>(&now, j, row + g, 0);
+  for (int pair = 0; pair < pairs; pair++) {
+    load_pair<F, T>(&next, j, row + g, pair + 1); /* behind the end: zeros, nothing is read */
+    multiply_pair<F, T, X8>(sum, now, j, x_row + g, pair);
+    now = next;
+  }
+  join_warps<T, X8>(sum, j, row, x_row);
+}
+
+template <form F, int T, int X8>
+static int launch(const matvec_job *j, btc_cuda_stream s) {
+  dim3 grid(static_cast<unsigned>((j->n + 16 * T - 1) / (16 * T)), static_cast<unsigned>((j->m + 8 * X8 - 1) / (8 * X8)));
+  return BTC_LAUNCH((matvec_mma<F, T, X8>), grid, dim3(THREADS), 0, s, *j);
+}
+
+template <form F, int T>
+static int launch_rows(const matvec_job *j, btc_cuda_stream s) {
+  return j->m <= 16 ? launch<F, T, 2>(j, s) : launch<F, T, 4>(j, s);
+}
+
+template <form F>
+static int launch_wide(const matvec_job *j, btc_cuda_stream s) {
+  bool tall = j->n >= 16 * 2 * 132; /* enough blocks of 32 rows for every multiprocessor of an H200 */
+  if (j->m <= 8) return launch<F, 1, 1>(j, s);
+  return tall ? launch_rows<F, 2>(j, s) : launch_rows<F, 1>(j, s);
+}
+
+int btc_cuda_matvec_mma(const matvec_job *j, btc_cuda_stream s) {
+  if (!j->wide) return j->m <= 8 ? launch<NARROW, 1, 1>(j, s) : launch_rows<NARROW, 1>(j, s);
+  return j->x_type == BTC_CUDA_F32 ? launch_wide<WIDE_F32>(j, s) : launch_wide<WIDE_BF16>(j, s);
+}
