@@ -25,6 +25,8 @@ struct btc_metrics {
   int64_t beat_ns; /* 0: never */
   worker_numbers *worker;
   size_t n_workers;
+  btc_metric_pipe *pipe; /* [n_pipes] */
+  size_t n_pipes;
 };
 
 static const struct {
@@ -92,6 +94,7 @@ void btc_metrics_destroy(btc_metrics **metrics) {
   if (!m) return;
   pthread_mutex_destroy(&m->lock);
   free(m->worker);
+  free(m->pipe);
   free(m);
 }
 
@@ -187,6 +190,19 @@ void btc_metrics_forget_worker(btc_metrics *m, const char *name) {
   pthread_mutex_unlock(&m->lock);
 }
 
+void btc_metrics_pipes(btc_metrics *m, const btc_metric_pipe *list, size_t n) {
+  if (!m) return;
+  btc_metric_pipe *copy = n ? btc_alloc(n, sizeof *copy) : NULL;
+  if (n && !copy) return; /* the next ones come soon */
+  if (n) memcpy(copy, list, n * sizeof *copy);
+  pthread_mutex_lock(&m->lock);
+  btc_metric_pipe *old = m->pipe;
+  m->pipe = copy;
+  m->n_pipes = n;
+  pthread_mutex_unlock(&m->lock);
+  free(old);
+}
+
 /* ---- reading ---- */
 
 /* Label values escape backslash, quote and newline. */
@@ -221,6 +237,32 @@ static void put_worker_metric(FILE *f, const btc_metrics *m, const char *name, c
   }
 }
 
+/* Names of pipes are ours: nothing to escape. stage < 0: of the pipe. */
+static void put_pipe_value(FILE *f, const btc_metrics *m, const char *name, const btc_metric_pipe *p, int stage, double value) {
+  fprintf(f, "%s{queue=\"", name);
+  put_label(f, m->queue);
+  fprintf(f, "\",pipe=\"%s\"", p->id);
+  if (stage >= 0) fprintf(f, ",rank=\"%d\"", stage);
+  fprintf(f, "} %.17g\n", value);
+}
+
+static void put_pipes(FILE *f, const btc_metrics *m) {
+  fputs("# HELP btc_pipe_epoch Epoch of the pipe\n# TYPE btc_pipe_epoch gauge\n", f);
+  for (size_t i = 0; i < m->n_pipes; i++) put_pipe_value(f, m, "btc_pipe_epoch", &m->pipe[i], -1, (double)m->pipe[i].epoch);
+  fputs("# HELP btc_pipe_active 1: the pipe computes\n# TYPE btc_pipe_active gauge\n", f);
+  for (size_t i = 0; i < m->n_pipes; i++) put_pipe_value(f, m, "btc_pipe_active", &m->pipe[i], -1, m->pipe[i].active);
+  fputs("# HELP btc_pipe_bubble_ratio What its stages together waited in the last seconds\n# TYPE btc_pipe_bubble_ratio gauge\n",
+        f);
+  for (size_t i = 0; i < m->n_pipes; i++)
+    if (m->pipe[i].bubble >= 0) put_pipe_value(f, m, "btc_pipe_bubble_ratio", &m->pipe[i], -1, m->pipe[i].bubble);
+  fputs("# HELP btc_stage_ms Time of an item in the stage\n# TYPE btc_stage_ms gauge\n", f);
+  for (size_t i = 0; i < m->n_pipes; i++)
+    for (int k = 0; k < m->pipe[i].stages; k++) put_pipe_value(f, m, "btc_stage_ms", &m->pipe[i], k, m->pipe[i].ms[k]);
+  fputs("# HELP btc_stage_busy_ratio Share of the last seconds that the stage computed\n# TYPE btc_stage_busy_ratio gauge\n", f);
+  for (size_t i = 0; i < m->n_pipes; i++)
+    for (int k = 0; k < m->pipe[i].stages; k++) put_pipe_value(f, m, "btc_stage_busy_ratio", &m->pipe[i], k, m->pipe[i].busy[k]);
+}
+
 static double is_up(const worker_numbers *w) {
   return w->up;
 }
@@ -252,6 +294,7 @@ char *btc_metrics_render(btc_metrics *m) {
   put_worker_metric(f, m, "btc_worker_credits", "Items the worker would take now", credits_of);
   put_worker_metric(f, m, "btc_worker_in_hand", "Items the worker holds", in_hand_of);
   put_worker_metric(f, m, "btc_worker_items_per_second", "The worker's rate", rate_of);
+  put_pipes(f, m);
   pthread_mutex_unlock(&m->lock);
   bool failed = ferror(f) != 0;
   if (fclose(f) != 0 || failed) {

@@ -75,6 +75,18 @@ bool btc_metrics_alive(btc_metrics *m);
 void btc_metrics_worker(btc_metrics *m, const char *name, bool up, double credits, double in_hand, double items_per_s);
 void btc_metrics_forget_worker(btc_metrics *m, const char *name);
 
+/* Pipes as the broker that leads them sees them; any other one has none. */
+enum { BTC_METRIC_STAGES = 8 };
+typedef struct btc_metric_pipe {
+  char id[33];
+  uint64_t epoch;
+  bool active;
+  int stages;
+  double bubble; /* 1 - mean busy share; below 0: not measured yet */
+  double ms[BTC_METRIC_STAGES], busy[BTC_METRIC_STAGES];
+} btc_metric_pipe;
+void btc_metrics_pipes(btc_metrics *m, const btc_metric_pipe *list, size_t n); /* replaces what was there; a copy is kept */
+
 /* Prometheus text format 0.0.4, malloc'ed; NULL: no memory. */
 char *btc_metrics_render(btc_metrics *m);
 

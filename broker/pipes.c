@@ -1,4 +1,4 @@
-/* Who leads, what is planned and when, and the watch over living pipes. See pipes.h for states and limits. */
+/* Who leads, when it is planned, and the watch over living pipes. See pipes.h for states and limits. */
 #define _GNU_SOURCE
 #include <inttypes.h>
 #include <stdio.h>
@@ -7,30 +7,9 @@
 
 #include "broker/pipes_parts.h"
 
-enum { LEAD_TTL_MS = 5000, LEAD_EACH_MS = 1000, SETTLE_MS = 300, PLAN_EACH_MS = 60000, LOAD_EACH_MS = 2000, MAX_STRIKES = 2 };
+enum { LEAD_TTL_MS = 5000, LEAD_EACH_MS = 1000, SETTLE_MS = 300, PLAN_EACH_MS = 60000, LOAD_EACH_MS = 2000 };
 
 /* ---- planning ---- */
-
-static int gather(btc_broker *b, btc_plan_model *models, btc_plan_member *members, int *n_models) {
-  int n = 0;
-  *n_models = 0;
-  for (btc_session *s = b->sessions; s && n < BTC_PLAN_MEMBERS; s = s->next) {
-    if (!btc_pipe_takes_part(s) || s->pipe->strikes >= MAX_STRIKES) continue;
-    int k = 0;
-    while (k < *n_models && strcmp(models[k].fingerprint, s->model_class) != 0) k++;
-    if (k == *n_models)
-      models[(*n_models)++] =
-          (btc_plan_model){.fingerprint = s->model_class, .block = s->pipe->block, .blocks = s->pipe->blocks, .ms_per_price = 1};
-    if (models[k].blocks != s->pipe->blocks) continue; /* of one class, yet another model: keep away from it */
-    if (s->pipe->slots > models[k].slots) models[k].slots = s->pipe->slots;
-    if (s->pipe->fixed_bytes > models[k].fixed_bytes) models[k].fixed_bytes = s->pipe->fixed_bytes;
-    btc_plan_member *m = &members[n++];
-    *m = (btc_plan_member){
-        .name = s->name, .fingerprint = s->model_class, .site = s->pipe->site, .memory_bytes = s->pipe->memory_bytes};
-    memcpy(m->ms, s->pipe->ms, sizeof m->ms);
-  }
-  return n;
-}
 
 static bool same_cut(const btc_plan_pipe *a, const btc_plan_pipe *b) {
   if (a->stages != b->stages || strcmp(a->fingerprint, b->fingerprint) != 0) return false;
@@ -93,24 +72,43 @@ static void dissolve(btc_broker *b, const btc_plan *plan, bool broken) {
   }
 }
 
-static void replan(btc_broker *b) {
-  static btc_plan_model models[BTC_PLAN_MEMBERS];
-  static btc_plan_member members[BTC_PLAN_MEMBERS];
+/* What is planned is old when someone came, went, or a pipe changed meanwhile. */
+static uint64_t what_is_there(const btc_broker *b) {
+  uint64_t sum = b->pipes->members;
+  for (const pipeline *p = b->pipes->list; p; p = p->next) sum = (sum ^ (p->epoch << 3 ^ (uint64_t)p->st)) * 0x100000001b3u;
+  return sum;
+}
+
+static void start_planning(btc_broker *b, int64_t now) {
   static btc_plan_pipe held[BTC_PLAN_MEMBERS];
-  btc_plan_input in = {.model = models, .member = members};
-  btc_plan current = {.pipe = held}, next;
-  bool changed;
+  int n = 0;
   btc_error err;
-  in.members = gather(b, models, members, &in.models);
-  for (pipeline *p = b->pipes->list; p && current.pipes < BTC_PLAN_MEMBERS; p = p->next)
-    if (p->st != PIPE_BROKEN) held[current.pipes++] = p->plan.pipe;
-  if (btc_plan_revise(&in, &current, 0.15, &next, &changed, &err) != BTC_OK) {
+  for (const pipeline *p = b->pipes->list; p && n < BTC_PLAN_MEMBERS; p = p->next)
+    if (p->st != PIPE_BROKEN) held[n++] = p->plan.pipe;
+  b->pipes->dirty = false;
+  b->pipes->plan_ns = now + PLAN_EACH_MS * MS;
+  b->pipes->planned_from = what_is_there(b);
+  if (btc_planning_start(b, held, n, &b->pipes->planning, &err) == BTC_OK) return;
+  BTC_LOG_LIMITED(BTC_LOG_WARN, "plan-failed", "msg=\"%s\"", err.message);
+}
+
+/* Takes what was planned, if it is ready and nothing has changed since it was begun. */
+static void take_plan(btc_broker *b) {
+  btc_plan next;
+  btc_error err;
+  if (!btc_planning_ready(b->pipes->planning)) return;
+  btc_status st = btc_planning_end(&b->pipes->planning, &next, &err);
+  if (st != BTC_OK) {
     BTC_LOG_LIMITED(BTC_LOG_WARN, "plan-failed", "msg=\"%s\"", err.message);
     return;
   }
-  dissolve(b, &next, false);
-  adopt(b, &next);
-  dissolve(b, &next, true); /* broken ones that nothing continues */
+  if (b->pipes->leader && b->pipes->loaded && !b->pipes->reload && what_is_there(b) == b->pipes->planned_from) {
+    dissolve(b, &next, false);
+    adopt(b, &next);
+    dissolve(b, &next, true); /* broken ones that nothing continues */
+  } else {
+    b->pipes->dirty = true;
+  }
   btc_plan_free(&next);
 }
 
@@ -145,7 +143,10 @@ static void on_lead(void *ctx, const redisReply *r) {
   btc_broker *b = ctx;
   b->pipes->asking = false;
   bool leads = !btc_answer_failed(r) && r->type == REDIS_REPLY_INTEGER && r->integer == 1;
-  if (!leads && b->pipes->leader) btc_pipes_forget(b);
+  if (!leads && b->pipes->leader) {
+    btc_pipes_forget(b);
+    btc_metrics_pipes(b->metrics, NULL, 0);
+  }
   b->pipes->leader = leads;
 }
 
@@ -196,6 +197,29 @@ static void write_load(btc_broker *b, const pipeline *p) {
   btc_store_call(b->store, NULL, NULL, "btc_pipe_load", p->id, epoch, text, NULL);
 }
 
+/* For /metrics: pipes of this leader, with what their ranks say now. */
+static void count_pipes(btc_broker *b) {
+  static btc_metric_pipe rows[BTC_PLAN_MEMBERS];
+  size_t n = 0;
+  for (const pipeline *p = b->pipes->list; p && n < BTC_PLAN_MEMBERS; p = p->next) {
+    btc_metric_pipe *row = &rows[n++];
+    double busy = 0;
+    int known = 0;
+    *row = (btc_metric_pipe){.epoch = p->epoch, .active = p->st == PIPE_ACTIVE, .stages = p->plan.pipe.stages, .bubble = -1};
+    snprintf(row->id, sizeof row->id, "%s", p->id);
+    for (int i = 0; i < row->stages; i++) {
+      const btc_session *s = btc_pipe_member(b, p, i);
+      if (!s || s->pipe->load.epoch != p->epoch) continue;
+      row->ms[i] = s->pipe->load.ms;
+      row->busy[i] = s->pipe->load.busy;
+      busy += row->busy[i];
+      known += row->busy[i] > 0;
+    }
+    if (known && known == row->stages) row->bubble = 1 - busy / known;
+  }
+  btc_metrics_pipes(b->metrics, rows, n);
+}
+
 static uint64_t who_is_there(const btc_broker *b) {
   uint64_t sum = 0;
   for (const btc_session *s = b->sessions; s; s = s->next)
@@ -223,13 +247,11 @@ void btc_pipes_tick(btc_broker *b) {
     asked |= p->st == PIPE_ASKED;
   }
   bool due = (ps->dirty && now >= ps->replan_ns) || now >= ps->plan_ns;
-  if (due && now >= ps->grace_ns && !asked && !ps->reload) {
-    ps->dirty = false;
-    ps->plan_ns = now + PLAN_EACH_MS * MS;
-    replan(b);
-  }
+  take_plan(b);
+  if (due && now >= ps->grace_ns && !asked && !ps->reload && !ps->planning) start_planning(b, now);
   if (now < ps->load_ns) return;
   ps->load_ns = now + LOAD_EACH_MS * MS;
+  count_pipes(b);
   for (pipeline *p = ps->list; p; p = p->next)
     if (p->st == PIPE_ACTIVE) write_load(b, p);
 }
@@ -241,7 +263,10 @@ btc_status btc_pipes_create(btc_broker *b, btc_error *err) {
 }
 
 void btc_pipes_destroy(btc_broker *b) {
-  if (b->pipes) btc_pipes_forget(b);
+  if (b->pipes) {
+    btc_planning_end(&b->pipes->planning, NULL, NULL);
+    btc_pipes_forget(b);
+  }
   free(b->pipes);
   b->pipes = NULL;
 }

@@ -24,10 +24,20 @@ typedef struct pipeline {
 struct btc_pipes {
   pipeline *list;
   bool leader, loaded, loading, asking, dirty;
-  bool reload;      /* Redis may hold something else than we believe: read it again before anything is planned */
-  uint64_t members; /* a sum over who takes part: tells when that changes */
+  bool reload;                   /* Redis may hold something else than we believe: read it again before anything is planned */
+  uint64_t members;              /* a sum over who takes part: tells when that changes */
+  struct btc_planning *planning; /* NULL: nothing is planned now */
+  uint64_t planned_from;         /* a sum over what it was begun with */
   int64_t lead_ns, plan_ns, replan_ns, load_ns, grace_ns;
 };
+
+/* ---- planning, in a thread of its own: a fleet of 64 takes longer than the loop may stand still ---- */
+typedef struct btc_planning btc_planning;
+/* Copies all it needs: members as their sessions are now, and the pipes that live. */
+btc_status btc_planning_start(const btc_broker *b, const btc_plan_pipe *held, int n_held, btc_planning **out, btc_error *err);
+bool btc_planning_ready(const btc_planning *p); /* false for NULL */
+/* Waits for it, frees it. out: freed with btc_plan_free by the caller; NULL: not wanted. Fine with *p NULL. */
+btc_status btc_planning_end(btc_planning **p, btc_plan *out, btc_error *err);
 
 bool btc_pipe_takes_part(const btc_session *s);
 btc_session *btc_pipe_member(const btc_broker *b, const pipeline *p,

@@ -5,26 +5,22 @@
  */
 #define _GNU_SOURCE
 #include "bench_batching.h"
+#include "bench_pictures.h"
 
 #include <jansson.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
 
 #include "engine/batcher.h"
-#include "engine/image.h"
 #include "engine/session.h"
-
-enum { SIDE = 256 };
 
 typedef struct bench {
   const bench_batching_options *o;
   btc_model *m;
   int n;
-  char dir[64];
-  char **files;        /* [2 n] */
-  const char **paths;  /* [2 n] the same, as items take them */
+  bench_pictures pictures;
+  const char **paths;  /* [2 n] as items take them */
   const char **series; /* [2 n] pairs of neighbours */
   int32_t *force;      /* [tokens] */
   double *logprob;     /* [n] of the session */
@@ -42,49 +38,14 @@ typedef struct figures {
 
 /* ---- pictures ---- */
 
-static btc_status write_picture(const char *path, uint32_t seed, btc_error *err) {
-  uint8_t *rgb = btc_alloc((size_t)3 * SIDE * SIDE, 1), *data = NULL;
-  size_t len;
-  if (!rgb) return btc_fail(err, BTC_ERR_NOMEM, "out of memory");
-  for (size_t i = 0; i < (size_t)3 * SIDE * SIDE; i++) {
-    seed = seed * 1664525u + 1013904223u;
-    rgb[i] = (uint8_t)(seed >> 24);
-  }
-  btc_image im = {.width = SIDE, .height = SIDE, .rgb = rgb};
-  btc_status st = btc_image_encode_png(&im, &data, &len, err);
-  if (st == BTC_OK) st = btc_file_publish(path, data, len, err);
-  free(data);
-  free(rgb);
-  return st;
-}
-
 static btc_status make_pictures(bench *b, btc_error *err) {
-  snprintf(b->dir, sizeof b->dir, "/tmp/btcchat-bench-XXXXXX");
-  if (!mkdtemp(b->dir)) {
-    b->dir[0] = 0;
-    return btc_fail(err, BTC_ERR_IO, "cannot make a folder for pictures");
+  btc_status st = bench_pictures_make(&b->pictures, 2 * b->n, err);
+  for (int i = 0; st == BTC_OK && i < 2 * b->n; i++) b->paths[i] = b->pictures.files[i];
+  for (int i = 0; st == BTC_OK && i < b->n; i++) {
+    b->series[2 * i] = b->paths[i];
+    b->series[2 * i + 1] = b->paths[i + 1];
   }
-  for (int i = 0; i < 2 * b->n; i++) {
-    char name[32];
-    snprintf(name, sizeof name, "%d.png", i);
-    if (!(b->files[i] = btc_path_join(b->dir, name))) return btc_fail(err, BTC_ERR_NOMEM, "out of memory");
-    btc_status st = write_picture(b->files[i], (uint32_t)i + 1, err);
-    if (st != BTC_OK) return st;
-    b->paths[i] = b->files[i];
-  }
-  for (int i = 0; i < b->n; i++) {
-    b->series[2 * i] = b->files[i];
-    b->series[2 * i + 1] = b->files[i + 1];
-  }
-  return BTC_OK;
-}
-
-static void remove_pictures(const bench *b) {
-  for (int i = 0; b->files && i < 2 * b->n; i++) {
-    if (b->files[i]) unlink(b->files[i]);
-    free(b->files[i]);
-  }
-  if (b->dir[0]) rmdir(b->dir);
+  return st;
 }
 
 /* ---- runs ---- */
@@ -201,14 +162,13 @@ static void print_figures(const bench *b, const btc_session *s, const figures *f
 
 static bool allocate(bench *b) {
   size_t n = (size_t)b->n, tokens = (size_t)b->o->tokens;
-  b->files = btc_alloc_zero(2 * n, sizeof *b->files);
   b->paths = btc_alloc_zero(2 * n, sizeof *b->paths);
   b->series = btc_alloc_zero(2 * n, sizeof *b->series);
   b->logprob = btc_alloc_zero(n, sizeof *b->logprob);
   b->items = btc_alloc_zero(n, sizeof *b->items);
   b->force = btc_alloc(tokens, sizeof *b->force);
   for (size_t i = 0; b->force && i < tokens; i++) b->force[i] = (int32_t)(3 + i % 250);
-  return b->files && b->paths && b->series && b->logprob && b->items && b->force;
+  return b->paths && b->series && b->logprob && b->items && b->force;
 }
 
 int bench_batching(const bench_batching_options *o) {
@@ -226,8 +186,7 @@ int bench_batching(const bench_batching_options *o) {
     if (st != BTC_OK) cli_error("%s", err.message);
     code = st == BTC_OK ? (b.differs ? CLI_FAILED : CLI_OK) : st == BTC_ERR_CANCELLED ? CLI_INTERRUPTED : CLI_FAILED;
   }
-  remove_pictures(&b);
-  free(b.files);
+  bench_pictures_remove(&b.pictures);
   free(b.paths);
   free(b.series);
   free(b.logprob);

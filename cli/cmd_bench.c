@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "bench_batching.h"
+#include "bench_pipe.h"
 #include "engine/prompt.h"
 #include "engine/session.h"
 #include "make_model.h"
@@ -14,13 +15,14 @@ static int run(int argc, char **argv);
 
 const cli_command cmd_bench = {
     .name = "bench",
-    .arguments = "make-model DIR | stages BEFORE AFTER | batching",
+    .arguments = "make-model DIR | stages BEFORE AFTER | batching | pipe",
     .summary = "make-model writes a random checkpoint; stages times the parts of one caption; batching many items",
     .details =
         "make-model: --size full is the real model (6.3 GB of bf16, about a minute), small a hundredth of its work.\n"
         "stages: runs the pair --runs times with answers of exactly --tokens tokens and prints, per stage and pair, the\n"
         "fastest run; with --batch, of that many pairs together (the same one several times).\n"
-        "batching: items/s of --pairs pairs one at a time, through --slots slots at once, and of a time series of as many.",
+        "batching: items/s of --pairs pairs one at a time, through --slots slots at once, and of a time series of as many.\n"
+        "pipe: --pairs pairs through a pipeline of --ranks processes: how long each was busy, and what weights it holds.",
     .run = run,
 };
 
@@ -29,7 +31,7 @@ enum { MAX_BATCH = 64 };
 typedef struct bench_options {
   model_options model;
   const char *size, *tokenizer;
-  int64_t shard_mb, runs, tokens, positions, pairs, slots;
+  int64_t shard_mb, runs, tokens, positions, pairs, slots, ranks;
   bool json, cpu_time;
 } bench_options;
 
@@ -197,8 +199,14 @@ static int stages(const bench_options *b, char **images) {
 }
 
 static int run(int argc, char **argv) {
-  bench_options b = {
-      .model = model_options_default, .size = "full", .shard_mb = 5000, .runs = 3, .tokens = 16, .pairs = 16, .slots = 8};
+  bench_options b = {.model = model_options_default,
+                     .size = "full",
+                     .shard_mb = 5000,
+                     .runs = 3,
+                     .tokens = 16,
+                     .pairs = 16,
+                     .slots = 8,
+                     .ranks = 4};
   b.model.batch = 1;
   cli_option table[] = {
       MODEL_OPTION_ROWS(b.model),
@@ -238,7 +246,7 @@ static int run(int argc, char **argv) {
        .type = CLI_INT,
        .target = &b.tokens,
        .value = "N",
-       .help = "stages, batching: tokens of an answer (default 16)",
+       .help = "stages, batching, pipe: tokens of an answer (default 16)",
        .low = 2,
        .high = 128},
       {.name = "positions",
@@ -260,16 +268,23 @@ static int run(int argc, char **argv) {
        .type = CLI_INT,
        .target = &b.pairs,
        .value = "N",
-       .help = "batching: pairs (default 16)",
+       .help = "batching, pipe: pairs (default 16)",
        .low = 2,
        .high = 10000},
       {.name = "slots",
        .type = CLI_INT,
        .target = &b.slots,
        .value = "N",
-       .help = "batching: pairs generated together (default 8)",
+       .help = "batching, pipe: pairs generated together (default 8)",
        .low = 1,
        .high = 256},
+      {.name = "ranks",
+       .type = CLI_INT,
+       .target = &b.ranks,
+       .value = "N",
+       .help = "pipe: processes (default 4)",
+       .low = 1,
+       .high = 8},
       {.name = "cpu-time",
        .type = CLI_FLAG,
        .target = &b.cpu_time,
@@ -285,5 +300,7 @@ static int run(int argc, char **argv) {
     if (b.cpu_time) btc_clock_processor_time();
     return bench_batching(&(bench_batching_options){&b.model, b.pairs, b.slots, b.tokens, b.runs, b.json});
   }
-  return cli_usage_error(&cmd_bench, "'make-model DIR', 'stages BEFORE AFTER' or 'batching' expected");
+  if (n == 1 && !strcmp(args[0], "pipe"))
+    return bench_pipe(&(bench_pipe_options){&b.model, b.ranks, b.pairs, b.slots, b.tokens, b.json});
+  return cli_usage_error(&cmd_bench, "'make-model DIR', 'stages BEFORE AFTER', 'batching' or 'pipe' expected");
 }

@@ -15,7 +15,7 @@ const cli_command cmd_pipes = {
     .summary = "models spread over several workers: who holds which blocks, stage times, bubble",
     .details =
         "MS is a stage's time for an item as its worker measures it (planned before it has), BUSY its share of the last seconds;\n"
-        "the bubble is what the stages together waited.",
+        "the bubble is what the stages together waited, the imbalance what of it comes from stages that are not equal.",
     .run = run,
 };
 
@@ -26,9 +26,19 @@ static double age_s(const Btc__PipeInfo *p) {
   return age > 0 ? age : 0;
 }
 
+/* What the stages would wait if the busiest one never did: 1 - mean / most. */
+static double imbalance(const Btc__PipeInfo *p) {
+  double most = 0, sum = 0;
+  for (size_t i = 0; i < p->n_stages; i++) {
+    sum += p->stages[i]->busy;
+    if (p->stages[i]->busy > most) most = p->stages[i]->busy;
+  }
+  return most > 0 ? 1 - sum / ((double)p->n_stages * most) : 0;
+}
+
 static void print_pipe(const Btc__PipeInfo *p) {
-  char age[32], bubble[16] = "-";
-  if (p->bubble > 0) snprintf(bubble, sizeof bubble, "%.1f %%", 100 * p->bubble);
+  char age[32], bubble[64] = "-";
+  if (p->bubble > 0) snprintf(bubble, sizeof bubble, "%.1f %% (imbalance %.1f %%)", 100 * p->bubble, 100 * imbalance(p));
   printf("%s %s, epoch %" PRIu64 ", for %s, %zu stages, %.3g items/s planned, bubble %s%s%s\n", p->pipe, p->state, p->epoch,
          duration_text(age_s(p), age, sizeof age), p->n_stages, p->items_per_s, bubble, *p->message ? ": " : "", p->message);
   for (size_t i = 0; i < p->n_stages; i++) {
@@ -49,9 +59,9 @@ static json_t *pipe_json(const Btc__PipeInfo *p) {
                                             "last", (json_int_t)s->last, "bytes", (json_int_t)s->bytes, "planned_ms", s->planned_ms,
                                             "ms", s->ms, "busy", s->busy));
   }
-  return json_pack("{s:s,s:I,s:s,s:I,s:s,s:s,s:f,s:f,s:o}", "pipe", p->pipe, "epoch", (json_int_t)p->epoch, "state", p->state,
+  return json_pack("{s:s,s:I,s:s,s:I,s:s,s:s,s:f,s:f,s:f,s:o}", "pipe", p->pipe, "epoch", (json_int_t)p->epoch, "state", p->state,
                    "since_ms", (json_int_t)p->since_ms, "class", p->model_class, "message", p->message, "items_per_s",
-                   p->items_per_s, "bubble", p->bubble, "stages", stages);
+                   p->items_per_s, "bubble", p->bubble, "imbalance", imbalance(p), "stages", stages);
 }
 
 static int show(btc_client *c, bool json) {

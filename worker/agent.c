@@ -147,6 +147,17 @@ static btc_status catch_signals(agent *a, sigset_t *before, btc_error *err) {
   return btc_loop_set_fd(a->loop, a->signal_fd, BTC_LOOP_READ, on_signal, a, err);
 }
 
+btc_status agent_split_brokers(agent *a, btc_error *err) {
+  char *rest = a->broker_list = btc_strdup(a->o->brokers);
+  if (!rest) return btc_fail(err, BTC_ERR_NOMEM, "out of memory");
+  for (char *one; (one = strsep(&rest, ","));) {
+    if (!*one) continue;
+    if (a->n_brokers == AGENT_MAX_BROKERS) return btc_fail(err, BTC_ERR_ARG, "more than %d brokers", AGENT_MAX_BROKERS);
+    a->brokers[a->n_brokers++] = one;
+  }
+  return a->n_brokers ? BTC_OK : btc_fail(err, BTC_ERR_ARG, "no broker: give its worker address, as in tcp://127.0.0.1:7412");
+}
+
 static btc_status check_options(const btc_worker_options *o, btc_error *err) {
   if (strcmp(o->engine, "stub") != 0 && strcmp(o->engine, "model") != 0)
     return btc_fail(err, BTC_ERR_ARG, "'%s' is no engine: stub or model", o->engine);

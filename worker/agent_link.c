@@ -175,7 +175,6 @@ static size_t list_progress(const agent *a, Btc__ChunkProgress *chunks, Btc__Chu
 
 static void say_heartbeat(agent *a) {
   Btc__Heartbeat beat = BTC__HEARTBEAT__INIT;
-  Btc__PipeLoad load;
   Btc__Envelope e = btc_wire_envelope(BTC__ENVELOPE__BODY_HEARTBEAT);
   size_t most = ledger_chunks(a->ledger) + 1;
   Btc__ChunkProgress *chunks = btc_alloc(most, sizeof *chunks), **list = btc_alloc(most, sizeof *list);
@@ -188,8 +187,7 @@ static void say_heartbeat(agent *a) {
     beat.rss_bytes = engine_resident_bytes(a);
     beat.items_done = a->items_done;
     beat.items_per_s = a->items_per_s;
-    beat.pipe = member_fill_load(a, &load);
-    beat.asks_not = member_waits(a);
+    member_fill_beat(a, &beat);
     beat.deaf_ms = (uint32_t)((btc_loop_now_ns(a->loop) - a->answered_ns) / AGENT_MS);
     beat.draining = a->phase > AGENT_WORKING || engine_hopeless(a); /* no grants, please */
     e.heartbeat = &beat;
@@ -414,16 +412,10 @@ static void dispatch(agent *a, const btc_message *m) {
       on_revoke(a, e->req_id, e->revoke);
       break;
     case BTC__ENVELOPE__BODY_PIPE_FORM:
-      acknowledge(a, e->req_id);
-      member_on_form(a, e->pipe_form);
-      break;
     case BTC__ENVELOPE__BODY_PIPE_GO:
-      acknowledge(a, e->req_id);
-      member_on_go(a, e->pipe_go);
-      break;
     case BTC__ENVELOPE__BODY_PIPE_ABORT:
       acknowledge(a, e->req_id);
-      member_on_abort(a, e->pipe_abort);
+      member_take(a, e);
       break;
     case BTC__ENVELOPE__BODY_DRAIN_REQUEST:
       acknowledge(a, e->req_id);
@@ -476,19 +468,8 @@ void link_flush(agent *a) {
   plan(a->results_timer, btc_outbox_full(a->outbox) ? INT64_MAX : ledger_ripe_at(a->ledger, RESULT_AGE_MS * AGENT_MS));
 }
 
-static btc_status split_brokers(agent *a, btc_error *err) {
-  char *rest = a->broker_list = btc_strdup(a->o->brokers);
-  if (!rest) return btc_fail(err, BTC_ERR_NOMEM, "out of memory");
-  for (char *one; (one = strsep(&rest, ","));) {
-    if (!*one) continue;
-    if (a->n_brokers == AGENT_MAX_BROKERS) return btc_fail(err, BTC_ERR_ARG, "more than %d brokers", AGENT_MAX_BROKERS);
-    a->brokers[a->n_brokers++] = one;
-  }
-  return a->n_brokers ? BTC_OK : btc_fail(err, BTC_ERR_ARG, "no broker: give its worker address, as in tcp://127.0.0.1:7412");
-}
-
 btc_status link_open(agent *a, btc_error *err) {
-  btc_status st = split_brokers(a, err);
+  btc_status st = agent_split_brokers(a, err);
   if (st == BTC_OK && (a->o->keys || a->o->server_key)) {
     if (!a->o->keys || !a->o->server_key)
       return btc_fail(err, BTC_ERR_ARG, "CURVE needs both our secret key and the server's public key");

@@ -17,15 +17,12 @@ btc_status member_child_ready(agent *a, const Btc__ChildReady *r, btc_error *err
 void member_child_died(agent *a);
 
 void member_fill_hello(const agent *a, Btc__Hello *h); /* borrows */
-/* NULL: it is no rank of a pipe that runs. */
-Btc__PipeLoad *member_fill_load(agent *a, Btc__PipeLoad *storage);
+void member_fill_beat(agent *a, Btc__Heartbeat *beat); /* borrows */
 
 bool member_waits(const agent *a); /* a member that drives no pipe now: no items are asked for, none are given to the engine */
 
 bool member_refuses(const agent *a); /* grants: another worker drives, or nobody */
 
-void member_on_form(agent *a, const Btc__PipeForm *f);
-void member_on_go(agent *a, const Btc__PipeGo *g);
-void member_on_abort(agent *a, const Btc__PipeAbort *x);
+void member_take(agent *a, const Btc__Envelope *e); /* PipeForm, PipeGo, PipeAbort */
 
 #endif

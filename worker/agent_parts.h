@@ -70,6 +70,8 @@ void agent_fail(agent *a, btc_status st, const char *fmt, ...)
     __attribute__((format(printf, 3, 4))); /* ends the loop with this error */
 void agent_drain(agent *a, int64_t grace_ms, const char *why);
 
+btc_status agent_split_brokers(agent *a, btc_error *err); /* the list that was given */
+
 btc_status link_open(agent *a, btc_error *err); /* checks addresses and keys; does not connect */
 void link_close(agent *a);
 void link_connect(agent *a);   /* to the current broker, with Hello */

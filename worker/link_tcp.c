@@ -196,6 +196,12 @@ static btc_status link_create(int fd, const btc_link_id *id, const btc_link_limi
   *k = (btc_link){.fd = fd, .id = *id, .limits = *l, .sender = sender};
   if (k->limits.max_bytes > BTC_LINK_MAX_BYTES) k->limits.max_bytes = BTC_LINK_MAX_BYTES;
   setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof one); /* a decode step is one small frame that somebody waits for */
+  /* a machine that is gone without a word is noticed while nothing is sent, too; a peer that computes for minutes still answers */
+  const int idle_s = 5, each_s = 2, times = 4;
+  setsockopt(fd, SOL_SOCKET, SO_KEEPALIVE, &one, sizeof one);
+  setsockopt(fd, IPPROTO_TCP, TCP_KEEPIDLE, &idle_s, sizeof idle_s);
+  setsockopt(fd, IPPROTO_TCP, TCP_KEEPINTVL, &each_s, sizeof each_s);
+  setsockopt(fd, IPPROTO_TCP, TCP_KEEPCNT, &times, sizeof times);
   *out = k;
   return BTC_OK;
 }

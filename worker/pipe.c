@@ -19,7 +19,7 @@ pipe_options pipe_options_default(void) {
                         .max_tokens = 128,
                         .open_ms = 60000,
                         .form_ms = 10000,
-                        .step_ms = 60000,
+                        .step_ms = 600000,
                         .wedge_ms = 3000,
                         .max_breaks = 6,
                         .fail_rank = -1};

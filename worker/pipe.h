@@ -33,7 +33,7 @@ typedef struct pipe_options {
   int max_tokens;             /* most tokens of an answer */
   int open_ms;                /* a rank's start, model opened: default 60 s */
   int form_ms;                /* default 10 s: a rank finishes the block it computes before it answers */
-  int step_ms;                /* a step is back within this or 8 times the usual, default 60 s */
+  int step_ms;                /* a step is back within this or 8 times the usual, default 10 min: ranks are watched otherwise */
   int wedge_ms;               /* a rank that neither moves nor uses its processor for this is replaced, default 3 s */
   int max_breaks;             /* so many epochs in a row without a single new token: give up, default 6 */
   const volatile int *cancel; /* as in btc_session_options */

@@ -126,6 +126,31 @@ static btc_status check_whole(const btc_model *m, int first, const shard_step *s
   return BTC_OK;
 }
 
+/* The items behind the head; *ids ends behind the prompts of all of them. */
+static btc_status read_items(const btc_model *m, shard_step_kind kind, const wire_head *h, const uint8_t *at, btc_stage_item *items,
+                             const int32_t **ids, btc_error *err) {
+  uint64_t ids_left = h->n_ids;
+  *ids = (const int32_t *)(const void *)(at + h->n * sizeof(wire_item));
+  for (uint32_t i = 0; i < h->n; i++) {
+    wire_item w;
+    memcpy(&w, at + i * sizeof w, sizeof w);
+    if (w.n_ids < 0 || (uint64_t)w.n_ids > ids_left) return btc_fail(err, BTC_ERR_FORMAT, "step: item %u has %d ids", i, w.n_ids);
+    items[i] = (btc_stage_item){.n_images = w.n_images,
+                                .ids = *ids,
+                                .n_ids = w.n_ids,
+                                .positions = w.positions,
+                                .past = w.past,
+                                .token = w.token,
+                                .slot = w.slot};
+    *ids += w.n_ids;
+    ids_left -= (uint64_t)w.n_ids;
+    btc_status st = check_item(m, kind, &items[i], (int)i, err);
+    if (st != BTC_OK) return st;
+  }
+  *ids += ids_left;
+  return BTC_OK;
+}
+
 btc_status shard_step_read(const btc_model *m, int first, uint16_t kind, const uint8_t *data, size_t bytes, btc_stage_item *items,
                            int most, shard_step *out, btc_error *err) {
   wire_head h;
@@ -138,26 +163,9 @@ btc_status shard_step_read(const btc_model *m, int first, uint16_t kind, const u
       h.slot_positions > (uint64_t)m->cfg->llm.context ||
       bytes != sizeof h + h.n * sizeof(wire_item) + 4 * ((uint64_t)h.n_ids + travelling + h.flow_floats + h.cosine_floats))
     return btc_fail(err, BTC_ERR_FORMAT, "step: %u items do not make %zu bytes", h.n, bytes);
-  const uint8_t *at = data + sizeof h;
-  const int32_t *ids = (const int32_t *)(const void *)(at + h.n * sizeof(wire_item));
-  uint64_t ids_left = h.n_ids;
-  for (uint32_t i = 0; i < h.n; i++) {
-    wire_item w;
-    memcpy(&w, at + i * sizeof w, sizeof w);
-    if (w.n_ids < 0 || (uint64_t)w.n_ids > ids_left) return btc_fail(err, BTC_ERR_FORMAT, "step: item %u has %d ids", i, w.n_ids);
-    items[i] = (btc_stage_item){.n_images = w.n_images,
-                                .ids = ids,
-                                .n_ids = w.n_ids,
-                                .positions = w.positions,
-                                .past = w.past,
-                                .token = w.token,
-                                .slot = w.slot};
-    ids += w.n_ids;
-    ids_left -= (uint64_t)w.n_ids;
-    btc_status st = check_item(m, (shard_step_kind)kind, &items[i], (int)i, err);
-    if (st != BTC_OK) return st;
-  }
-  ids += ids_left;
+  const int32_t *ids;
+  btc_status st = read_items(m, (shard_step_kind)kind, &h, data + sizeof h, items, &ids, err);
+  if (st != BTC_OK) return st;
   *out = (shard_step){.kind = (shard_step_kind)kind,
                       .n = (int)h.n,
                       .items = items,

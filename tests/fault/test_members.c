@@ -1,6 +1,7 @@
 /*
  * Workers whose memory holds a part of the model only, a broker that makes pipelines of them, and captions that are those of one
- * process whatever happens to ranks, the driver, agents and the broker while items are under way.
+ * process whatever happens to ranks, the driver, agents and the broker while items are under way. Those that wait for deadlines run
+ * with BTCCHAT_LONG=1 only.
  */
 #define _GNU_SOURCE
 #include <dirent.h>
@@ -196,6 +197,12 @@ static void shards_of(int workers, pid_t pids[]) {
   for (int i = 0; i < workers; i++) pids[i] = child_of(i, "--shard");
 }
 
+static void skip_unless_long(void) {
+  if (getenv("BTCCHAT_LONG")) return;
+  print_message("skipped: set BTCCHAT_LONG=1\n");
+  skip();
+}
+
 /* ---- jobs ---- */
 
 typedef struct job {
@@ -240,7 +247,7 @@ static void finish(job *j) {
 
 static void captions(int n) {
   start(n, n, 1);
-  job j = begin(60);
+  job j = begin(40);
   wait_active(0, PATIENCE_MS);
   finish(&j);
   assert_int_equal(epoch_now(), 1);
@@ -288,10 +295,10 @@ static void test_members_rank_killed(void **state) {
   pid_t before[N];
   start(N, N, 1);
   uint64_t epoch = wait_active(0, PATIENCE_MS);
-  job j = begin(900);
+  job j = begin(360);
   for (int r = 0; r < N; r++) {
     int w = worker_of(r);
-    wait_done(&j, 100 + 200 * r);
+    wait_done(&j, 40 + 80 * r);
     shards_of(N, before);
     kill(before[w], SIGKILL);
     epoch = wait_active(epoch, FORM_MS);
@@ -307,9 +314,9 @@ static void test_members_rank_stopped(void **state) {
   pid_t before[N];
   start(N, N, 1);
   uint64_t epoch = wait_active(0, PATIENCE_MS);
-  job j = begin(400);
+  job j = begin(200);
   int w = worker_of(1);
-  wait_done(&j, 50);
+  wait_done(&j, 40);
   shards_of(N, before);
   kill(before[w], SIGSTOP);
   wait_active(epoch, WEDGE_MS + FORM_MS);
@@ -325,14 +332,14 @@ static void test_members_driver_killed(void **state) {
   pid_t before[N];
   start(N, N, 1);
   uint64_t epoch = wait_active(0, PATIENCE_MS);
-  job j = begin(500);
+  job j = begin(260);
   int w = worker_of(0);
-  wait_done(&j, 60);
+  wait_done(&j, 40);
   shards_of(N, before);
   kill(child_of(w, "--engine-child"), SIGKILL);
   epoch = wait_active(epoch, FORM_MS);
   check_survivors(before, N, -1);
-  wait_done(&j, 200);
+  wait_done(&j, 120);
   kill(child_of(w, "--shard"), SIGKILL);        /* a new epoch is to be formed: */
   kill(child_of(w, "--engine-child"), SIGKILL); /* by a driver that is not there */
   wait_active(epoch, 2 * FORM_MS);
@@ -342,11 +349,12 @@ static void test_members_driver_killed(void **state) {
 
 static void test_members_driver_stopped(void **state) {
   (void)state;
+  skip_unless_long();
   enum { N = 2, WEDGE_MS = 11000 }; /* its agent looks twice */
   start(N, N, 1);
   uint64_t epoch = wait_active(0, PATIENCE_MS);
-  job j = begin(400);
-  wait_done(&j, 60);
+  job j = begin(200);
+  wait_done(&j, 40);
   kill(child_of(worker_of(0), "--engine-child"), SIGSTOP);
   wait_active(epoch, WEDGE_MS + FORM_MS);
   finish(&j);
@@ -359,10 +367,10 @@ static void test_members_worker_killed(void **state) {
   enum { N = 3, WORKERS = 4, DEAD_MS = 2500 };
   start(N, WORKERS, 1);
   uint64_t epoch = wait_active(0, PATIENCE_MS);
-  job j = begin(900);
+  job j = begin(360);
   for (int r = 0; r < N; r++) {
     int w = worker_of(r);
-    wait_done(&j, 100 + 200 * r);
+    wait_done(&j, 40 + 80 * r);
     daemon_kill(&c.worker[w]);
     epoch = wait_active(epoch, DEAD_MS + FORM_MS);
     /* it was planned in at first, since its session had not died yet */
@@ -381,13 +389,14 @@ static void test_members_worker_killed(void **state) {
 /* An agent that sleeps through the death of its session wakes up in an epoch that is over. */
 static void test_members_worker_stopped(void **state) {
   (void)state;
+  skip_unless_long();
   enum { N = 2, WORKERS = 3, DEAD_MS = 2500 };
   start(N, WORKERS, 1);
   uint64_t epoch = wait_active(0, PATIENCE_MS);
-  job j = begin(400);
+  job j = begin(200);
   for (int r = 0; r < N; r++) {
     int w = worker_of(r);
-    wait_done(&j, 50 + 100 * r);
+    wait_done(&j, 30 + 50 * r);
     daemon_signal(&c.worker[w], SIGSTOP);
     epoch = wait_active(epoch, 2 * DEAD_MS + 2 * FORM_MS);
     daemon_signal(&c.worker[w], SIGCONT);
@@ -401,10 +410,10 @@ static void test_members_drain(void **state) {
   enum { N = 2, WORKERS = 3 };
   start(N, WORKERS, 1);
   uint64_t epoch = wait_active(0, PATIENCE_MS);
-  job j = begin(400);
+  job j = begin(200);
   for (int r = 0; r < N; r++) {
     int w = worker_of(r);
-    wait_done(&j, 50 + 100 * r);
+    wait_done(&j, 30 + 50 * r);
     assert_int_equal(daemon_stop(&c.worker[w], 20000), 0);
     epoch = wait_active(epoch, 2 * FORM_MS);
     cluster_start_worker(&c, w);
@@ -418,16 +427,17 @@ static void test_members_drain(void **state) {
 /* The broker that leads is lost: nothing stops, and the other one forms the next epoch. */
 static void test_members_broker_killed(void **state) {
   (void)state;
+  skip_unless_long();
   enum { N = 2, WORKERS = 2 };
   pid_t before[N];
   start(N, WORKERS, 2);
   uint64_t epoch = wait_active(0, PATIENCE_MS);
-  job j = begin(700);
-  wait_done(&j, 50);
+  job j = begin(300);
+  wait_done(&j, 40);
   shards_of(N, before);
   int leader = strstr(say("GET $ldr:plan"), "broker1") ? 1 : 0;
   daemon_kill(&c.broker[leader]);
-  wait_done(&j, 300);
+  wait_done(&j, 120);
   kill(before[worker_of(1)], SIGKILL);
   wait_active(epoch, 15000 + FORM_MS); /* the duty of the lost one has to run out first */
   cluster_start_broker(&c, leader);
@@ -439,11 +449,11 @@ static void test_members_broker_killed(void **state) {
 static void test_members_killed_at_any_time(void **state) {
   (void)state;
   enum { N = 2, WORKERS = 3 };
-  const int rounds = getenv("BTCCHAT_LONG") ? 60 : 8;
+  const int rounds = getenv("BTCCHAT_LONG") ? 60 : 5;
   unsigned random = getenv("BTCCHAT_SEED") ? (unsigned)atoi(getenv("BTCCHAT_SEED")) : (unsigned)getpid();
   print_message("seed %u\n", random);
   start(N, WORKERS, 1);
-  job j = begin(800);
+  job j = begin(400);
   for (int i = 0; i < rounds; i++) {
     random = random * 1664525u + 1013904223u;
     int w = (int)(random >> 8) % WORKERS, how = (int)(random >> 16) % 4;

@@ -17,6 +17,7 @@
 
 #include "daemon.h"
 #include "tiny_checkpoint.h"
+#include "usage.h"
 #include "worker/pipe.h"
 #include "worker/shard.h"
 
@@ -551,26 +552,6 @@ static void test_pipe_ranks_die_with_their_driver(void **state) {
   clear_work();
 }
 
-/* Bytes of the checkpoint's files that are resident in a process. */
-static int64_t resident_weights(pid_t pid) {
-  char path[64], line[1024];
-  int64_t kb = 0;
-  bool ours = false;
-  snprintf(path, sizeof path, "/proc/%d/smaps", pid);
-  FILE *f = fopen(path, "r");
-  assert_non_null(f);
-  while (fgets(line, sizeof line, f)) {
-    long long rss;
-    if (strchr(line, '-') && strchr(line, '/'))
-      ours = strstr(line, ".safetensors") != NULL;
-    else if (line[0] >= '0' && line[0] <= '9')
-      ours = false;
-    if (ours && strncmp(line, "Rss:", 4) == 0 && (rss = strtoll(line + 4, NULL, 10)) > 0) kb += rss;
-  }
-  fclose(f);
-  return kb << 10;
-}
-
 static void test_pipe_rank_holds_its_weights_only(void **state) {
   (void)state;
   btc_model *m;
@@ -589,13 +570,13 @@ static void test_pipe_rank_holds_its_weights_only(void **state) {
   }
   btc_model_close(&m);
   for (int r = 0; r < 3; r++) {
-    int64_t have = resident_weights(pipe_get_state(p).pid[r]);
+    int64_t have = usage_mapped(pipe_get_state(p).pid[r], ".safetensors");
     /* the system reads 64 kB around a fault, at both ends of the range in each of three files; nano is small for that */
     if (have > bytes[r] + bytes[r] / 10 + 6 * 65536)
       fail_msg("rank %d has %lld of %lld bytes, the model %lld", r, (long long)have, (long long)bytes[r], (long long)whole);
     assert_true(have > 0 && bytes[r] < whole);
   }
-  int64_t own = resident_weights(getpid());
+  int64_t own = usage_mapped(getpid(), ".safetensors");
   if (own > whole / 10 + 6 * 65536) fail_msg("the driver has %lld bytes of weights", (long long)own);
   pipe_destroy(&p);
   clear_work();

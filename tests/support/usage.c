@@ -58,3 +58,22 @@ int usage_fds(const usage *u, int from, int to) {
   qsort(sorted, (size_t)(to - from), sizeof *sorted, by_number);
   return sorted[(to - from) / 2];
 }
+
+int64_t usage_mapped(pid_t pid, const char *name) {
+  char path[64], line[1024];
+  int64_t kb = 0;
+  bool ours = false;
+  snprintf(path, sizeof path, "/proc/%d/smaps", pid);
+  FILE *f = fopen(path, "r");
+  assert_non_null(f);
+  while (fgets(line, sizeof line, f)) {
+    long long rss;
+    if (strchr(line, '-') && strchr(line, '/'))
+      ours = strstr(line, name) != NULL;
+    else if (line[0] >= '0' && line[0] <= '9')
+      ours = false;
+    if (ours && strncmp(line, "Rss:", 4) == 0 && (rss = strtoll(line + 4, NULL, 10)) > 0) kb += rss;
+  }
+  fclose(f);
+  return kb << 10;
+}

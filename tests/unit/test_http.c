@@ -97,6 +97,20 @@ static void test_http_metrics(void **state) {
   stop();
 }
 
+static void test_http_metrics_of_pipes(void **state) {
+  (void)state;
+  start();
+  const btc_metric_pipe p = {.id = "p1", .epoch = 7, .active = true, .stages = 2, .bubble = 0.25, .ms = {3, 4}, .busy = {1, 0.5}};
+  btc_metrics_pipes(metrics, &p, 1);
+  const char *text = get("/metrics");
+  expect(text, 200, "\nbtc_pipe_epoch{queue=\"q\\\"1\",pipe=\"p1\"} 7\n");
+  expect(text, 200, "\nbtc_pipe_bubble_ratio{queue=\"q\\\"1\",pipe=\"p1\"} 0.25\n");
+  expect(text, 200, "\nbtc_stage_ms{queue=\"q\\\"1\",pipe=\"p1\",rank=\"1\"} 4\n");
+  btc_metrics_pipes(metrics, NULL, 0);
+  assert_null(strstr(get("/metrics"), "pipe=\"p1\""));
+  stop();
+}
+
 static void test_http_metrics_text_is_well_formed(void **state) {
   (void)state;
   btc_metrics *m = btc_metrics_create("q", "b");
@@ -170,6 +184,7 @@ static void test_http_addresses(void **state) {
 static const struct CMUnitTest tests[] = {
     cmocka_unit_test(test_http_health),
     cmocka_unit_test(test_http_metrics),
+    cmocka_unit_test(test_http_metrics_of_pipes),
     cmocka_unit_test(test_http_metrics_text_is_well_formed),
     cmocka_unit_test(test_http_refuses_everything_else),
     cmocka_unit_test(test_http_connections_are_bounded),
