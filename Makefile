@@ -9,9 +9,11 @@ WERROR ?= OFF
 
 PACKAGES := build-essential cmake ninja-build pkg-config libjansson-dev libsentencepiece-dev \
   libjpeg62-turbo-dev libpng-dev libcmocka-dev libzmq3-dev libprotobuf-c-dev protobuf-c-compiler libhiredis-dev \
-  libmicrohttpd-dev redis-server luajit
+  libmicrohttpd-dev libsqlite3-dev libjs-leaflet redis-server luajit
 # Scenes are a gigabyte of libraries, which the demo does without: `make demo` first, then `make build` or `make test` adds them.
 GEO_PACKAGES := libgdal-dev libseccomp-dev libkissfft-dev gdal-bin python3-gdal python3-rasterio
+# Tests alone open the gallery in a browser.
+PAGE_PACKAGES := chromium chromium-driver python3-selenium
 SANITIZED := asan tsan
 
 .PHONY: help setup build demo test test-long bench lint format install clean
@@ -48,6 +50,7 @@ demo: $(BUILD)/.ready
 	tools/demo.sh $(BUILD)/btcchat $(SHARED)
 
 test: build
+	tools/setup.sh --if-missing $(PAGE_PACKAGES)
 	ctest --test-dir $(BUILD) -j $(TEST_JOBS) -E '^slurm$$' --output-on-failure --no-tests=error
 	tools/test-sanitized.sh $(SHARED) $(JOBS) $(TEST_JOBS) $(SANITIZED)
 

@@ -171,13 +171,14 @@ static void epsg_of(OGRSpatialReferenceH srs, char out[32]) {
 /* TIFFTAG_DATETIME "2019:05:31 10:20:30" as "2019-05-31T10:20:30"; "" when it is none. */
 static void date_of(GDALDatasetH ds, char out[24]) {
   const char *s = GDALGetMetadataItem(ds, "TIFFTAG_DATETIME", NULL);
-  int d[6], used = 0;
+  unsigned d[6];
+  int used = 0;
   out[0] = 0;
-  if (!s || sscanf(s, "%4d:%2d:%2d %2d:%2d:%2d%n", d, d + 1, d + 2, d + 3, d + 4, d + 5, &used) != 6 || s[used]) return;
+  if (!s || sscanf(s, "%4u:%2u:%2u %2u:%2u:%2u%n", d, d + 1, d + 2, d + 3, d + 4, d + 5, &used) != 6 || s[used]) return;
   for (int i = 0; i < 6; i++)
-    if (d[i] < (i == 1 || i == 2) || d[i] > 9999) return;
+    if ((!d[i] && (i == 1 || i == 2)) || d[i] > 9999) return;
   if (d[1] <= 12 && d[2] <= 31 && d[3] < 24 && d[4] < 60 && d[5] <= 60)
-    snprintf(out, 24, "%04d-%02d-%02dT%02d:%02d:%02d", d[0], d[1] % 100, d[2] % 100, d[3] % 100, d[4] % 100, d[5] % 100);
+    snprintf(out, 24, "%04u-%02u-%02uT%02u:%02u:%02u", d[0] % 10000, d[1] % 100, d[2] % 100, d[3] % 100, d[4] % 100, d[5] % 100);
 }
 
 static json_t *image_answer(const decoder *d, int i) {

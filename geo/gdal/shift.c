@@ -8,21 +8,34 @@
 
 enum { PLACES = 3 /* a side */ };
 #define MOST_MISSING 0.1 /* of a window's pixels */
+#define FLOOR 0.01       /* of the mean amplitude: a frequency of this much counts half */
 
 typedef struct correlation {
-  int side, windows;
-  float *hann;                    /* [side] */
+  int side;
+  double total;                   /* weight of all phases */
+  float *hann, *low_pass;         /* [side], [side, side] */
   kiss_fft_cpx *image[2], *cross; /* [side, side] */
   kiss_fftnd_cfg forward, inverse;
 } correlation;
 
 static void destroy(correlation *c) {
   free(c->hann);
+  free(c->low_pass);
   free(c->image[0]);
   free(c->image[1]);
   free(c->cross);
   kiss_fft_free(c->forward);
   kiss_fft_free(c->inverse);
+}
+
+static void fill_low_pass(correlation *c) {
+  double width = c->side / 6.0; /* one pixel, transformed */
+  for (int i = 0; i < c->side * c->side; i++) {
+    int ky = i / c->side, kx = i % c->side;
+    ky -= ky > c->side / 2 ? c->side : 0;
+    kx -= kx > c->side / 2 ? c->side : 0;
+    c->low_pass[i] = (float)exp(-(kx * kx + ky * ky) / (2 * width * width));
+  }
 }
 
 static bool create(correlation *c, int side) {
@@ -32,8 +45,10 @@ static bool create(correlation *c, int side) {
   for (int i = 0; i < 2; i++) c->image[i] = btc_alloc(n, sizeof *c->image[i]);
   c->forward = kiss_fftnd_alloc(dims, 2, 0, NULL, NULL);
   c->inverse = kiss_fftnd_alloc(dims, 2, 1, NULL, NULL);
-  if (!c->hann || !c->cross || !c->image[0] || !c->image[1] || !c->forward || !c->inverse) return false;
+  c->low_pass = btc_alloc(n, sizeof(float));
+  if (!c->hann || !c->low_pass || !c->cross || !c->image[0] || !c->image[1] || !c->forward || !c->inverse) return false;
   for (int i = 0; i < side; i++) c->hann[i] = (float)(0.5 - 0.5 * cos(2 * M_PI * (i + 0.5) / side));
+  fill_low_pass(c);
   return true;
 }
 
@@ -53,33 +68,30 @@ static bool prepare(const correlation *c, const placed *pl, const pixels *p, kis
   return true;
 }
 
-/* Adds the phases of after * conj(before). */
+/* Adds the phases of after * conj(before). Frequencies that hold little, so mostly noise of rounding, count less. */
 static void correlate(correlation *c) {
+  int n = c->side * c->side;
+  double sum = 0;
   for (int i = 0; i < 2; i++) kiss_fftnd(c->forward, c->image[i], c->image[i]);
-  for (int i = 0; i < c->side * c->side; i++) {
-    kiss_fft_cpx b = c->image[0][i], a = c->image[1][i];
-    float re = a.r * b.r + a.i * b.i, im = a.i * b.r - a.r * b.i, size = hypotf(re, im);
-    if (!(size > 1e-12f)) continue;
-    c->cross[i].r += re / size;
-    c->cross[i].i += im / size;
+  for (int i = 0; i < n; i++) {
+    kiss_fft_cpx b = c->image[0][i], a = c->image[1][i], cross = {a.r * b.r + a.i * b.i, a.i * b.r - a.r * b.i};
+    c->image[0][i] = cross;
+    sum += (double)hypotf(cross.r, cross.i);
   }
-  c->windows++;
+  float least = (float)(FLOOR * sum / n);
+  for (int i = 0; i < n && least > 0; i++) {
+    kiss_fft_cpx cross = c->image[0][i];
+    float size = hypotf(cross.r, cross.i), weight = c->low_pass[i];
+    c->cross[i].r += weight * cross.r / (size + least);
+    c->cross[i].i += weight * cross.i / (size + least);
+    c->total += (double)(weight * size / (size + least));
+  }
 }
 
-/* The averaged phases back to shifts, [side, side], 1 at the peak of identical windows. */
+/* The phases back to shifts, [side, side], 1 at the peak of identical windows. */
 static void transform_back(correlation *c) {
-  double width = c->side / 6.0, total = 0;
-  for (int i = 0; i < c->side * c->side; i++) {
-    int ky = i / c->side, kx = i % c->side;
-    ky -= ky > c->side / 2 ? c->side : 0;
-    kx -= kx > c->side / 2 ? c->side : 0;
-    double weight = exp(-(kx * kx + ky * ky) / (2 * width * width));
-    total += weight;
-    c->cross[i].r *= (float)(weight / c->windows);
-    c->cross[i].i *= (float)(weight / c->windows);
-  }
   kiss_fftnd(c->inverse, c->cross, c->image[0]);
-  for (int i = 0; i < c->side * c->side; i++) c->image[0][i].r /= (float)total;
+  for (int i = 0; i < c->side * c->side; i++) c->image[0][i].r /= (float)c->total;
 }
 
 static double at(const correlation *c, int x, int y) {
@@ -130,7 +142,7 @@ btc_status shift_measure(const placed images[2], const grid *g, double outline[]
     int x = (int)(low[0] + (w - side) * (i % PLACES) / (PLACES - 1)), y = (int)(low[1] + (h - side) * (i / PLACES) / (PLACES - 1));
     st = add_window(&c, images, g, x, y, p);
   }
-  if (st == BTC_OK && c.windows) {
+  if (st == BTC_OK && c.total > 0) {
     transform_back(&c);
     find_peak(&c, s);
   }

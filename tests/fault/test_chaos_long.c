@@ -220,13 +220,13 @@ static int64_t used_memory(trial *t) {
   return n;
 }
 
-/* What may stay for good, and idempotency keys, which expire. */
+/* What may stay for good. */
 static bool may_stay(const char *key) {
   static const char *const names[] = {"cfg", "ev",  "stat", "tok",     "cid",     "seq", "in",
                                       "out", "res", "srv",  "classes", "workers", "inc", "jobs"};
   for (size_t i = 0; i < sizeof names / sizeof *names; i++)
     if (strcmp(key, names[i]) == 0) return true;
-  return strncmp(key, "key:", 4) == 0 || strncmp(key, "sw:", 3) == 0 || /* cleared when there are suspects again */
+  return strncmp(key, "sw:", 3) == 0 || /* cleared when there are suspects again */
          strncmp(key, "wk:", 3) == 0 || strncmp(key, "ldr:", 4) == 0;
 }
 
@@ -255,6 +255,23 @@ static int64_t memory_left(trial *t) {
                 (long long)stay);
   assert_int_equal(wrong, 0);
   return used - keys;
+}
+
+/* As a day later: idempotency keys are gone. MEMORY USAGE tells nothing of Redis' own tables over 100,000 of them (7 MB here), so
+ * they are taken away, and Redis gets time to shrink its tables. */
+static void expire_keys(trial *t) {
+  redisContext *c = redis_server_context(t->x.c.redis);
+  redisReply *all = redisCommand(c, "KEYS btc:{t}:key:*");
+  assert_non_null(all);
+  for (size_t i = 0; i < all->elements; i++) redisAppendCommand(c, "DEL %s", all->element[i]->str);
+  for (size_t i = 0; i < all->elements; i++) {
+    void *r = NULL;
+    assert_int_equal(redisGetReply(c, &r), REDIS_OK);
+    freeReplyObject(r);
+  }
+  print_message("%zu idempotency keys expired\n", all->elements);
+  freeReplyObject(all);
+  test_sleep_ms(3000);
 }
 
 static void forget_all(trial *t) {
@@ -303,6 +320,7 @@ static void test_chaos_for_long(void **state) {
   const char *jid = cluster_submit(&t.x.c, cluster_manifest("first", 1000), NULL);
   cluster_wait(&t.x.c, jid, 60000);
   forget_all(&t);
+  expire_keys(&t);
   int64_t before = memory_left(&t);
   for (t.begin = test_now_ms(); minutes_since(&t) < t.minutes;) step(&t);
   chaos_show(&t.x);
@@ -316,6 +334,7 @@ static void test_chaos_for_long(void **state) {
   check_dead(&t);
   check_usage(&t);
   forget_all(&t);
+  expire_keys(&t);
   assert_true(memory_left(&t) < before + 2000000);
   cluster_stop(&t.x.c);
   integrator_destroy(&t.g);
