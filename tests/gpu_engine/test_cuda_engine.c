@@ -70,19 +70,19 @@ static void test_cuda_engine_every_failure_of_creation(void **state) {
   for (int at = 1; at < 100; at++) {
     btc_backend *b = NULL;
     btc_error err = {0};
-    snprintf(fail, sizeof fail, "%d:2", at); /* out of memory; counts on from earlier calls, so most do not reach this one */
+    snprintf(fail, sizeof fail, "%d:2", at); /* out of memory */
     setenv("FAKE_CUDA_FAIL", fail, 1);
     btc_status st = btc_backend_create(&o, &b, &err);
     if (st == BTC_OK) {
       btc_backend_destroy(&b);
-      continue;
+      break; /* creation makes fewer calls */
     }
     assert_null(b);
     assert_true(err.message[0]);
     failed++;
   }
   unsetenv("FAKE_CUDA_FAIL");
-  assert_true(failed >= 1);
+  assert_true(failed >= 10 && failed < 99);
 }
 
 static const struct CMUnitTest tests[] = {

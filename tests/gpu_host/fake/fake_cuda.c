@@ -18,8 +18,14 @@ static cudaError_t answer(cudaError_t rc) {
 
 static cudaError_t step(void) {
   const char *fail = getenv("FAKE_CUDA_FAIL");
+  static char seen[32];
   long at = 0;
   int code = 0;
+  if (fail && strcmp(fail, seen) != 0) { /* another failure is asked for: counting begins anew */
+    snprintf(seen, sizeof seen, "%s", fail);
+    calls = 0;
+    sticky = cudaSuccess;
+  }
   calls++;
   if (sticky != cudaSuccess) return answer(sticky);
   if (!fail || sscanf(fail, "%ld:%d", &at, &code) != 2 || at != calls) return cudaSuccess;
