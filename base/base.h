@@ -29,6 +29,7 @@ typedef enum btc_status {
   BTC_ERR_LIMIT,       /* over a stated bound: image too large, prompt too long for the context */
   BTC_ERR_NOMEM,       /* memory could not be had */
   BTC_ERR_CANCELLED,   /* the caller asked to stop */
+  BTC_ERR_DEVICE,      /* a device failed for good: whatever used it had better end */
   BTC_ERR_INTERNAL,    /* a bug of ours */
   BTC_STATUS_COUNT
 } btc_status;

@@ -15,6 +15,7 @@ static const char *const texts[] = {
     [BTC_ERR_LIMIT] = "over a limit",
     [BTC_ERR_NOMEM] = "out of memory",
     [BTC_ERR_CANCELLED] = "cancelled",
+    [BTC_ERR_DEVICE] = "device lost",
     [BTC_ERR_INTERNAL] = "internal error",
 };
 _Static_assert(sizeof texts / sizeof texts[0] == BTC_STATUS_COUNT, "every status has its text");

@@ -369,7 +369,7 @@ static void run_causal(void *arg) {
 }
 
 static void bench_attention(btc_backend *b, float *y, const float *x) {
-  btc_attention a = {x, x + 1458 * 1152, x + 2 * 1458 * 1152, y, 1152, 1152, 1152, 1152, 2, 729, 16, 72, 0.1178511f};
+  btc_attention a = {x, x + 1458 * 1152, x + 2 * 1458 * 1152, y, 1152, 1152, 1152, 1152, 2, 729, 16, 72, 0.1178511f, false};
   void *args[] = {b, &a};
   measure("vision attention, 2 x 16 heads, 729 x 72", run_attention, args, 4.0 * 2 * 16 * 729 * 729 * 72, 0);
   causal c = {b, y, x, 253, 0, {(void *)(uintptr_t)(x + 2000000), (void *)(uintptr_t)(x + 3500000), BTC_F32, 20, 512, 128}};

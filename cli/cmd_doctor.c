@@ -69,10 +69,17 @@ static void check_memory(findings *f) {
 }
 
 static void check_gpu(findings *f) {
-  if (access("/dev/nvidia0", F_OK) == 0)
-    found(f, NOTE, "gpu", "an NVIDIA device is here, but this build has no CUDA backend: the CPU is used");
-  else
-    found(f, NOTE, "gpu", "none found: the CPU is used");
+  btc_error err = {0};
+  int n = btc_device_count(&err);
+  if (n == 0) found(f, NOTE, "gpu", "%s: the CPU is used", err.message);
+  for (int i = 0; i < n; i++) {
+    btc_device_info d;
+    if (btc_device_query(i, &d, &err) == BTC_OK)
+      found(f, FINE, "gpu", "cuda:%d, %s, compute capability %d.%d, %.1f GB, %.1f GB free", i, d.name, d.major, d.minor,
+            (double)d.memory_bytes * 1e-9, (double)d.free_bytes * 1e-9);
+    else
+      found(f, NOTE, "gpu", "%s", err.message);
+  }
 }
 
 /* Where a program is; false when it is not on the PATH. */

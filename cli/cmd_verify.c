@@ -6,6 +6,7 @@
 
 #include "cli.h"
 #include "golden.h"
+#include "ops/ops.h"
 
 static int run(int argc, char **argv);
 
@@ -70,11 +71,10 @@ static int run(int argc, char **argv) {
        .help = "products in f32 or bf16, with that type's tolerances (default f32)",
        .choices = "f32|bf16"},
       {.name = "device",
-       .type = CLI_CHOICE,
+       .type = CLI_TEXT,
        .target = &device,
        .value = "D",
-       .help = "cpu, or plain: slow reference loops (default cpu)",
-       .choices = "cpu|plain"},
+       .help = "cpu, cuda, cuda:N, or plain: slow reference loops (default cpu)"},
       {.name = "threads",
        .letter = 't',
        .type = CLI_INT,
@@ -89,6 +89,7 @@ static int run(int argc, char **argv) {
   int n, code;
   if (!cli_parse(&cmd_verify, table, sizeof table / sizeof table[0], argc, argv, &args, &n, &code)) return code;
   if (n < 1) return cli_usage_error(&cmd_verify, "at least one case expected");
+  if (!btc_device_known(device)) return cli_usage_error(&cmd_verify, "--device: not one of cpu, plain, cuda, cuda:N");
   golden_options o = {.device = device, .bf16 = !strcmp(dtype, "bf16"), .threads = (int)threads};
   code = CLI_OK;
   golden_report *r = malloc(sizeof *r);

@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "model_options.h"
+#include "ops/ops.h"
 #include "worker/agent.h"
 #include "worker/shard.h"
 
@@ -55,6 +56,9 @@ static int run_with(btc_worker_options *o, const numbers *n) {
   o->max_tokens = (int)n->max_tokens;
   o->pipe = (int)n->pipe;
   if (!strcmp(o->engine, "model") && !o->model) o->model = default_model_dir();
+  if (!btc_device_known(o->device))
+    return cli_usage_error(&cmd_worker, "--device %s: not one of auto, cpu, plain, cuda, cuda:N", o->device);
+  if (!strcmp(o->engine, "model")) o->device = btc_device_choose(o->device); /* children get the answer */
   if (n->shard >= 0) return run_shard(o, n);
   if (n->engine_child >= 0) return run_child(o, (int)n->engine_child);
   btc_status st = btc_worker_run(o, &err);
@@ -132,12 +136,12 @@ static int run(int argc, char **argv) {
        .type = CLI_TEXT,
        .target = &o.device,
        .value = "D",
-       .help = "cpu, or plain: slow reference loops (default cpu)"},
+       .help = "cpu, cuda, cuda:N, auto, or plain: slow loops (default cpu)"},
       {.name = "dtype",
        .type = CLI_CHOICE,
        .target = &o.dtype,
        .value = "T",
-       .help = "products in f32 or bf16 (default auto: bf16 where the CPU has it)",
+       .help = "products in f32 or bf16 (default auto: bf16 where the device has it)",
        .choices = "auto|f32|bf16"},
       {.name = "threads",
        .letter = 't',

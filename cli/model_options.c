@@ -8,9 +8,10 @@
 #include <unistd.h>
 
 #include "engine/prompt.h"
+#include "ops/ops.h"
 
 const model_options model_options_default = {
-    .device = "cpu", .dtype = "auto", .batch = 1, .max_tokens = 128, .top_k = 50, .top_p = 1};
+    .device = "auto", .dtype = "auto", .batch = 1, .max_tokens = 128, .top_k = 50, .top_p = 1};
 
 const char *default_model_dir(void) {
   static char dir[PATH_MAX];
@@ -48,15 +49,11 @@ int open_session(const model_options *o, btc_model *m, btc_session **s) {
   btc_session_options so = btc_session_options_default();
   btc_error err;
   *s = NULL;
-  if (!strncmp(o->device, "cuda", 4)) {
-    cli_error("--device %s: this build has no CUDA backend; use --device cpu", o->device);
-    return CLI_FAILED;
-  }
-  if (strcmp(o->device, "cpu") != 0 && strcmp(o->device, "plain") != 0) {
-    cli_error("--device %s: not one of cpu, plain", o->device);
+  if (!btc_device_known(o->device)) {
+    cli_error("--device %s: not one of auto, cpu, plain, cuda, cuda:N", o->device);
     return CLI_USAGE;
   }
-  so.device = o->device;
+  so.device = btc_device_choose(o->device);
   so.threads = (int)o->threads;
   so.precision = !strcmp(o->dtype, "f32") ? BTC_PRECISION_F32 : !strcmp(o->dtype, "bf16") ? BTC_PRECISION_BF16 : BTC_PRECISION_AUTO;
   so.max_batch = (int)o->batch;

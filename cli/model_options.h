@@ -24,12 +24,12 @@ extern const model_options model_options_default;
        .type = CLI_TEXT,                                                                     \
        .target = &(o).device,                                                                \
        .value = "D",                                                                         \
-       .help = "cpu, or plain: slow reference loops (default cpu)"},                         \
+       .help = "auto, cpu, cuda, cuda:N, or plain: slow loops (default auto: cuda if usable)"},                         \
       {.name = "dtype",                                                                      \
        .type = CLI_CHOICE,                                                                   \
        .target = &(o).dtype,                                                                 \
        .value = "T",                                                                         \
-       .help = "products in f32 or bf16 (default auto: bf16 where the CPU has it)",          \
+       .help = "products in f32 or bf16 (default auto: bf16 where the device has it)",          \
        .choices = "auto|f32|bf16"},                                                          \
   {                                                                                          \
     .name = "threads", .letter = 't', .type = CLI_INT, .target = &(o).threads, .value = "N", \

@@ -30,6 +30,6 @@ if(BTC_HAVE_CUDA)
   target_include_directories(btc_kernels_cuda PUBLIC ${CMAKE_SOURCE_DIR})
   # -fmad=false: fused multiply-adds only where a kernel writes them, so that the host shim computes the same bits.
   target_compile_options(btc_kernels_cuda PRIVATE -fmad=false -Werror=all-warnings -Xcompiler=-Wall,-Wextra,-fno-omit-frame-pointer)
-  set_target_properties(btc_kernels_cuda PROPERTIES POSITION_INDEPENDENT_CODE ON CUDA_RUNTIME_LIBRARY Shared)
-  target_link_libraries(btc_kernels_cuda PUBLIC CUDA::cudart)
+  set_target_properties(btc_kernels_cuda PROPERTIES POSITION_INDEPENDENT_CODE ON CUDA_RUNTIME_LIBRARY Static)
+  target_link_libraries(btc_kernels_cuda PUBLIC CUDA::cudart_static)
 endif()

@@ -7,7 +7,6 @@
 
 #include <math.h>
 #include <stdio.h>
-#include <string.h>
 
 #define CE_EPS 1e-5f
 
@@ -54,11 +53,10 @@ static void attention_block(const btc_run *r, const btc_change_attention *b, int
 }
 
 /* dst [T, 2C] = concat of the channels of a and b, each [T, C] */
-static void concat(float *dst, const float *a, const float *b, int64_t t, int64_t c) {
-  for (int64_t i = 0; i < t; i++) {
-    memcpy(dst + i * 2 * c, a + i * c, (size_t)c * sizeof *dst);
-    memcpy(dst + i * 2 * c + c, b + i * c, (size_t)c * sizeof *dst);
-  }
+static void concat(const btc_run *r, float *dst, const float *a, const float *b, int64_t t, int64_t c) {
+  const size_t row = (size_t)c * sizeof *dst;
+  btc_op_copy_2d(r->be, dst, 2 * row, a, row, row, t);
+  btc_op_copy_2d(r->be, dst + c, 2 * row, b, row, row, t);
 }
 
 static void layer(const btc_run *r, int64_t i, const float *b1, const float *b2, float *s1, float *s2, float *scratch) {
@@ -73,14 +71,15 @@ static void layer(const btc_run *r, int64_t i, const float *b1, const float *b2,
   btc_op_add(r->be, s2, joint, s2, n);
   snprintf(name, sizeof name, "ce.layer%lld.per_image1", (long long)i);
   btc_tap_emit(r, name, s1, t, c);
-  concat(both, s1, s2, t, c);
+  concat(r, both, s1, s2, t, c);
   attention_block(r, &l->joint, 2 * c, both, joint, rest);
   snprintf(name, sizeof name, "ce.layer%lld.joint", (long long)i);
   btc_tap_emit(r, name, joint, t, 2 * c);
-  for (int64_t k = 0; k < t; k++) {
-    btc_op_add(r->be, s1 + k * c, joint + k * 2 * c, b1 + k * c, c);
-    btc_op_add(r->be, s2 + k * c, joint + k * 2 * c + c, b2 + k * c, c);
-  }
+  const size_t row = (size_t)c * sizeof *s1;
+  btc_op_copy_2d(r->be, s1, row, joint, 2 * row, row, t);
+  btc_op_copy_2d(r->be, s2, row, joint + c, 2 * row, row, t);
+  btc_op_add(r->be, s1, s1, b1, n);
+  btc_op_add(r->be, s2, s2, b2, n);
 }
 
 /* Cosine, Conv1 and the residual block: s1, s2 -> out. */
@@ -89,9 +88,9 @@ static void fuse(const btc_run *r, const float *s1, const float *s2, float *out,
   const btc_change *ch = &m->change;
   const int64_t t = m->tokens, c = m->hidden, g = m->cfg->vision.grid, half = ch->half;
   float *z = scratch, *y = z + t * 2 * c, *a = y + t * c, *wide = a + t * half, *b = wide + t * 9 * half, *cos = b + t * half;
-  if (!cosine) cosine = cos;
-  btc_op_cosine_concat(r->be, z, cosine, s1, s2, t, c);
-  btc_tap_emit(r, "ce.cos", cosine, t, 1);
+  btc_op_cosine_concat(r->be, z, cos, s1, s2, t, c);
+  if (cosine) btc_op_copy(r->be, cosine, cos, (size_t)t * sizeof *cos);
+  btc_tap_emit(r, "ce.cos", cos, t, 1);
   btc_op_matmul(r->be, y, z, t, &ch->conv1.w, &(btc_epilogue){.bias = ch->conv1.bias});
   btc_tap_emit(r, "ce.conv1", y, t, c);
   btc_op_matmul(r->be, a, y, t, &ch->left0.w,
@@ -113,7 +112,7 @@ void btc_change_forward(const btc_run *r, const float *x1, const float *x2, floa
   btc_op_add(r->be, b2, x2, m->change.position, n);
   btc_tap_emit(r, "ce.b1", b1, t, c);
   btc_tap_emit(r, "ce.b2", b2, t, c);
-  memcpy(s1, b1, (size_t)(2 * n) * sizeof *s1);
+  btc_op_copy(r->be, s1, b1, (size_t)(2 * n) * sizeof *s1);
   for (int64_t i = 0; i < m->change.layers; i++) layer(r, i, b1, b2, s1, s2, rest);
   btc_tap_emit(r, "ce.s1", s1, t, c);
   btc_tap_emit(r, "ce.s2", s2, t, c);

@@ -55,9 +55,9 @@ bool btc_model_says_change(const btc_model *m, const char *text);
 typedef enum btc_precision { BTC_PRECISION_AUTO, BTC_PRECISION_F32, BTC_PRECISION_BF16 } btc_precision;
 
 typedef struct btc_session_options {
-  const char *device;         /* "cpu" (default) or "plain": the slow reference loops */
+  const char *device;         /* "cpu" (default), "cuda", "cuda:N", or "plain": the slow reference loops */
   int threads;                /* 0 (default): all processors */
-  btc_precision precision;    /* AUTO (default): bf16 products where the CPU has them, else f32 */
+  btc_precision precision;    /* AUTO (default): bf16 products where the device has them, else f32 */
   int max_batch;              /* items computed together, 1 (default) to 256; more items are taken in turns */
   int max_tokens;             /* most tokens an answer may have, default 128; working memory grows with it */
   const volatile int *cancel; /* when it becomes non-zero, btc_session_run stops soon and returns BTC_ERR_CANCELLED; may be NULL */

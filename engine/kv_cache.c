@@ -1,17 +1,17 @@
 #include "kv_cache.h"
 
 #include <stdlib.h>
-#include <string.h>
 
 struct btc_kv_cache {
+  btc_backend *be;
   int64_t layers, kv_heads, d, capacity;
   int slots;
   btc_dtype dtype;
   char **slot; /* [slots] */
 };
 
-btc_status btc_kv_cache_create(int64_t layers, int slots, int64_t kv_heads, int64_t d, btc_dtype dtype, btc_kv_cache **out,
-                               btc_error *err) {
+btc_status btc_kv_cache_create(btc_backend *be, int64_t layers, int slots, int64_t kv_heads, int64_t d, btc_dtype dtype,
+                               btc_kv_cache **out, btc_error *err) {
   btc_kv_cache *c = btc_alloc_zero(1, sizeof *c);
   char **slot = btc_alloc_zero((size_t)slots, sizeof *slot);
   *out = NULL;
@@ -20,7 +20,7 @@ btc_status btc_kv_cache_create(int64_t layers, int slots, int64_t kv_heads, int6
     free(slot);
     return btc_fail(err, BTC_ERR_NOMEM, "not enough memory for %d key/value slots", slots);
   }
-  *c = (btc_kv_cache){.layers = layers, .kv_heads = kv_heads, .d = d, .slots = slots, .dtype = dtype, .slot = slot};
+  *c = (btc_kv_cache){.be = be, .layers = layers, .kv_heads = kv_heads, .d = d, .slots = slots, .dtype = dtype, .slot = slot};
   *out = c;
   return BTC_OK;
 }
@@ -28,7 +28,7 @@ btc_status btc_kv_cache_create(int64_t layers, int slots, int64_t kv_heads, int6
 void btc_kv_cache_destroy(btc_kv_cache **cp) {
   btc_kv_cache *c = *cp;
   if (!c) return;
-  for (int i = 0; i < c->slots; i++) free(c->slot[i]);
+  for (int i = 0; i < c->slots; i++) btc_backend_free(c->be, c->slot[i]);
   free(c->slot);
   free(c);
   *cp = NULL;
@@ -46,10 +46,17 @@ btc_status btc_kv_cache_reserve(btc_kv_cache *c, int64_t positions, btc_error *e
   positions = (positions + STEP_POSITIONS - 1) / STEP_POSITIONS * STEP_POSITIONS;
   int64_t bytes = btc_kv_cache_slot_bytes(c->layers, c->kv_heads, c->d, c->dtype, positions);
   c->capacity = 0;
+  if (!bytes) bytes = 1;
   for (int i = 0; i < c->slots; i++) {
-    free(c->slot[i]);
-    c->slot[i] = btc_alloc((size_t)bytes, 1);
-    if (!c->slot[i])
+    btc_backend_free(c->be, c->slot[i]);
+    c->slot[i] = NULL;
+  }
+  for (int i = 0; i < c->slots; i++) {
+    void *p = NULL;
+    btc_status st = btc_backend_alloc(c->be, (size_t)bytes, &p, err);
+    if (st != BTC_OK && st != BTC_ERR_NOMEM) return st;
+    c->slot[i] = p;
+    if (!p)
       return btc_fail(err, BTC_ERR_NOMEM, "not enough memory for keys and values: %d slots of %lld positions need %lld MB",
                       c->slots, (long long)positions, (long long)(bytes >> 20) * c->slots);
   }
@@ -69,6 +76,5 @@ btc_kv btc_kv_cache_at(const btc_kv_cache *c, int slot, int64_t layer) {
 
 void btc_kv_cache_copy(btc_kv_cache *c, int from, int to, int64_t positions) {
   const size_t row = (size_t)c->d * btc_dtype_size(c->dtype), whole = (size_t)c->capacity * row;
-  for (int64_t i = 0; i < 2 * c->layers * c->kv_heads; i++)
-    memcpy(c->slot[to] + (size_t)i * whole, c->slot[from] + (size_t)i * whole, (size_t)positions * row);
+  btc_op_copy_2d(c->be, c->slot[to], whole, c->slot[from], whole, (size_t)positions * row, 2 * c->layers * c->kv_heads);
 }

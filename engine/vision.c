@@ -6,19 +6,13 @@
 #include "forward.h"
 
 #include <math.h>
-#include <string.h>
-
-int64_t btc_vision_images_at_once(const btc_model *m) {
-  int64_t n = BTC_VISION_ROWS / m->tokens;
-  return n > 0 ? n : 1;
-}
 
 int64_t btc_patch_scratch(const btc_model *m) {
   return m->tokens * m->patch.w.cols;
 }
 
-int64_t btc_vision_scratch(const btc_model *m) {
-  int64_t rows = btc_vision_images_at_once(m) * m->tokens, c = m->hidden, mlp = m->cfg->vision.mlp;
+int64_t btc_vision_scratch(const btc_model *m, int64_t images_at_once) {
+  int64_t rows = images_at_once * m->tokens, c = m->hidden, mlp = m->cfg->vision.mlp;
   int64_t attention = 5 * c, feed_forward = c + mlp; /* never alive together */
   return rows * (attention > feed_forward ? attention : feed_forward);
 }
@@ -40,10 +34,10 @@ static void block(const btc_run *r, const btc_vision_block *b, int64_t images, f
   const btc_vision_config *v = &m->cfg->vision;
   const int64_t c = m->hidden, d = c / v->heads, rows = images * m->tokens, n = rows * c;
   float *a = r->scratch, *q = a + n, *k = q + n, *val = k + n, *o = val + n, *mid = a + n;
-  btc_op_layernorm(r->be, a, h, rows, c, b->ln1.weight, b->ln1.bias, v->eps);
-  btc_op_matmul(r->be, q, a, rows, &b->q.w, &(btc_epilogue){.bias = b->q.bias});
-  btc_op_matmul(r->be, k, a, rows, &b->k.w, &(btc_epilogue){.bias = b->k.bias});
-  btc_op_matmul(r->be, val, a, rows, &b->v.w, &(btc_epilogue){.bias = b->v.bias});
+  btc_op_layernorm_packed(r->be, a, h, rows, c, b->ln1.weight, b->ln1.bias, v->eps);
+  btc_op_matmul(r->be, q, a, rows, &b->q.w, &(btc_epilogue){.bias = b->q.bias, .x_packed = true, .y_packed = true});
+  btc_op_matmul(r->be, k, a, rows, &b->k.w, &(btc_epilogue){.bias = b->k.bias, .x_packed = true, .y_packed = true});
+  btc_op_matmul(r->be, val, a, rows, &b->v.w, &(btc_epilogue){.bias = b->v.bias, .x_packed = true, .y_packed = true});
   btc_op_attention(r->be, &(btc_attention){.q = q,
                                            .k = k,
                                            .v = val,
@@ -56,16 +50,18 @@ static void block(const btc_run *r, const btc_vision_block *b, int64_t images, f
                                            .t = m->tokens,
                                            .heads = v->heads,
                                            .d = d,
-                                           .scale = 1.0f / sqrtf((float)d)});
-  btc_op_matmul(r->be, h, o, rows, &b->out.w, &(btc_epilogue){.bias = b->out.bias, .residual = h});
-  btc_op_layernorm(r->be, a, h, rows, c, b->ln2.weight, b->ln2.bias, v->eps);
-  btc_op_matmul(r->be, mid, a, rows, &b->fc1.w, &(btc_epilogue){.bias = b->fc1.bias, .act = BTC_ACT_GELU_TANH});
-  btc_op_matmul(r->be, h, mid, rows, &b->fc2.w, &(btc_epilogue){.bias = b->fc2.bias, .residual = h});
+                                           .scale = 1.0f / sqrtf((float)d),
+                                           .packed = true});
+  btc_op_matmul(r->be, h, o, rows, &b->out.w, &(btc_epilogue){.bias = b->out.bias, .residual = h, .x_packed = true});
+  btc_op_layernorm_packed(r->be, a, h, rows, c, b->ln2.weight, b->ln2.bias, v->eps);
+  btc_op_matmul(r->be, mid, a, rows, &b->fc1.w,
+                &(btc_epilogue){.bias = b->fc1.bias, .act = BTC_ACT_GELU_TANH, .x_packed = true, .y_packed = true});
+  btc_op_matmul(r->be, h, mid, rows, &b->fc2.w, &(btc_epilogue){.bias = b->fc2.bias, .residual = h, .x_packed = true});
 }
 
 void btc_vision_forward(const btc_run *r, int64_t index, int64_t images, float *h) {
   const btc_model *m = r->m;
-  int64_t most = btc_vision_images_at_once(m);
+  const int64_t most = r->images_at_once;
   for (int64_t i = 0; i < images; i += most) {
     int64_t n = images - i < most ? images - i : most;
     block(r, &m->vision[index], n, h + i * m->tokens * m->hidden);

@@ -1,6 +1,6 @@
 /*
- * Private to ops/: one backend is one table of operators. ops.c dispatches through it; plain.c and cpu.c each fill one; a CUDA
- * backend is one more table. A table's functions have the contracts of ops.h.
+ * Private to ops/: one backend is one table of operators. ops.c dispatches through it; plain.c and cpu.c each fill one; cuda.c is
+ * one more table. A table's functions have the contracts of ops.h; those behind the line may be NULL: then memory is the host's.
  */
 #ifndef BTC_OPS_BACKEND_H
 #define BTC_OPS_BACKEND_H
@@ -31,6 +31,21 @@ typedef struct btc_ops_table {
   void (*space_to_depth)(btc_backend *b, float *dst, const float *x, int64_t g, int64_t c);
   void (*cosine_concat)(btc_backend *b, float *z, float *cos, const float *s1, const float *s2, int64_t t, int64_t c);
   void (*embed)(btc_backend *b, float *y, const btc_weight *table, const int32_t *ids, int64_t m);
+  /* ---- a device's own ---- */
+  btc_status (*alloc)(btc_backend *b, size_t bytes, void **out, btc_error *err);
+  void (*free)(btc_backend *b, void *p);
+  btc_status (*hold)(btc_backend *b, const btc_weight *w, bool product, btc_error *err);
+  btc_status (*finish)(btc_backend *b, btc_error *err);
+  void (*copy_2d)(btc_backend *b, void *dst, size_t dst_pitch, const void *src, size_t src_pitch, size_t width, int64_t rows);
+  bool (*sequence_begin)(btc_backend *b, uint64_t key);
+  void (*sequence_end)(btc_backend *b);
+  void (*layernorm_packed)(btc_backend *b, float *y, const float *x, int64_t m, int64_t n, const float *weight, const float *bias,
+                           float eps);
+  void (*rmsnorm_packed)(btc_backend *b, float *y, const float *x, int64_t m, int64_t n, const float *weight, float eps);
+  void (*silu_mul_packed)(btc_backend *b, float *y, const float *gate, const float *up, int64_t n);
+  void (*set_items)(btc_backend *b, const btc_items *items);
+  void (*attention_items)(btc_backend *b, const btc_attention_items *a);
+  void (*embed_items)(btc_backend *b, float *y, const btc_weight *table);
 } btc_ops_table;
 
 struct btc_backend {
@@ -38,10 +53,19 @@ struct btc_backend {
   void *self; /* the backend's own state */
   btc_compute compute;
   int threads;
-  char description[128];
+  int64_t rows;    /* see btc_backend_rows */
+  btc_items items; /* host backends: what set_items was given */
+  char description[192];
 };
 
 extern const btc_ops_table btc_ops_plain;
 extern const btc_ops_table btc_ops_cpu;
+
+#ifdef BTC_HAVE_CUDA
+extern const btc_ops_table btc_ops_cuda;
+/* As btc_device_count and btc_device_query of ops.h. */
+int btc_cuda_device_count(btc_error *err);
+btc_status btc_cuda_device_query(int index, btc_device_info *out, btc_error *err);
+#endif
 
 #endif

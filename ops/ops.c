@@ -9,11 +9,21 @@
 #define MAX_THREADS 256
 #define MAX_COLS (INT64_C(1) << 24) /* keeps every scratch product far from overflow */
 
-static const btc_ops_table *const tables[] = {&btc_ops_cpu, &btc_ops_plain};
+static const btc_ops_table *const tables[] = {
+    &btc_ops_cpu,
+    &btc_ops_plain,
+#ifdef BTC_HAVE_CUDA
+    &btc_ops_cuda,
+#endif
+};
 
+/* "cuda:3" is of kind "cuda"; the backend itself reads the number. */
 static const btc_ops_table *find_table(const char *kind) {
-  for (size_t i = 0; i < sizeof tables / sizeof tables[0]; i++)
-    if (!strcmp(tables[i]->kind, kind)) return tables[i];
+  for (size_t i = 0; i < sizeof tables / sizeof tables[0]; i++) {
+    size_t n = strlen(tables[i]->kind);
+    if (strncmp(tables[i]->kind, kind, n) != 0) continue;
+    if (kind[n] == 0 || (kind[n] == ':' && !strcmp(tables[i]->kind, "cuda"))) return tables[i];
+  }
   return NULL;
 }
 
@@ -27,7 +37,9 @@ static int usable_processors(void) {
 btc_status btc_backend_create(const btc_backend_options *o, btc_backend **out, btc_error *err) {
   *out = NULL;
   const btc_ops_table *table = o->kind ? find_table(o->kind) : NULL;
-  if (!table) return btc_fail(err, BTC_ERR_ARG, "backend '%s' is not one of: cpu, plain", o->kind ? o->kind : "(none)");
+  if (!table && o->kind && !strncmp(o->kind, "cuda", 4))
+    return btc_fail(err, BTC_ERR_UNSUPPORTED, "device '%s': this build has no CUDA backend; use cpu", o->kind);
+  if (!table) return btc_fail(err, BTC_ERR_ARG, "backend '%s' is not one of: cpu, plain, cuda", o->kind ? o->kind : "(none)");
   if (o->threads < 0 || o->threads > MAX_THREADS)
     return btc_fail(err, BTC_ERR_ARG, "%d threads: want 1 to %d, or 0 for all processors", o->threads, MAX_THREADS);
   if (o->compute != BTC_COMPUTE_F32 && o->compute != BTC_COMPUTE_BF16)
@@ -125,4 +137,111 @@ void btc_op_cosine_concat(btc_backend *b, float *z, float *cos, const float *s1,
 
 void btc_op_embed(btc_backend *b, float *y, const btc_weight *table, const int32_t *ids, int64_t m) {
   b->table->embed(b, y, table, ids, m);
+}
+
+/* ---- what host backends share ---- */
+
+bool btc_backend_on_host(const btc_backend *b) {
+  return !b->table->alloc;
+}
+
+int64_t btc_backend_rows(const btc_backend *b) {
+  return b->rows;
+}
+
+btc_status btc_backend_alloc(btc_backend *b, size_t bytes, void **out, btc_error *err) {
+  if (b->table->alloc) return b->table->alloc(b, bytes, out, err);
+  *out = btc_alloc(bytes, 1);
+  return *out ? BTC_OK : btc_fail(err, BTC_ERR_NOMEM, "not enough memory: %zu MB are wanted", bytes >> 20);
+}
+
+void btc_backend_free(btc_backend *b, void *p) {
+  if (b->table->alloc)
+    b->table->free(b, p);
+  else
+    free(p);
+}
+
+btc_status btc_backend_hold(btc_backend *b, const btc_weight *w, bool product, btc_error *err) {
+  return b->table->hold ? b->table->hold(b, w, product, err) : BTC_OK;
+}
+
+btc_status btc_backend_finish(btc_backend *b, btc_error *err) {
+  return b->table->finish ? b->table->finish(b, err) : BTC_OK;
+}
+
+void btc_op_copy(btc_backend *b, void *dst, const void *src, size_t bytes) {
+  if (b->table->copy_2d)
+    b->table->copy_2d(b, dst, bytes, src, bytes, bytes, 1);
+  else
+    memcpy(dst, src, bytes);
+}
+
+void btc_op_copy_2d(btc_backend *b, void *dst, size_t dst_pitch, const void *src, size_t src_pitch, size_t width, int64_t rows) {
+  if (b->table->copy_2d)
+    b->table->copy_2d(b, dst, dst_pitch, src, src_pitch, width, rows);
+  else
+    for (int64_t i = 0; i < rows; i++)
+      memcpy((char *)dst + (size_t)i * dst_pitch, (const char *)src + (size_t)i * src_pitch, width);
+}
+
+bool btc_op_sequence_begin(btc_backend *b, uint64_t key) {
+  return b->table->sequence_begin ? b->table->sequence_begin(b, key) : false;
+}
+
+void btc_op_sequence_end(btc_backend *b) {
+  if (b->table->sequence_end) b->table->sequence_end(b);
+}
+
+void btc_op_layernorm_packed(btc_backend *b, float *y, const float *x, int64_t m, int64_t n, const float *weight, const float *bias,
+                             float eps) {
+  (b->table->layernorm_packed ? b->table->layernorm_packed : b->table->layernorm)(b, y, x, m, n, weight, bias, eps);
+}
+
+void btc_op_rmsnorm_packed(btc_backend *b, float *y, const float *x, int64_t m, int64_t n, const float *weight, float eps) {
+  (b->table->rmsnorm_packed ? b->table->rmsnorm_packed : b->table->rmsnorm)(b, y, x, m, n, weight, eps);
+}
+
+void btc_op_silu_mul_packed(btc_backend *b, float *y, const float *gate, const float *up, int64_t n) {
+  (b->table->silu_mul_packed ? b->table->silu_mul_packed : b->table->silu_mul)(b, y, gate, up, n);
+}
+
+/* ---- many items ---- */
+
+void btc_op_set_items(btc_backend *b, const btc_items *items) {
+  b->items = *items;
+  if (b->table->set_items) b->table->set_items(b, items);
+}
+
+/* Rows [at, at+m) of the call, which are positions pos.. of item i. */
+static void attend_item(btc_backend *b, const btc_attention_items *a, int64_t i, int64_t at, int64_t m, int64_t pos) {
+  const btc_kv *kv = &b->items.kv[a->layer * b->items.n + i];
+  const int64_t nq = a->heads * kv->d, nkv = kv->kv_heads * kv->d;
+  float *q = a->q + at * nq, *k = a->k + at * nkv;
+  btc_op_rope(b, q, nq, m, a->heads, kv->d, pos, a->cos, a->sin);
+  btc_op_rope(b, k, nkv, m, kv->kv_heads, kv->d, pos, a->cos, a->sin);
+  btc_op_kv_store(b, kv, pos, k, nkv, a->v + at * nkv, nkv, m);
+  btc_op_attention_causal(b, a->o + at * nq, q, nq, m, pos, a->heads, kv, a->scale);
+}
+
+void btc_op_attention_items(btc_backend *b, const btc_attention_items *a) {
+  if (b->table->attention_items) {
+    b->table->attention_items(b, a);
+    return;
+  }
+  const int64_t end = a->first + a->m;
+  for (int64_t i = 0, start = 0; i < b->items.n && start < end; start += b->items.rows[i++]) {
+    int64_t from = start > a->first ? start : a->first, to = start + b->items.rows[i] < end ? start + b->items.rows[i] : end;
+    if (from < to) attend_item(b, a, i, from - a->first, to - from, b->items.pos[i] + from - start);
+  }
+}
+
+void btc_op_embed_items(btc_backend *b, float *y, const btc_weight *table) {
+  if (b->table->embed_items) {
+    b->table->embed_items(b, y, table);
+    return;
+  }
+  int64_t rows = 0;
+  for (int64_t i = 0; i < b->items.n; i++) rows += b->items.rows[i];
+  btc_op_embed(b, y, table, b->items.ids, rows);
 }

@@ -1,5 +1,6 @@
 /*
- * ops: tensors and the operators of the model over a backend (cpu here; cuda later). engine/ sees only this header.
+ * ops: tensors and the operators of the model over a backend: cpu, plain, or cuda where it was built. engine/ sees only this
+ * header.
  *
  * Activations are float32, row-major and dense, [rows, width] unless said otherwise. Matrices (btc_weight) stay in the
  * dtype and place of the checkpoint file. Small vectors (biases, norms, positions) are float32.
@@ -7,6 +8,10 @@
  * Promise of every operator (performance.md): each row of an output is a function of its own inputs only, bit for bit. It does
  * not depend on how many other rows are computed with it, on where they stand, or on the number of threads.
  * No operator allocates after btc_backend_create; scratch is sized there or lives on the stack.
+ *
+ * Operands live in the backend's memory (btc_backend_alloc), which for cpu and plain is the host's own: there any pointer will do.
+ * A device backend works behind the caller's back: an operator only starts, and what goes wrong is said by btc_backend_finish.
+ * Constants (weights and vectors of the model) stay where they are and are declared with btc_backend_hold before they are used.
  *
  * Thread: one btc_backend is used by one thread at a time (it runs its own pool of threads). Weights may be shared.
  * Shapes are the caller's duty (they were checked when the checkpoint was opened); operators assert nothing about sizes
@@ -49,6 +54,7 @@ typedef struct btc_epilogue {
   const float *residual; /* [m, n] */
   btc_act act;
   bool residual_first;
+  bool x_packed, y_packed; /* see btc_op_layernorm_packed; the cpu does not look at them */
 } btc_epilogue;
 
 /* BTC_COMPUTE_F32: stored weights widened exactly, float32 products and sums.
@@ -60,18 +66,62 @@ typedef enum btc_compute { BTC_COMPUTE_F32, BTC_COMPUTE_BF16 } btc_compute;
 typedef struct btc_backend btc_backend;
 
 typedef struct btc_backend_options {
-  const char *kind; /* "cpu" (the fast path) or "plain" (the reference loops, slow: ground truth) */
+  const char *kind; /* "cpu" (the fast path), "plain" (the reference loops, slow: ground truth), "cuda" or "cuda:N" */
   int threads;      /* 1..256; 0 = all processors the process may run on */
   btc_compute compute;
   int64_t max_cols; /* largest `cols` of any weight and any unfold; scratch is sized by it */
+  /* What btc_op_set_items and its fellows will be given at most; 0: they are not used. Only a device's scratch is sized by them. */
+  int64_t max_items, max_layers, max_positions, heads, head_dim;
 } btc_backend_options;
 
+/* No such device, or a driver that does not answer: UNSUPPORTED, with the reason. */
 btc_status btc_backend_create(const btc_backend_options *o, btc_backend **out, btc_error *err);
 void btc_backend_destroy(btc_backend **b);              /* NULL is fine; sets *b to NULL */
 const char *btc_backend_describe(const btc_backend *b); /* e.g. "cpu, 2 threads, avx2+fma, f32"; lives as long as b */
 int btc_backend_threads(const btc_backend *b);
 /* true when this CPU multiplies bf16 natively, so that bf16 is the right default. Any thread. */
 bool btc_cpu_has_bf16(void);
+
+/* ---- devices ---- */
+
+typedef struct btc_device_info {
+  char name[96];                /* "NVIDIA H200" */
+  int major, minor, processors; /* compute capability, multiprocessors */
+  uint64_t memory_bytes, free_bytes;
+} btc_device_info;
+
+/* Whether a device name ("cpu", "plain", "cuda", "cuda:3") is one this build knows; the device itself may be missing. */
+bool btc_device_known(const char *kind);
+bool btc_device_has_bf16(const char *kind); /* bf16 is the right default there */
+/* CUDA devices that can be used; 0 and a sentence in *err: "no CUDA device: ...". Any thread. */
+int btc_device_count(btc_error *err);
+btc_status btc_device_query(int index, btc_device_info *out, btc_error *err); /* opens the device: takes a moment */
+/* What "auto" (or NULL) means: "cuda" when a device can be used, else "cpu". Other names are returned as they are. */
+const char *btc_device_choose(const char *kind);
+
+/* ---- memory ---- */
+
+bool btc_backend_on_host(const btc_backend *b); /* its memory is the host's: pointers may be followed, copies are free of waits */
+/* Rows of one product that keep the device busy, for callers that cut their work; 0: no wish. */
+int64_t btc_backend_rows(const btc_backend *b);
+btc_status btc_backend_alloc(btc_backend *b, size_t bytes, void **out, btc_error *err); /* NOMEM; aligned for anything */
+void btc_backend_free(btc_backend *b, void *p);                                         /* NULL is fine */
+/* Declares a constant of the host's memory, which must stay as it is for the backend's life: a device copies it. product: it is
+ * the `w` of products and is kept in the type they are computed in; else its bytes are kept (vectors, tables). Again: nothing. */
+btc_status btc_backend_hold(btc_backend *b, const btc_weight *w, bool product, btc_error *err);
+/* Waits until all that was started is done. The first failure since the last call: NOMEM, or DEVICE when the device is lost (then
+ * every later call fails the same way, and the process had better end). */
+btc_status btc_backend_finish(btc_backend *b, btc_error *err);
+/* Bytes between any two places of host and backend memory, in order with the operators. Host memory that is written has its bytes
+ * after btc_backend_finish; host memory that is read may be reused at once. */
+void btc_op_copy(btc_backend *b, void *dst, const void *src, size_t bytes);
+/* rows pieces of `width` bytes, the starts dst_pitch and src_pitch bytes apart. */
+void btc_op_copy_2d(btc_backend *b, void *dst, size_t dst_pitch, const void *src, size_t src_pitch, size_t width, int64_t rows);
+/* A sequence of operators with the same operands each time, of which only what btc_op_set_items says differs. true: it has been
+ * started from a recording of an earlier time with this key, and the caller issues nothing. false: the caller issues it and then
+ * calls btc_op_sequence_end. No copies from or to the host within. */
+bool btc_op_sequence_begin(btc_backend *b, uint64_t key);
+void btc_op_sequence_end(btc_backend *b);
 
 /* ---- products ---- */
 
@@ -87,6 +137,11 @@ void btc_op_layernorm(btc_backend *b, float *y, const float *x, int64_t m, int64
                       float eps);
 /* y = x*rsqrt(mean(x^2)+eps)*weight per row. y may be x. Spec 1.6. */
 void btc_op_rmsnorm(btc_backend *b, float *y, const float *x, int64_t m, int64_t n, const float *weight, float eps);
+/* The same for rows that only products (x_packed) and bidirectional attention (packed) read: y may hold them in the type those
+ * compute in, at the same place, in no more memory. The reader must say so; no result changes. y is not x. */
+void btc_op_layernorm_packed(btc_backend *b, float *y, const float *x, int64_t m, int64_t n, const float *weight, const float *bias,
+                             float eps);
+void btc_op_rmsnorm_packed(btc_backend *b, float *y, const float *x, int64_t m, int64_t n, const float *weight, float eps);
 
 /* ---- attention ---- */
 /* Bidirectional, over n_seq independent sequences of t tokens. q,k,v,o are [n_seq*t, ...] with row strides in elements;
@@ -97,6 +152,7 @@ typedef struct btc_attention {
   int64_t q_stride, k_stride, v_stride, o_stride;
   int64_t n_seq, t, heads, d;
   float scale;
+  bool packed; /* q, k and v are packed, and so will be o (btc_op_layernorm_packed); strides count elements as ever */
 } btc_attention;
 void btc_op_attention(btc_backend *b, const btc_attention *a);
 
@@ -115,6 +171,31 @@ void btc_op_kv_store(btc_backend *b, const btc_kv *kv, int64_t pos, const float 
 void btc_op_attention_causal(btc_backend *b, float *o, const float *q, int64_t q_stride, int64_t m, int64_t pos, int64_t heads,
                              const btc_kv *kv, float scale);
 
+/* Rows of n items, one item after another: rows[i] rows of item i at positions pos[i], pos[i]+1, ... of its keys and values. */
+typedef struct btc_items {
+  int64_t n, layers;
+  const btc_kv *kv;          /* [layers, n] */
+  const int64_t *pos, *rows; /* [n] */
+  const int32_t *ids;        /* [all rows] for btc_op_embed_items; NULL: not used */
+} btc_items;
+/* What the next calls mean by items. The cpu borrows it until the next call; a device copies it. Within the backend's options. */
+void btc_op_set_items(btc_backend *b, const btc_items *items);
+/* For rows [first, first+m) of all the items' rows: rotary embedding of q and k, keys and values stored, causal attention. The
+ * pointers are at row `first`; q [m, heads*d] and k [m, kv_heads*d] are dense and may be overwritten; o [m, heads*d] is packed
+ * in a prefill. Without prefill all items have one row, and a device may sum in another order (as btc_op_matvec does). On the cpu
+ * bit for bit btc_op_rope, btc_op_kv_store and btc_op_attention_causal of each item. */
+typedef struct btc_attention_items {
+  float *q, *k, *o;
+  const float *v;
+  int64_t first, m, layer, heads;
+  const float *cos, *sin; /* as for btc_op_rope */
+  float scale;
+  bool prefill;
+} btc_attention_items;
+void btc_op_attention_items(btc_backend *b, const btc_attention_items *a);
+/* y[all rows, n] = rows `ids` of a stored table. */
+void btc_op_embed_items(btc_backend *b, float *y, const btc_weight *table);
+
 /* Half-split rotary embedding in place on x[m, heads*d] (row stride in elements); cos/sin [max_pos, d/2]; row i has
  * position pos+i. Spec 1.6. */
 void btc_op_rope(btc_backend *b, float *x, int64_t stride, int64_t m, int64_t heads, int64_t d, int64_t pos, const float *cos,
@@ -124,6 +205,7 @@ void btc_op_rope(btc_backend *b, float *x, int64_t stride, int64_t m, int64_t he
 void btc_op_add(btc_backend *b, float *y, const float *a, const float *c, int64_t n); /* y = a + c; y may be a or c */
 void btc_op_silu_mul(btc_backend *b, float *y, const float *gate, const float *up,
                      int64_t n); /* y = silu(gate)*up; in place allowed */
+void btc_op_silu_mul_packed(btc_backend *b, float *y, const float *gate, const float *up, int64_t n);
 
 /* ---- layout ---- */
 /* Patches of one image: dst[g*g, 3*p*p], row t = r*g+c holds x[ch][p*r+ky][p*c+kx] in (ch,ky,kx) order, as the rows of the

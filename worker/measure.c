@@ -185,7 +185,7 @@ static int64_t scratch_floats(const btc_model *m, btc_block_kind kind, const mea
     case BTC_BLOCK_PATCH:
       return btc_patch_scratch(m);
     case BTC_BLOCK_VISION:
-      return btc_vision_scratch(m);
+      return btc_vision_scratch(m, max64(BTC_VISION_ROWS / m->tokens, 1));
     case BTC_BLOCK_CHANGE: /* with the features that are kept for it, and those of one item side by side */
       return m->tokens * m->hidden * (3 + o->places) + max64(btc_change_scratch(m), btc_projector_scratch(m));
     case BTC_BLOCK_LLM:

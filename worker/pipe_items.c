@@ -240,7 +240,7 @@ btc_status pipe_run(pipe_driver *p, const btc_item *items, size_t n, btc_result 
     }
     if (st == BTC_OK) st = pipe_step(p, err);
   }
-  for (; next < n; next++) {
+  for (; st != BTC_OK && next < n; next++) {
     results[next].status = st;
     results[next].error = *err;
   }

@@ -118,7 +118,7 @@ static void check_attention(const btc_cpu_isa *isa, btc_backend *plain, int64_t 
   float scale = 1.0f / sqrtf((float)d);
   round_all(rounded, x, 3 * size);
   btc_op_attention(plain, &(btc_attention){rounded, rounded + size, rounded + 2 * size, want, stride, stride, stride, stride, 2, t,
-                                           heads, d, scale});
+                                           heads, d, scale, false});
   btc_cpu *c = kernels(isa, 2, true, true), *alone = kernels(isa, 1, true, true);
   btc_cpu_attend(c, &(btc_cpu_attention){x, x + size, x + 2 * size, got, stride, stride, stride, stride, 2, t, heads, d, scale});
   double bound = 0x1p-8 + UNIT * (2.1 * (double)((d + 2) * d) * scale / 3 + 2 * (double)t + 32);

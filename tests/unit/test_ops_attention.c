@@ -29,8 +29,9 @@ static void sequence_free(sequence *s) {
 }
 
 static btc_attention attention_of(const sequence *s, float *o, bool v_is_k) {
-  return (btc_attention){s->q,     s->k, v_is_k ? s->k : s->v,     o, s->stride, s->stride, s->stride, s->stride, s->n_seq, s->t,
-                         s->heads, s->d, 1.0f / sqrtf((float)s->d)};
+  return (btc_attention){
+      s->q,     s->k, v_is_k ? s->k : s->v,      o,    s->stride, s->stride, s->stride, s->stride, s->n_seq, s->t,
+      s->heads, s->d, 1.0f / sqrtf((float)s->d), false};
 }
 
 static void check_attention(btc_backend *fast, btc_backend *plain, int64_t n_seq, int64_t t, int64_t heads, int64_t d,

@@ -1,0 +1,129 @@
+/* What a stage's blocks read besides activations, declared to its backend; and tensors of its memory handed to a tap. */
+#include <stdlib.h>
+
+#include "forward.h"
+
+/* Declares one after the other; after the first failure it does nothing more. */
+typedef struct holder {
+  btc_backend *be;
+  btc_status status;
+  btc_error *err;
+} holder;
+
+static void hold(holder *h, const btc_weight *w, bool product) {
+  if (h->status == BTC_OK) h->status = btc_backend_hold(h->be, w, product, h->err);
+}
+
+static void matrix(holder *h, const btc_weight *w) {
+  hold(h, w, true);
+}
+
+static void vector(holder *h, const float *v, int64_t n) {
+  if (v) hold(h, &(btc_weight){.data = v, .dtype = BTC_F32, .rows = 1, .cols = n}, false);
+}
+
+static void linear(holder *h, const btc_linear *l) {
+  matrix(h, &l->w);
+  vector(h, l->bias, l->w.rows);
+}
+
+static void affine(holder *h, const btc_affine *a, int64_t n) {
+  vector(h, a->weight, n);
+  vector(h, a->bias, n);
+}
+
+static void vision(holder *h, const btc_model *m, const btc_vision_block *b) {
+  const btc_linear *const all[] = {&b->q, &b->k, &b->v, &b->out, &b->fc1, &b->fc2};
+  for (size_t i = 0; i < sizeof all / sizeof all[0]; i++) linear(h, all[i]);
+  affine(h, &b->ln1, m->hidden);
+  affine(h, &b->ln2, m->hidden);
+}
+
+static void change_attention(holder *h, const btc_change_attention *a) {
+  matrix(h, &a->to_q);
+  matrix(h, &a->to_k);
+  linear(h, &a->to_out);
+  linear(h, &a->ff1);
+  linear(h, &a->ff2);
+  affine(h, &a->norm1, a->to_out.w.rows);
+  affine(h, &a->norm2, a->to_out.w.rows);
+}
+
+static void change(holder *h, const btc_model *m) {
+  const btc_change *c = &m->change;
+  linear(h, &m->projector.fc1);
+  linear(h, &m->projector.fc2);
+  affine(h, &m->projector.norm, 4 * m->hidden);
+  if (c->layers < 0) return;
+  const btc_conv_norm *const convs[] = {&c->left0, &c->left3, &c->left6};
+  for (int64_t i = 0; i < c->layers; i++) {
+    change_attention(h, &c->layer[i].per_image);
+    change_attention(h, &c->layer[i].joint);
+  }
+  linear(h, &c->conv1);
+  for (size_t i = 0; i < sizeof convs / sizeof convs[0]; i++) {
+    matrix(h, &convs[i]->w);
+    vector(h, convs[i]->scale, convs[i]->w.rows);
+    vector(h, convs[i]->shift, convs[i]->w.rows);
+  }
+  vector(h, c->position, m->tokens * m->hidden);
+}
+
+static void llm(holder *h, const btc_model *m, const btc_llm_block *b) {
+  const btc_weight *const all[] = {&b->q, &b->k, &b->v, &b->o, &b->gate, &b->up, &b->down};
+  const btc_llm_config *l = &m->cfg->llm;
+  for (size_t i = 0; i < sizeof all / sizeof all[0]; i++) matrix(h, all[i]);
+  vector(h, b->norm1, m->width);
+  vector(h, b->norm2, m->width);
+  vector(h, m->rope_cos, l->context * (l->head_dim / 2));
+  vector(h, m->rope_sin, l->context * (l->head_dim / 2));
+}
+
+static void block(holder *h, const btc_model *m, const btc_block *b) {
+  switch (b->kind) {
+    case BTC_BLOCK_PATCH:
+      linear(h, &m->patch);
+      vector(h, m->position, m->tokens * m->hidden);
+      break;
+    case BTC_BLOCK_VISION:
+      vision(h, m, &m->vision[b->index]);
+      break;
+    case BTC_BLOCK_CHANGE:
+      change(h, m);
+      break;
+    case BTC_BLOCK_SPLICE:
+      hold(h, &m->embed, false);
+      break;
+    case BTC_BLOCK_LLM:
+      llm(h, m, &m->llm[b->index]);
+      break;
+    case BTC_BLOCK_HEAD:
+      matrix(h, &m->head);
+      vector(h, m->final_norm, m->width);
+      break;
+  }
+}
+
+btc_status btc_stage_hold(const btc_model *m, int first, int last, btc_backend *be, btc_error *err) {
+  holder h = {.be = be, .status = BTC_OK, .err = err};
+  for (int i = first; i < last && h.status == BTC_OK; i++) {
+    btc_block b = btc_block_at(m, i);
+    block(&h, m, &b);
+  }
+  return h.status;
+}
+
+/* A tap sees host memory; without the memory for a copy it sees nothing, and a golden check misses the tensor. */
+void btc_tap_emit(const btc_run *r, const char *name, const float *data, int64_t rows, int64_t cols) {
+  if (!r->tap) return;
+  if (btc_backend_on_host(r->be)) {
+    r->tap(r->tap_user, name, data, rows, cols);
+    return;
+  }
+  btc_error ignored;
+  float *copy = btc_alloc((size_t)(rows * cols), sizeof *copy);
+  if (!copy) return;
+  btc_op_copy(r->be, copy, data, (size_t)(rows * cols) * sizeof *copy);
+  if (btc_backend_finish(r->be, &ignored) == BTC_OK) r->tap(r->tap_user, name, copy, rows, cols);
+  free(copy);
+}

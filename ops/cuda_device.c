@@ -1,0 +1,260 @@
+/* A CUDA device: finding and opening it, its errors, its memory, and the constants that were brought to it. */
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "ops/cuda_parts.h"
+
+enum { PINNED_BYTES = 16 << 20 };
+
+/* ---- errors ---- */
+
+/* Nothing works on the context after these. */
+static bool is_lost(int rc) {
+  switch (rc) {
+    case cudaErrorIllegalAddress:
+    case cudaErrorLaunchFailure:
+    case cudaErrorLaunchTimeout:
+    case cudaErrorECCUncorrectable:
+    case cudaErrorHardwareStackError:
+    case cudaErrorIllegalInstruction:
+    case cudaErrorMisalignedAddress:
+    case cudaErrorInvalidAddressSpace:
+    case cudaErrorInvalidPc:
+    case cudaErrorAssert:
+    case cudaErrorDevicesUnavailable:
+    case cudaErrorNvlinkUncorrectable:
+    case cudaErrorUnknown:
+      return true;
+    default:
+      return false;
+  }
+}
+
+static void keep(cuda_backend *c, btc_status st, const char *reason, const char *call, const char *file, int line) {
+  const char *name = strrchr(file, '/');
+  if (st == BTC_ERR_DEVICE) c->lost = true;
+  if (c->failed.code != BTC_OK) return;
+  btc_fail(&c->failed, st, "device cuda:%d: %s: %.160s (%s:%d)", c->device, reason, call, name ? name + 1 : file, line);
+}
+
+bool cuda_note(cuda_backend *c, int rc, const char *call, const char *file, int line) {
+  if (rc == cudaSuccess) return true;
+  (void)cudaGetLastError(); /* a failure that is not sticky must not be found again by the next launch */
+  btc_status st = rc == cudaErrorMemoryAllocation ? BTC_ERR_NOMEM : is_lost(rc) ? BTC_ERR_DEVICE : BTC_ERR_INTERNAL;
+  keep(c, st, cudaGetErrorString((cudaError_t)rc), call, file, line);
+  return false;
+}
+
+bool cuda_note_lt(cuda_backend *c, cublasStatus_t rc, const char *call, const char *file, int line) {
+  if (rc == CUBLAS_STATUS_SUCCESS) return true;
+  char reason[48];
+  snprintf(reason, sizeof reason, "cuBLASLt status %d", (int)rc);
+  keep(c,
+       rc == CUBLAS_STATUS_ALLOC_FAILED       ? BTC_ERR_NOMEM
+       : rc == CUBLAS_STATUS_EXECUTION_FAILED ? BTC_ERR_DEVICE
+                                              : BTC_ERR_INTERNAL,
+       reason, call, file, line);
+  return false;
+}
+
+btc_status cuda_failure(const cuda_backend *c, btc_error *err) {
+  return c->failed.code == BTC_OK ? BTC_OK : btc_fail(err, c->failed.code, "%s", c->failed.message);
+}
+
+/* ---- devices ---- */
+
+int btc_cuda_device_count(btc_error *err) {
+  int n = 0;
+  cudaError_t rc = cudaGetDeviceCount(&n);
+  if (rc == cudaSuccess && n > 0) return n;
+  (void)cudaGetLastError();
+  btc_fail(err, BTC_ERR_UNSUPPORTED, "no CUDA device: %s", rc == cudaSuccess ? "the driver lists none" : cudaGetErrorString(rc));
+  return 0;
+}
+
+btc_status btc_cuda_device_query(int index, btc_device_info *out, btc_error *err) {
+  *out = (btc_device_info){0};
+  int n = btc_cuda_device_count(err);
+  if (n == 0) return BTC_ERR_UNSUPPORTED;
+  if (index < 0 || index >= n)
+    return btc_fail(err, BTC_ERR_UNSUPPORTED, "no CUDA device %d: there %s %d", index, n == 1 ? "is only" : "are", n);
+  struct cudaDeviceProp p;
+  size_t free_bytes = 0, total = 0;
+  cudaError_t rc = cudaGetDeviceProperties(&p, index);
+  if (rc == cudaSuccess) rc = cudaSetDevice(index);
+  if (rc == cudaSuccess) rc = cudaMemGetInfo(&free_bytes, &total);
+  if (rc != cudaSuccess) {
+    (void)cudaGetLastError();
+    return btc_fail(err, BTC_ERR_UNSUPPORTED, "CUDA device %d cannot be used: %s", index, cudaGetErrorString(rc));
+  }
+  snprintf(out->name, sizeof out->name, "%.95s", p.name);
+  out->major = p.major;
+  out->minor = p.minor;
+  out->processors = p.multiProcessorCount;
+  out->memory_bytes = total;
+  out->free_bytes = free_bytes;
+  return BTC_OK;
+}
+
+btc_status cuda_open(cuda_backend *c, const char *kind, btc_error *err) {
+  btc_device_info info;
+  c->device = kind[4] == ':' ? atoi(kind + 5) : 0;
+  btc_status st = btc_cuda_device_query(c->device, &info, err);
+  if (st != BTC_OK) return st;
+  if (info.major < 8)
+    return btc_fail(err, BTC_ERR_UNSUPPORTED, "CUDA device %d (%s) has compute capability %d.%d; 8.0 or more is needed", c->device,
+                    info.name, info.major, info.minor);
+  snprintf(c->base->description, sizeof c->base->description, "cuda:%d, %s, %llu GiB, %s", c->device, info.name,
+           (unsigned long long)(info.memory_bytes >> 30), c->bf16 ? "bf16" : "f32");
+  if (!CUDA_TRY(c, cudaStreamCreateWithFlags(&c->stream, cudaStreamNonBlocking))) return cuda_failure(c, err);
+  for (int i = 0; i < 2; i++) {
+    void *p = NULL;
+    if (!CUDA_TRY(c, cudaMallocHost(&p, PINNED_BYTES))) return cuda_failure(c, err);
+    c->pinned[i] = p;
+    if (!CUDA_TRY(c, cudaEventCreateWithFlags(&c->pinned_free[i], cudaEventDisableTiming))) return cuda_failure(c, err);
+  }
+  return BTC_OK;
+}
+
+/* ---- memory ---- */
+
+btc_status cuda_alloc(btc_backend *b, size_t bytes, void **out, btc_error *err) {
+  cuda_backend *c = b->self;
+  *out = NULL;
+  cudaError_t rc = cudaMalloc(out, bytes ? bytes : 1);
+  if (rc == cudaSuccess) return BTC_OK;
+  *out = NULL;
+  if (rc == cudaErrorMemoryAllocation) { /* the caller may do with less */
+    (void)cudaGetLastError();
+    return btc_fail(err, BTC_ERR_NOMEM, "device cuda:%d: out of memory: %zu MB are wanted", c->device, bytes >> 20);
+  }
+  cuda_note(c, rc, "cudaMalloc", __FILE__, __LINE__);
+  return cuda_failure(c, err);
+}
+
+void cuda_free(btc_backend *b, void *p) {
+  if (p) CUDA_TRY((cuda_backend *)b->self, cudaFree(p)); /* waits for what still uses it */
+}
+
+void cuda_copy_2d(btc_backend *b, void *dst, size_t dst_pitch, const void *src, size_t src_pitch, size_t width, int64_t rows) {
+  cuda_backend *c = b->self;
+  if (c->failed.code != BTC_OK || !width || rows < 1) return;
+  if (rows == 1)
+    CUDA_TRY(c, cudaMemcpyAsync(dst, src, width, cudaMemcpyDefault, c->stream));
+  else
+    CUDA_TRY(c, cudaMemcpy2DAsync(dst, dst_pitch, src, src_pitch, width, (size_t)rows, cudaMemcpyDefault, c->stream));
+}
+
+/* ---- constants ---- */
+
+static size_t place(const cuda_backend *c, const void *host) {
+  size_t at = ((uintptr_t)host >> 4) * UINT64_C(0x9E3779B97F4A7C15) >> 20 & (c->cap_constants - 1);
+  while (c->constant[at].host && c->constant[at].host != host) at = (at + 1) & (c->cap_constants - 1);
+  return at;
+}
+
+const cuda_constant *cuda_find(const cuda_backend *c, const void *host) {
+  if (!c->cap_constants || !host) return NULL;
+  const cuda_constant *k = &c->constant[place(c, host)];
+  return k->host ? k : NULL;
+}
+
+const float *cuda_vector(cuda_backend *c, const float *p) {
+  const cuda_constant *k = cuda_find(c, p);
+  return k && k->exact ? k->exact : p;
+}
+
+static cuda_constant *entry_for(cuda_backend *c, const void *host) {
+  if (2 * c->n_constants >= c->cap_constants) {
+    size_t old = c->cap_constants;
+    cuda_constant *was = c->constant, *grown = btc_alloc_zero(old ? 2 * old : 256, sizeof *grown);
+    if (!grown) return NULL;
+    c->constant = grown;
+    c->cap_constants = old ? 2 * old : 256;
+    for (size_t i = 0; i < old; i++)
+      if (was[i].host) grown[place(c, was[i].host)] = was[i];
+    free(was);
+  }
+  cuda_constant *k = &c->constant[place(c, host)];
+  if (!k->host) c->n_constants++;
+  k->host = host;
+  return k;
+}
+
+/* Through two pinned buffers in turn, so that reading the file's pages and the copy to the device overlap. */
+static bool upload(cuda_backend *c, char *dst, const char *src, size_t bytes) {
+  while (bytes) {
+    size_t n = bytes < PINNED_BYTES ? bytes : PINNED_BYTES;
+    int i = c->next_pinned;
+    c->next_pinned = !i;
+    if (!CUDA_TRY(c, cudaEventSynchronize(c->pinned_free[i]))) return false;
+    memcpy(c->pinned[i], src, n);
+    if (!CUDA_TRY(c, cudaMemcpyAsync(dst, c->pinned[i], n, cudaMemcpyHostToDevice, c->stream))) return false;
+    if (!CUDA_TRY(c, cudaEventRecord(c->pinned_free[i], c->stream))) return false;
+    dst += n;
+    src += n;
+    bytes -= n;
+  }
+  return true;
+}
+
+static btc_status hold_exact(cuda_backend *c, cuda_constant *k, const btc_weight *w, btc_error *err) {
+  size_t bytes = (size_t)(w->rows * w->cols) * btc_dtype_size(w->dtype);
+  btc_status st = cuda_alloc(c->base, bytes, &k->exact, err);
+  if (st != BTC_OK) return st;
+  return upload(c, k->exact, w->data, bytes) ? BTC_OK : cuda_failure(c, err);
+}
+
+/* To the products' type, and to rows whose starts are 16 bytes apart at least, by way of `raw` and `dense`. */
+static bool convert(cuda_backend *c, cuda_constant *k, void *raw, void *dense) {
+  const int64_t n = k->rows * k->cols;
+  const size_t size = c->bf16 ? 2 : 4;
+  void *to = k->pitch == k->cols ? k->product : dense;
+  btc_cuda_type t = (btc_cuda_type)k->dtype;
+  if (!CUDA_TRY(c, c->bf16 ? btc_cuda_to_bf16(to, raw, t, n, c->stream) : btc_cuda_to_f32(to, raw, t, n, c->stream))) return false;
+  if (to == k->product) return true;
+  return CUDA_TRY(c, cudaMemsetAsync(k->product, 0, (size_t)(k->rows * k->pitch) * size, c->stream)) &&
+         CUDA_TRY(c, cudaMemcpy2DAsync(k->product, (size_t)k->pitch * size, dense, (size_t)k->cols * size, (size_t)k->cols * size,
+                                       (size_t)k->rows, cudaMemcpyDeviceToDevice, c->stream));
+}
+
+static btc_status hold_product(cuda_backend *c, cuda_constant *k, const btc_weight *w, btc_error *err) {
+  const btc_dtype type = c->bf16 ? BTC_BF16 : BTC_F32;
+  const size_t size = btc_dtype_size(type), bytes = (size_t)(w->rows * w->cols) * btc_dtype_size(w->dtype);
+  const int64_t step = 16 / (int64_t)size;
+  void *raw = NULL, *dense = NULL;
+  k->pitch = (w->cols + step - 1) / step * step;
+  bool as_is = w->dtype == type && k->pitch == w->cols;
+  if (as_is && k->exact) {
+    k->product = k->exact;
+    return BTC_OK;
+  }
+  btc_status st = cuda_alloc(c->base, (size_t)(w->rows * k->pitch) * size, &k->product, err);
+  if (st == BTC_OK && as_is) return upload(c, k->product, w->data, bytes) ? BTC_OK : cuda_failure(c, err);
+  if (st == BTC_OK) st = cuda_alloc(c->base, bytes, &raw, err);
+  if (st == BTC_OK && k->pitch != w->cols) st = cuda_alloc(c->base, (size_t)(w->rows * w->cols) * size, &dense, err);
+  if (st == BTC_OK && !(upload(c, raw, w->data, bytes) && convert(c, k, raw, dense))) st = cuda_failure(c, err);
+  if (raw) CUDA_TRY(c, cudaFree(raw));
+  if (dense) CUDA_TRY(c, cudaFree(dense));
+  return st;
+}
+
+btc_status cuda_hold(btc_backend *b, const btc_weight *w, bool product, btc_error *err) {
+  cuda_backend *c = b->self;
+  cuda_constant *k = entry_for(c, w->data);
+  if (!k) return btc_fail(err, BTC_ERR_NOMEM, "not enough memory for a table of weights");
+  k->rows = w->rows;
+  k->cols = w->cols;
+  k->dtype = w->dtype;
+  if (product && !k->product) {
+    btc_status st = hold_product(c, k, w, err);
+    if (st != BTC_OK || k->pitch == k->cols) return st; /* few-row products read dense rows */
+  }
+  if (k->exact) return BTC_OK;
+  if (k->product && w->dtype == (c->bf16 ? BTC_BF16 : BTC_F32) && k->pitch == w->cols) {
+    k->exact = k->product;
+    return BTC_OK;
+  }
+  return hold_exact(c, k, w, err);
+}

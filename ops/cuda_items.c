@@ -1,0 +1,211 @@
+/*
+ * Rows of many items on a CUDA device, and recorded steps.
+ *
+ * What a step's rows mean (positions, items, tokens, places of keys and values) lies in one block of device memory at fixed
+ * places, sent before the step. So a decode step's kernels read everything that changes from there, and a recording of them
+ * (a CUDA graph) can be repeated as it is. Where recording fails, steps are issued one kernel after the other.
+ */
+#include <string.h>
+
+#include "ops/cuda_parts.h"
+
+/* Places in the block, for the most items, layers and rows. */
+typedef struct places {
+  size_t k, v, row_item, row_pos, ids, first_row, pos, end;
+} places;
+
+static size_t up(size_t bytes) {
+  return (bytes + 255) / 256 * 256;
+}
+
+static int64_t most_rows(const cuda_backend *c) {
+  return c->o.max_items * c->o.max_positions < 65536 ? c->o.max_items * c->o.max_positions : 65536;
+}
+
+static places places_of(const cuda_backend *c) {
+  size_t items = (size_t)c->o.max_items, layers = (size_t)(c->o.max_layers ? c->o.max_layers : 1), rows = (size_t)most_rows(c);
+  places p = {0};
+  p.v = up(items * layers * sizeof(void *));
+  p.row_item = p.v + up(items * layers * sizeof(void *));
+  p.row_pos = p.row_item + up(rows * sizeof(int32_t));
+  p.ids = p.row_pos + up(rows * sizeof(int32_t));
+  p.first_row = p.ids + up(items * sizeof(int32_t));
+  p.pos = p.first_row + up((items + 1) * sizeof(int32_t));
+  p.end = p.pos + up(items * sizeof(int32_t));
+  return p;
+}
+
+btc_status cuda_items_open(cuda_backend *c, btc_error *err) {
+  if (c->o.max_items < 1) return BTC_OK;
+  void *p = NULL;
+  c->table_bytes = places_of(c).end;
+  btc_status st = cuda_alloc(c->base, c->table_bytes, &p, err);
+  c->table = p;
+  if (st != BTC_OK) return st;
+  if ((st = cuda_alloc(c->base, (size_t)c->o.max_positions * sizeof *c->ids, &p, err)) != BTC_OK) return st;
+  c->ids = p;
+  if (!CUDA_TRY(c, cudaMallocHost(&p, c->table_bytes))) return cuda_failure(c, err);
+  c->table_host = p;
+  c->decode_bytes = btc_cuda_decode_scratch(c->o.max_items, c->o.heads, c->o.head_dim, c->o.max_positions);
+  if ((st = cuda_alloc(c->base, c->decode_bytes, &p, err)) != BTC_OK) return st;
+  c->decode_scratch = p;
+  return BTC_OK;
+}
+
+void cuda_items_close(cuda_backend *c) {
+  for (int i = 0; i < c->n_recordings; i++) (void)cudaGraphExecDestroy(c->recording[i].exec);
+  if (c->table) (void)cudaFree(c->table);
+  if (c->ids) (void)cudaFree(c->ids);
+  if (c->decode_scratch) (void)cudaFree(c->decode_scratch);
+  if (c->table_host) (void)cudaFreeHost(c->table_host);
+}
+
+/* first_row and pos for rows [first, first+m) of all: those of the items that have some of them, cut to the window; the others
+ * have no row. */
+static void fill_window(cuda_backend *c, int64_t first, int64_t m) {
+  const places p = places_of(c);
+  const btc_items *t = &c->base->items;
+  int32_t *starts = (int32_t *)(c->table_host + p.first_row), *pos = (int32_t *)(c->table_host + p.pos);
+  int64_t start = 0;
+  c->max_rows = 0;
+  for (int64_t i = 0; i < t->n; start += t->rows[i++]) {
+    int64_t from = start - first, to = from + t->rows[i];
+    int64_t a = from < 0 ? 0 : from > m ? m : from, z = to < 0 ? 0 : to > m ? m : to;
+    starts[i] = (int32_t)a;
+    starts[i + 1] = (int32_t)z;
+    pos[i] = (int32_t)(t->pos[i] + a - from);
+    if (z - a > c->max_rows) c->max_rows = z - a;
+  }
+  c->window_first = first;
+  c->window_rows = m;
+}
+
+static void send(cuda_backend *c, size_t from, size_t to) {
+  if (c->failed.code == BTC_OK)
+    CUDA_TRY(c, cudaMemcpyAsync(c->table + from, c->table_host + from, to - from, cudaMemcpyHostToDevice, c->stream));
+}
+
+/* The pinned block may still be on its way to the device. */
+static void await_table(cuda_backend *c) {
+  if (c->failed.code == BTC_OK) CUDA_TRY(c, cudaStreamSynchronize(c->stream));
+}
+
+void cuda_set_items(btc_backend *b, const btc_items *t) {
+  cuda_backend *c = b->self;
+  const places p = places_of(c);
+  int32_t *row_item = (int32_t *)(c->table_host + p.row_item), *row_pos = (int32_t *)(c->table_host + p.row_pos);
+  int64_t rows = 0;
+  await_table(c);
+  for (int64_t i = 0; i < t->n; i++)
+    for (int64_t r = 0; r < t->rows[i] && rows < most_rows(c); r++, rows++) {
+      row_item[rows] = (int32_t)i;
+      row_pos[rows] = (int32_t)(t->pos[i] + r);
+    }
+  for (int64_t i = 0; i < t->n * t->layers; i++) {
+    memcpy(c->table_host + p.k + (size_t)i * sizeof(void *), &t->kv[i].k, sizeof(void *));
+    memcpy(c->table_host + p.v + (size_t)i * sizeof(void *), &t->kv[i].v, sizeof(void *));
+  }
+  if (t->layers) c->kv = t->kv[0];
+  if (t->ids) memcpy(c->table_host + p.ids, t->ids, (size_t)t->n * sizeof *t->ids);
+  c->n_items = t->n;
+  c->n_rows = rows;
+  fill_window(c, 0, rows);
+  send(c, 0, p.end);
+}
+
+/* Rows [first, first+m) as the kernels see them. Only a call for another window than the last costs anything. */
+static void set_window(cuda_backend *c, int64_t first, int64_t m) {
+  const places p = places_of(c);
+  if (first == c->window_first && m == c->window_rows) return;
+  await_table(c);
+  fill_window(c, first, m);
+  send(c, p.first_row, p.end);
+}
+
+void cuda_attention_items(btc_backend *b, const btc_attention_items *a) {
+  cuda_backend *c = b->self;
+  const places p = places_of(c);
+  const int64_t nq = a->heads * c->kv.d, nkv = c->kv.kv_heads * c->kv.d;
+  const size_t at = (size_t)(a->layer * c->n_items) * sizeof(void *);
+  set_window(c, a->first, a->m);
+  const int32_t *row_item = (const int32_t *)(c->table + p.row_item) + a->first;
+  const int32_t *row_pos = (const int32_t *)(c->table + p.row_pos) + a->first;
+  btc_cuda_kv kv = {.k = (void *const *)(c->table + p.k + at),
+                    .v = (void *const *)(c->table + p.v + at),
+                    .type = (btc_cuda_type)c->kv.dtype,
+                    .kv_heads = c->kv.kv_heads,
+                    .capacity = c->kv.capacity,
+                    .d = c->kv.d};
+  btc_cuda_causal job = {.q = a->q,
+                         .o = a->o,
+                         .out = a->prefill && c->bf16 ? BTC_CUDA_BF16 : BTC_CUDA_F32,
+                         .q_stride = nq,
+                         .heads = a->heads,
+                         .items = c->n_items,
+                         .max_rows = c->max_rows,
+                         .first_row = (const int32_t *)(c->table + p.first_row),
+                         .pos = (const int32_t *)(c->table + p.pos),
+                         .scale = a->scale,
+                         .bf16_math = c->bf16};
+  if (c->failed.code != BTC_OK) return;
+  if (!CUDA_TRY(c, btc_cuda_rope_store(a->q, nq, a->heads, a->k, nkv, a->v, nkv, a->m, &kv, row_item, row_pos,
+                                       cuda_vector(c, a->cos), cuda_vector(c, a->sin), c->stream)))
+    return;
+  if (!a->prefill)
+    CUDA_TRY(c, btc_cuda_attend_decode(&job, &kv, c->kv.capacity, c->decode_scratch, c->stream));
+  else
+    CUDA_TRY(c, btc_cuda_attend_causal(&job, &kv, c->stream));
+}
+
+void cuda_embed_items(btc_backend *b, float *y, const btc_weight *table) {
+  cuda_backend *c = b->self;
+  const cuda_constant *k = cuda_find(c, table->data);
+  if (c->failed.code == BTC_OK && k)
+    CUDA_TRY(c, btc_cuda_embed(y, k->exact, (btc_cuda_type)table->dtype, table->cols,
+                               (const int32_t *)(c->table + places_of(c).ids), c->n_items, c->stream));
+}
+
+/* ---- recordings ---- */
+
+static void begin_recording(cuda_backend *c, uint64_t key) {
+  if (c->no_recording || c->failed.code != BTC_OK) return;
+  if (c->n_recordings == CUDA_RECORDINGS) { /* the memory they refer to has changed since: all of them are old */
+    for (int i = 0; i < c->n_recordings; i++) CUDA_TRY(c, cudaGraphExecDestroy(c->recording[i].exec));
+    c->n_recordings = 0;
+  }
+  if (cudaStreamBeginCapture(c->stream, cudaStreamCaptureModeThreadLocal) != cudaSuccess) {
+    (void)cudaGetLastError();
+    c->no_recording = true;
+    return;
+  }
+  c->recording_now = c->n_recordings;
+  c->recording[c->n_recordings].key = key;
+}
+
+bool cuda_sequence_begin(btc_backend *b, uint64_t key) {
+  cuda_backend *c = b->self;
+  for (int i = 0; i < c->n_recordings; i++) {
+    if (c->recording[i].key != key) continue;
+    if (c->failed.code == BTC_OK) CUDA_TRY(c, cudaGraphLaunch(c->recording[i].exec, c->stream));
+    return true;
+  }
+  begin_recording(c, key);
+  return false;
+}
+
+/* A failure while recording is not one of the step's: nothing has run. It is said, and later steps are not recorded. */
+void cuda_sequence_end(btc_backend *b) {
+  cuda_backend *c = b->self;
+  cudaGraph_t graph = NULL;
+  if (c->recording_now < 0) return;
+  cuda_recording *r = &c->recording[c->recording_now];
+  c->recording_now = -1;
+  bool ok = CUDA_TRY(c, cudaStreamEndCapture(c->stream, &graph)) && CUDA_TRY(c, cudaGraphInstantiate(&r->exec, graph, 0));
+  if (graph) CUDA_TRY(c, cudaGraphDestroy(graph));
+  if (!ok) {
+    c->no_recording = true;
+    return;
+  }
+  c->n_recordings++;
+  if (c->failed.code == BTC_OK) CUDA_TRY(c, cudaGraphLaunch(r->exec, c->stream));
+}

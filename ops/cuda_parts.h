@@ -1,0 +1,120 @@
+/*
+ * The CUDA backend's inside. cuda.c maps the operators, cuda_device.c owns the device (its errors, memory and constants),
+ * cuda_product.c the matrix products of cuBLASLt, cuda_items.c the rows of many items and recorded steps. Private to ops/.
+ *
+ * Everything is put on one stream, so operators, copies and constants are in the order of the calls. The first failure is kept in
+ * `failed`; from then on operators do nothing, and btc_backend_finish says it. Thread: the backend's.
+ */
+#ifndef BTC_OPS_CUDA_PARTS_H
+#define BTC_OPS_CUDA_PARTS_H
+
+#include <cublasLt.h>
+#include <cuda_runtime_api.h>
+
+#include "kernels/cuda/cuda.h"
+#include "ops/backend.h"
+
+/* A constant by its address on the host. exact: its bytes; product: in the type products compute in, rows padded with zeros to
+ * pitch columns. Either may be NULL. */
+typedef struct cuda_constant {
+  const void *host;
+  void *exact, *product;
+  int64_t rows, cols, pitch;
+  btc_dtype dtype;
+} cuda_constant;
+
+typedef struct cuda_plan cuda_plan; /* one product's algorithm */
+
+enum { CUDA_RECORDINGS = 64, CUDA_PLANS = 1024 };
+
+typedef struct cuda_recording {
+  uint64_t key;
+  cudaGraphExec_t exec;
+} cuda_recording;
+
+typedef struct cuda_backend {
+  btc_backend *base;
+  int device;
+  bool bf16;
+  cudaStream_t stream;
+  btc_error failed; /* code BTC_OK: nothing */
+  bool lost;
+  /* constants: open addressing, a power of two, at most half full */
+  cuda_constant *constant;
+  size_t n_constants, cap_constants;
+  char *pinned[2]; /* staging of constants */
+  cudaEvent_t pinned_free[2];
+  int next_pinned;
+  /* products */
+  const struct cuda_lt *lt;
+  cublasLtHandle_t handle;
+  cuda_plan *plan; /* [CUDA_PLANS] by shape */
+  void *operand;   /* rows of x in the products' type */
+  float *dot;      /* results before their epilogue */
+  /* items: one block, on the host (pinned) and on the device */
+  btc_backend_options o;
+  char *table_host, *table;
+  size_t table_bytes;
+  int64_t n_items, n_rows, window_first, window_rows, capacity, max_rows;
+  btc_kv kv; /* shape of the items' keys and values */
+  void *decode_scratch;
+  size_t decode_bytes;
+  int32_t *ids; /* for btc_op_embed */
+  /* recordings */
+  cuda_recording recording[CUDA_RECORDINGS];
+  int n_recordings, recording_now; /* index, or -1 */
+  bool no_recording;               /* capture failed once: steps are issued plainly */
+} cuda_backend;
+
+/* What of cuBLASLt is used; loaded when a backend is created, so that the program starts without the library. */
+typedef struct cuda_lt {
+  cublasStatus_t (*create)(cublasLtHandle_t *);
+  cublasStatus_t (*destroy)(cublasLtHandle_t);
+  cublasStatus_t (*desc_create)(cublasLtMatmulDesc_t *, cublasComputeType_t, cudaDataType_t);
+  cublasStatus_t (*desc_destroy)(cublasLtMatmulDesc_t);
+  cublasStatus_t (*desc_set)(cublasLtMatmulDesc_t, cublasLtMatmulDescAttributes_t, const void *, size_t);
+  cublasStatus_t (*layout_create)(cublasLtMatrixLayout_t *, cudaDataType, uint64_t, uint64_t, int64_t);
+  cublasStatus_t (*layout_destroy)(cublasLtMatrixLayout_t);
+  cublasStatus_t (*preference_create)(cublasLtMatmulPreference_t *);
+  cublasStatus_t (*preference_destroy)(cublasLtMatmulPreference_t);
+  cublasStatus_t (*preference_set)(cublasLtMatmulPreference_t, cublasLtMatmulPreferenceAttributes_t, const void *, size_t);
+  cublasStatus_t (*heuristic)(cublasLtHandle_t, cublasLtMatmulDesc_t, cublasLtMatrixLayout_t, cublasLtMatrixLayout_t,
+                              cublasLtMatrixLayout_t, cublasLtMatrixLayout_t, cublasLtMatmulPreference_t, int,
+                              cublasLtMatmulHeuristicResult_t *, int *);
+  cublasStatus_t (*matmul)(cublasLtHandle_t, cublasLtMatmulDesc_t, const void *, const void *, cublasLtMatrixLayout_t, const void *,
+                           cublasLtMatrixLayout_t, const void *, const void *, cublasLtMatrixLayout_t, void *,
+                           cublasLtMatrixLayout_t, const cublasLtMatmulAlgo_t *, void *, size_t, cudaStream_t);
+} cuda_lt;
+btc_status cuda_lt_load(const cuda_lt **out, btc_error *err); /* cuda_lt.c; tests bring their own */
+
+/* ---- cuda_device.c ---- */
+/* Classifies and keeps a failure; true when rc is success. */
+bool cuda_note(cuda_backend *c, int rc, const char *call, const char *file, int line);
+bool cuda_note_lt(cuda_backend *c, cublasStatus_t rc, const char *call, const char *file, int line);
+#define CUDA_TRY(c, call) cuda_note((c), (int)(call), #call, __FILE__, __LINE__)
+#define LT_TRY(c, call) cuda_note_lt((c), (call), #call, __FILE__, __LINE__)
+btc_status cuda_failure(const cuda_backend *c, btc_error *err); /* what is kept, as a result */
+btc_status cuda_open(cuda_backend *c, const char *kind, btc_error *err);
+btc_status cuda_alloc(btc_backend *b, size_t bytes, void **out, btc_error *err);
+void cuda_free(btc_backend *b, void *p);
+btc_status cuda_hold(btc_backend *b, const btc_weight *w, bool product, btc_error *err);
+const cuda_constant *cuda_find(const cuda_backend *c, const void *host); /* NULL: not held */
+const float *cuda_vector(cuda_backend *c, const float *p);               /* a held vector's place; other memory as it is */
+void cuda_copy_2d(btc_backend *b, void *dst, size_t dst_pitch, const void *src, size_t src_pitch, size_t width, int64_t rows);
+
+/* ---- cuda_product.c ---- */
+btc_status cuda_products_open(cuda_backend *c, btc_error *err);
+void cuda_products_close(cuda_backend *c);
+void cuda_matmul(btc_backend *b, float *y, const float *x, int64_t m, const btc_weight *w, const btc_epilogue *e);
+void cuda_matvec(btc_backend *b, float *y, const float *x, int64_t m, const btc_weight *w, const btc_epilogue *e);
+
+/* ---- cuda_items.c ---- */
+btc_status cuda_items_open(cuda_backend *c, btc_error *err);
+void cuda_items_close(cuda_backend *c);
+void cuda_set_items(btc_backend *b, const btc_items *items);
+void cuda_attention_items(btc_backend *b, const btc_attention_items *a);
+void cuda_embed_items(btc_backend *b, float *y, const btc_weight *table);
+bool cuda_sequence_begin(btc_backend *b, uint64_t key);
+void cuda_sequence_end(btc_backend *b);
+
+#endif

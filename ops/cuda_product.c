@@ -1,0 +1,254 @@
+/*
+ * Matrix products on a CUDA device. Many rows go to cuBLASLt, few rows to our own kernel.
+ *
+ * The row promise (ops.h). cuBLASLt's choice of algorithm depends on the number of rows, so it is asked once a shape of weight and
+ * epilogue, for MODEL_ROWS rows, and that algorithm is used for every number of rows. It gets no workspace and may use no reduction
+ * scheme: a result element is then summed by one thread block, along the columns in the tile's own order, which knows nothing of
+ * the other rows. Columns are padded with zeros to 16 bytes, so that alignment asks for no other algorithm. The test of the
+ * promise on a card is in bench/gpu.sh.
+ *
+ * What cuBLASLt cannot fuse (a scale, exact GELU, a residual inside the activation) goes by way of `dot`, a window of rows at a
+ * time.
+ */
+#include <stdlib.h>
+#include <string.h>
+
+#include "ops/cuda_parts.h"
+
+enum { MODEL_ROWS = 4096 };
+#define WINDOW_BYTES ((size_t)64 << 20) /* of operand and dot each */
+
+struct cuda_plan {
+  int64_t n, k; /* k 0: free */
+  cublasLtEpilogue_t epilogue;
+  bool residual, y_bf16, usable;
+  cublasLtMatmulDesc_t desc;
+  cublasLtMatrixLayout_t weight;
+  cublasLtMatmulAlgo_t algo;
+};
+
+btc_status cuda_products_open(cuda_backend *c, btc_error *err) {
+  btc_status st = cuda_lt_load(&c->lt, err);
+  if (st != BTC_OK) return st;
+  if (!LT_TRY(c, c->lt->create(&c->handle))) return cuda_failure(c, err);
+  c->plan = btc_alloc_zero(CUDA_PLANS, sizeof *c->plan);
+  if (!c->plan) return btc_fail(err, BTC_ERR_NOMEM, "not enough memory for plans of products");
+  void *p;
+  if ((st = cuda_alloc(c->base, WINDOW_BYTES, &c->operand, err)) != BTC_OK) return st;
+  st = cuda_alloc(c->base, WINDOW_BYTES, &p, err);
+  c->dot = p;
+  return st;
+}
+
+void cuda_products_close(cuda_backend *c) {
+  for (int i = 0; c->plan && i < CUDA_PLANS; i++) {
+    if (c->plan[i].desc) (void)c->lt->desc_destroy(c->plan[i].desc);
+    if (c->plan[i].weight) (void)c->lt->layout_destroy(c->plan[i].weight);
+  }
+  free(c->plan);
+  if (c->handle) (void)c->lt->destroy(c->handle);
+  if (c->operand) (void)cudaFree(c->operand);
+  if (c->dot) (void)cudaFree(c->dot);
+}
+
+/* ---- plans ---- */
+
+static cudaDataType_t operand_type(const cuda_backend *c) {
+  return c->bf16 ? CUDA_R_16BF : CUDA_R_32F;
+}
+
+static cudaDataType_t result_type(const cuda_plan *p) {
+  return p->y_bf16 ? CUDA_R_16BF : CUDA_R_32F;
+}
+
+/* Row-major [rows, cols] is column-major [cols, rows]: y^T = w x^T, where w's memory is the transposed operand. */
+static bool describe(cuda_backend *c, cuda_plan *p) {
+  const cublasOperation_t transposed = CUBLAS_OP_T;
+  const cudaDataType_t bias = CUDA_R_32F;
+  return LT_TRY(c, c->lt->desc_create(&p->desc, CUBLAS_COMPUTE_32F, CUDA_R_32F)) &&
+         LT_TRY(c, c->lt->desc_set(p->desc, CUBLASLT_MATMUL_DESC_TRANSA, &transposed, sizeof transposed)) &&
+         LT_TRY(c, c->lt->desc_set(p->desc, CUBLASLT_MATMUL_DESC_EPILOGUE, &p->epilogue, sizeof p->epilogue)) &&
+         LT_TRY(c, c->lt->desc_set(p->desc, CUBLASLT_MATMUL_DESC_BIAS_DATA_TYPE, &bias, sizeof bias)) &&
+         LT_TRY(c, c->lt->layout_create(&p->weight, operand_type(c), (uint64_t)p->k, (uint64_t)p->n, p->k));
+}
+
+static bool set_limits(cuda_backend *c, const cuda_plan *p, cublasLtMatmulPreference_t want) {
+  const uint64_t workspace = 0;
+  const uint32_t reductions = CUBLASLT_REDUCTION_SCHEME_NONE, sixteen = 16;
+  uint32_t result = (uint32_t)(p->n * (p->y_bf16 ? 2 : 4)) & -(uint32_t)(p->n * (p->y_bf16 ? 2 : 4)); /* of a row's start */
+  if (result > 16) result = 16;
+  return LT_TRY(c, c->lt->preference_set(want, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, &workspace, sizeof workspace)) &&
+         LT_TRY(c, c->lt->preference_set(want, CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK, &reductions, sizeof reductions)) &&
+         LT_TRY(c, c->lt->preference_set(want, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, &sixteen, sizeof sixteen)) &&
+         LT_TRY(c, c->lt->preference_set(want, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES, &sixteen, sizeof sixteen)) &&
+         LT_TRY(c, c->lt->preference_set(want, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, &result, sizeof result)) &&
+         LT_TRY(c, c->lt->preference_set(want, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES, &result, sizeof result));
+}
+
+/* usable stays false when the library has no algorithm for the combination. */
+static void choose(cuda_backend *c, cuda_plan *p) {
+  cublasLtMatrixLayout_t x = NULL, y = NULL;
+  cublasLtMatmulPreference_t want = NULL;
+  cublasLtMatmulHeuristicResult_t found;
+  int n = 0;
+  bool ok = describe(c, p) && LT_TRY(c, c->lt->layout_create(&x, operand_type(c), (uint64_t)p->k, MODEL_ROWS, p->k)) &&
+            LT_TRY(c, c->lt->layout_create(&y, result_type(p), (uint64_t)p->n, MODEL_ROWS, p->n)) &&
+            LT_TRY(c, c->lt->preference_create(&want)) && set_limits(c, p, want);
+  if (ok && c->lt->heuristic(c->handle, p->desc, p->weight, x, y, y, want, 1, &found, &n) == CUBLAS_STATUS_SUCCESS && n > 0) {
+    p->algo = found.algo;
+    p->usable = true;
+  }
+  if (x) (void)c->lt->layout_destroy(x);
+  if (y) (void)c->lt->layout_destroy(y);
+  if (want) (void)c->lt->preference_destroy(want);
+}
+
+static cuda_plan *plan_for(cuda_backend *c, const cuda_plan *want) {
+  size_t at = (size_t)(want->n * 31 + want->k * 17 + want->epilogue * 7 + want->residual * 3 + want->y_bf16) % CUDA_PLANS;
+  for (int tries = 0; tries < CUDA_PLANS; tries++, at = (at + 1) % CUDA_PLANS) {
+    cuda_plan *p = &c->plan[at];
+    if (!p->k) {
+      *p = *want;
+      choose(c, p);
+    }
+    if (p->n == want->n && p->k == want->k && p->epilogue == want->epilogue && p->residual == want->residual &&
+        p->y_bf16 == want->y_bf16)
+      return p->usable ? p : NULL;
+  }
+  return NULL;
+}
+
+/* The whole epilogue in the library: false when it cannot. */
+static bool fusable(const btc_epilogue *e, bool y_bf16, cublasLtEpilogue_t *out) {
+  if (e->scale || (e->residual && (e->act != BTC_ACT_NONE || y_bf16))) return false;
+  switch (e->act) {
+    case BTC_ACT_NONE:
+      *out = e->bias ? CUBLASLT_EPILOGUE_BIAS : CUBLASLT_EPILOGUE_DEFAULT;
+      return true;
+    case BTC_ACT_RELU:
+      *out = e->bias ? CUBLASLT_EPILOGUE_RELU_BIAS : CUBLASLT_EPILOGUE_RELU;
+      return true;
+    case BTC_ACT_GELU_TANH:
+      *out = e->bias ? CUBLASLT_EPILOGUE_GELU_BIAS : CUBLASLT_EPILOGUE_GELU;
+      return true;
+    default:
+      return false;
+  }
+}
+
+/* ---- running ---- */
+
+static void multiply(cuda_backend *c, cuda_plan *p, void *y, const void *x, int64_t m, const void *w, const float *bias,
+                     const float *residual) {
+  const float one = 1, zero = 0;
+  cublasLtMatrixLayout_t lx = NULL, ly = NULL;
+  if (p->epilogue != CUBLASLT_EPILOGUE_DEFAULT && bias &&
+      !LT_TRY(c, c->lt->desc_set(p->desc, CUBLASLT_MATMUL_DESC_BIAS_POINTER, &bias, sizeof(const float *))))
+    return;
+  if (LT_TRY(c, c->lt->layout_create(&lx, operand_type(c), (uint64_t)p->k, (uint64_t)m, p->k)) &&
+      LT_TRY(c, c->lt->layout_create(&ly, result_type(p), (uint64_t)p->n, (uint64_t)m, p->n)))
+    LT_TRY(c, c->lt->matmul(c->handle, p->desc, &one, w, p->weight, x, lx, residual ? &one : &zero, residual ? residual : y, ly, y,
+                            ly, &p->algo, NULL, 0, c->stream));
+  if (lx) (void)c->lt->layout_destroy(lx);
+  if (ly) (void)c->lt->layout_destroy(ly);
+}
+
+/* Rows of x as the product wants them: in its type, padded, at an address it can read well. */
+static const void *operand(cuda_backend *c, const void *x, bool packed, int64_t m, const cuda_constant *k) {
+  const size_t size = c->bf16 ? 2 : 4, row = (size_t)k->cols * size;
+  bool ready = packed || !c->bf16;
+  if (ready && k->pitch == k->cols && (uintptr_t)x % 16 == 0) return x;
+  void *dense = k->pitch == k->cols ? c->operand : c->dot;
+  if (!ready && !CUDA_TRY(c, btc_cuda_to_bf16(dense, x, BTC_CUDA_F32, m * k->cols, c->stream))) return NULL;
+  const void *from = ready ? x : dense;
+  if (from == c->operand) return from;
+  if (k->pitch != k->cols && !CUDA_TRY(c, cudaMemsetAsync(c->operand, 0, (size_t)(m * k->pitch) * size, c->stream))) return NULL;
+  if (!CUDA_TRY(c, cudaMemcpy2DAsync(c->operand, (size_t)k->pitch * size, from, row, row, (size_t)m, cudaMemcpyDeviceToDevice,
+                                     c->stream)))
+    return NULL;
+  return c->operand;
+}
+
+typedef struct product {
+  const cuda_constant *k;
+  btc_epilogue e; /* with addresses on the device */
+  cuda_plan *fused, *plain;
+  bool y_bf16;
+} product;
+
+static void apply(cuda_backend *c, const product *p, void *y, int64_t m, const float *residual) {
+  btc_cuda_epilogue last = {.bias = p->e.bias,
+                            .scale = p->e.scale,
+                            .residual = residual,
+                            .act = (btc_cuda_act)p->e.act,
+                            .residual_first = p->e.residual_first};
+  CUDA_TRY(c, btc_cuda_epilogue_apply(p->y_bf16 ? NULL : y, p->y_bf16 ? y : NULL, c->dot, m, p->k->rows, &last, c->stream));
+}
+
+/* Rows [i, i+m). */
+static void run_window(cuda_backend *c, const product *p, float *y, const float *x, int64_t i, int64_t m) {
+  const int64_t n = p->k->rows, cols = p->k->cols;
+  const bool x_bf16 = p->e.x_packed && c->bf16;
+  const void *from = x_bf16 ? (const void *)((const uint16_t *)x + i * cols) : x + i * cols;
+  void *to = p->y_bf16 ? (void *)((uint16_t *)y + i * n) : y + i * n;
+  const float *residual = p->e.residual ? p->e.residual + i * n : NULL;
+  const void *rows = operand(c, from, x_bf16, m, p->k);
+  if (!rows) return;
+  if (p->fused) {
+    multiply(c, p->fused, to, rows, m, p->k->product, p->e.bias, residual);
+  } else {
+    multiply(c, p->plain, c->dot, rows, m, p->k->product, NULL, NULL);
+    if (c->failed.code == BTC_OK) apply(c, p, to, m, residual);
+  }
+}
+
+/* Most rows whose operand and dot fit their windows. */
+static int64_t window_rows(const product *p) {
+  int64_t row = p->k->pitch > p->k->rows ? p->k->pitch : p->k->rows, m = (int64_t)(WINDOW_BYTES / sizeof(float)) / row;
+  return m > 0 ? m : 1;
+}
+
+void cuda_matmul(btc_backend *b, float *y, const float *x, int64_t m, const btc_weight *w, const btc_epilogue *e) {
+  cuda_backend *c = b->self;
+  cublasLtEpilogue_t kind;
+  product p = {.k = cuda_find(c, w->data), .e = *e, .y_bf16 = e->y_packed && c->bf16};
+  if (c->failed.code != BTC_OK) return;
+  if (!p.k || !p.k->product) {
+    cuda_note(c, cudaErrorInvalidValue, "a product with a weight that is not held", __FILE__, __LINE__);
+    return;
+  }
+  p.e.bias = cuda_vector(c, e->bias);
+  p.e.scale = cuda_vector(c, e->scale);
+  p.e.residual = cuda_vector(c, e->residual);
+  cuda_plan want = {.n = p.k->rows, .k = p.k->pitch, .epilogue = CUBLASLT_EPILOGUE_DEFAULT};
+  if (fusable(e, p.y_bf16, &kind))
+    p.fused = plan_for(c, &(cuda_plan){.n = want.n, .k = want.k, .epilogue = kind, .residual = e->residual, .y_bf16 = p.y_bf16});
+  if (!p.fused && !(p.plain = plan_for(c, &want))) {
+    cuda_note(c, cudaErrorNotSupported, "cuBLASLt has no algorithm for a product", __FILE__, __LINE__);
+    return;
+  }
+  bool in_place = p.fused && p.k->pitch == p.k->cols && (uintptr_t)x % 16 == 0 && (e->x_packed || !c->bf16);
+  const int64_t most = in_place ? m : window_rows(&p);
+  for (int64_t i = 0; i < m && c->failed.code == BTC_OK; i += most) run_window(c, &p, y, x, i, m - i < most ? m - i : most);
+}
+
+void cuda_matvec(btc_backend *b, float *y, const float *x, int64_t m, const btc_weight *w, const btc_epilogue *e) {
+  cuda_backend *c = b->self;
+  const cuda_constant *k = cuda_find(c, w->data);
+  if (c->failed.code != BTC_OK) return;
+  if (!k || !k->product) {
+    cuda_note(c, cudaErrorInvalidValue, "a product with a weight that is not held", __FILE__, __LINE__);
+    return;
+  }
+  bool dense = k->pitch == k->cols;
+  btc_cuda_matrix matrix = {.data = dense ? k->product : k->exact,
+                            .type = dense ? (c->bf16 ? BTC_CUDA_BF16 : BTC_CUDA_F32) : (btc_cuda_type)k->dtype,
+                            .rows = k->rows,
+                            .cols = k->cols};
+  btc_cuda_epilogue last = {.bias = cuda_vector(c, e->bias),
+                            .scale = cuda_vector(c, e->scale),
+                            .residual = cuda_vector(c, e->residual),
+                            .act = (btc_cuda_act)e->act,
+                            .residual_first = e->residual_first};
+  CUDA_TRY(c, btc_cuda_matvec(y, NULL, x, BTC_CUDA_F32, m, &matrix, &last, c->bf16, c->stream));
+}

@@ -1,0 +1,96 @@
+/*
+ * The whole engine through ops/cuda*.c without a GPU: kernels on the shim, products by plain loops, memory the host's (see
+ * tests/gpu_host/fake). What this proves is the wiring: every operand's place, type and order; bounds of bf16 and f32; failures.
+ */
+#define _GNU_SOURCE
+#include "test.h"
+
+#include <stdio.h>
+
+#include "cli/golden.h"
+#include "ops/ops.h"
+
+static void check_case(const char *dir, bool bf16) {
+  static golden_report r;
+  btc_error err = {0};
+  if (golden_run(dir, &(golden_options){.device = "cuda", .bf16 = bf16}, &r, &err) != BTC_OK) fail_msg("%s: %s", dir, err.message);
+  assert_true(r.runs > 0 && r.n_tensors > 0);
+  if (r.n_problems) fail_msg("%s: %d problems, first: %s", dir, r.n_problems, r.problem[0]);
+}
+
+static void check(const char *name, bool bf16) {
+  char relative[64], dir[4096];
+  skip_without_shared();
+  snprintf(relative, sizeof relative, "vectors/%s", name);
+  snprintf(dir, sizeof dir, "%s", shared_path(relative));
+  check_case(dir, bf16);
+}
+
+static void test_cuda_engine_golden_f32(void **state) {
+  (void)state;
+  check("pair-l0", false);
+}
+
+static void test_cuda_engine_golden_bf16(void **state) {
+  (void)state;
+  check("pair-l0", true);
+}
+
+/* The same with nothing fused by the matrix library. */
+static void test_cuda_engine_golden_plain_products(void **state) {
+  (void)state;
+  setenv("FAKE_CUBLAS_PLAIN", "1", 1);
+  check("vila-names", true);
+  unsetenv("FAKE_CUBLAS_PLAIN");
+}
+
+static void test_cuda_engine_no_device_is_said(void **state) {
+  (void)state;
+  btc_error err = {0};
+  btc_backend *b = NULL;
+  setenv("FAKE_CUDA", "0", 1);
+  btc_backend_options o = {.kind = "cuda", .max_cols = 8};
+  assert_int_equal(btc_backend_create(&o, &b, &err), BTC_ERR_UNSUPPORTED);
+  assert_non_null(strstr(err.message, "no CUDA device"));
+  assert_string_equal(btc_device_choose("auto"), "cpu");
+  unsetenv("FAKE_CUDA");
+  assert_string_equal(btc_device_choose(NULL), "cuda");
+  o.kind = "cuda:7";
+  assert_int_equal(btc_backend_create(&o, &b, &err), BTC_ERR_UNSUPPORTED);
+  assert_non_null(strstr(err.message, "device 7"));
+}
+
+/* Every call that can fail, failing: creation either works or says why and leaves nothing behind (ASan). */
+static void test_cuda_engine_every_failure_of_creation(void **state) {
+  (void)state;
+  btc_backend_options o = {
+      .kind = "cuda", .max_cols = 8, .max_items = 2, .max_layers = 1, .max_positions = 16, .heads = 2, .head_dim = 8};
+  char fail[32];
+  int failed = 0;
+  for (int at = 1; at < 100; at++) {
+    btc_backend *b = NULL;
+    btc_error err = {0};
+    snprintf(fail, sizeof fail, "%d:2", at); /* out of memory; counts on from earlier calls, so most do not reach this one */
+    setenv("FAKE_CUDA_FAIL", fail, 1);
+    btc_status st = btc_backend_create(&o, &b, &err);
+    if (st == BTC_OK) {
+      btc_backend_destroy(&b);
+      continue;
+    }
+    assert_null(b);
+    assert_true(err.message[0]);
+    failed++;
+  }
+  unsetenv("FAKE_CUDA_FAIL");
+  assert_true(failed >= 1);
+}
+
+static const struct CMUnitTest tests[] = {
+    cmocka_unit_test(test_cuda_engine_golden_f32),
+    cmocka_unit_test(test_cuda_engine_golden_bf16),
+    cmocka_unit_test(test_cuda_engine_golden_plain_products),
+    cmocka_unit_test(test_cuda_engine_no_device_is_said),
+    cmocka_unit_test(test_cuda_engine_every_failure_of_creation),
+};
+
+BTC_TEST_MAIN(tests)

@@ -1,0 +1,153 @@
+/* cuBLASLt as far as ops/cuda_product.c uses it: products by plain loops. A call that a real library would refuse is refused. */
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "ops/cuda_parts.h"
+
+typedef struct fake_desc {
+  cublasOperation_t transposed;
+  cublasLtEpilogue_t epilogue;
+  const float *bias;
+} fake_desc;
+
+typedef struct fake_layout {
+  cudaDataType type;
+  int64_t rows, cols, ld; /* column-major */
+} fake_layout;
+
+static cublasStatus_t create(cublasLtHandle_t *h) {
+  *h = (cublasLtHandle_t)malloc(1);
+  return *h ? CUBLAS_STATUS_SUCCESS : CUBLAS_STATUS_ALLOC_FAILED;
+}
+
+static cublasStatus_t destroy(cublasLtHandle_t h) {
+  free(h);
+  return CUBLAS_STATUS_SUCCESS;
+}
+
+static cublasStatus_t desc_create(cublasLtMatmulDesc_t *d, cublasComputeType_t compute, cudaDataType_t scale) {
+  if (compute != CUBLAS_COMPUTE_32F || scale != CUDA_R_32F) return CUBLAS_STATUS_NOT_SUPPORTED;
+  fake_desc *f = calloc(1, sizeof *f);
+  *d = (cublasLtMatmulDesc_t)f;
+  return f ? CUBLAS_STATUS_SUCCESS : CUBLAS_STATUS_ALLOC_FAILED;
+}
+
+static cublasStatus_t desc_destroy(cublasLtMatmulDesc_t d) {
+  free(d);
+  return CUBLAS_STATUS_SUCCESS;
+}
+
+static cublasStatus_t desc_set(cublasLtMatmulDesc_t d, cublasLtMatmulDescAttributes_t a, const void *v, size_t bytes) {
+  fake_desc *f = (fake_desc *)d;
+  cudaDataType type = CUDA_R_32F;
+  switch (a) {
+    case CUBLASLT_MATMUL_DESC_TRANSA:
+      memcpy(&f->transposed, v, bytes);
+      return CUBLAS_STATUS_SUCCESS;
+    case CUBLASLT_MATMUL_DESC_EPILOGUE:
+      memcpy(&f->epilogue, v, bytes);
+      return CUBLAS_STATUS_SUCCESS;
+    case CUBLASLT_MATMUL_DESC_BIAS_POINTER:
+      memcpy(&f->bias, v, bytes);
+      return CUBLAS_STATUS_SUCCESS;
+    case CUBLASLT_MATMUL_DESC_BIAS_DATA_TYPE:
+      memcpy(&type, v, bytes);
+      return type == CUDA_R_32F ? CUBLAS_STATUS_SUCCESS : CUBLAS_STATUS_NOT_SUPPORTED;
+    default:
+      return CUBLAS_STATUS_INVALID_VALUE;
+  }
+}
+
+static cublasStatus_t layout_create(cublasLtMatrixLayout_t *l, cudaDataType type, uint64_t rows, uint64_t cols, int64_t ld) {
+  fake_layout *f = calloc(1, sizeof *f);
+  *l = (cublasLtMatrixLayout_t)f;
+  if (!f) return CUBLAS_STATUS_ALLOC_FAILED;
+  *f = (fake_layout){type, (int64_t)rows, (int64_t)cols, ld};
+  return CUBLAS_STATUS_SUCCESS;
+}
+
+static cublasStatus_t layout_destroy(cublasLtMatrixLayout_t l) {
+  free(l);
+  return CUBLAS_STATUS_SUCCESS;
+}
+
+static cublasStatus_t preference_create(cublasLtMatmulPreference_t *p) {
+  *p = (cublasLtMatmulPreference_t)malloc(1);
+  return CUBLAS_STATUS_SUCCESS;
+}
+
+static cublasStatus_t preference_destroy(cublasLtMatmulPreference_t p) {
+  free(p);
+  return CUBLAS_STATUS_SUCCESS;
+}
+
+static cublasStatus_t preference_set(cublasLtMatmulPreference_t p, cublasLtMatmulPreferenceAttributes_t a, const void *v,
+                                     size_t n) {
+  (void)p;
+  (void)n;
+  if (a == CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES)
+    return *(const uint64_t *)v ? CUBLAS_STATUS_INVALID_VALUE : CUBLAS_STATUS_SUCCESS;
+  return CUBLAS_STATUS_SUCCESS;
+}
+
+/* FAKE_CUBLAS_PLAIN: nothing can be fused, so that the way without is taken. */
+static cublasStatus_t heuristic(cublasLtHandle_t h, cublasLtMatmulDesc_t d, cublasLtMatrixLayout_t a, cublasLtMatrixLayout_t b,
+                                cublasLtMatrixLayout_t c, cublasLtMatrixLayout_t y, cublasLtMatmulPreference_t p, int want,
+                                cublasLtMatmulHeuristicResult_t *found, int *n) {
+  (void)h, (void)a, (void)b, (void)c, (void)y, (void)p, (void)want;
+  *n = 0;
+  if (getenv("FAKE_CUBLAS_PLAIN") && ((fake_desc *)d)->epilogue != CUBLASLT_EPILOGUE_DEFAULT) return CUBLAS_STATUS_NOT_SUPPORTED;
+  memset(found, 0, sizeof *found);
+  *n = 1;
+  return CUBLAS_STATUS_SUCCESS;
+}
+
+static float element(const void *p, cudaDataType type, int64_t i) {
+  return type == CUDA_R_16BF ? btc_bf16_to_f32(((const uint16_t *)p)[i]) : ((const float *)p)[i];
+}
+
+static float finish(const fake_desc *d, float x, int64_t row) {
+  bool bias = d->epilogue == CUBLASLT_EPILOGUE_BIAS || d->epilogue == CUBLASLT_EPILOGUE_RELU_BIAS ||
+              d->epilogue == CUBLASLT_EPILOGUE_GELU_BIAS;
+  if (bias) x += d->bias[row];
+  if (d->epilogue == CUBLASLT_EPILOGUE_RELU || d->epilogue == CUBLASLT_EPILOGUE_RELU_BIAS) return x > 0 ? x : 0;
+  if (d->epilogue == CUBLASLT_EPILOGUE_GELU || d->epilogue == CUBLASLT_EPILOGUE_GELU_BIAS)
+    return 0.5f * x * (1 + tanhf(0.7978845608f * (x + 0.044715f * x * x * x)));
+  return x;
+}
+
+/* One row of x against all of w; both widened. */
+static cublasStatus_t matmul(cublasLtHandle_t h, cublasLtMatmulDesc_t md, const void *alpha, const void *w,
+                             cublasLtMatrixLayout_t lw, const void *x, cublasLtMatrixLayout_t lx, const void *beta, const void *c,
+                             cublasLtMatrixLayout_t lc, void *y, cublasLtMatrixLayout_t ly, const cublasLtMatmulAlgo_t *algo,
+                             void *workspace, size_t bytes, cudaStream_t s) {
+  (void)h, (void)lc, (void)algo, (void)workspace, (void)s;
+  const fake_desc *d = (const fake_desc *)md;
+  const fake_layout *fw = (const fake_layout *)lw, *fx = (const fake_layout *)lx, *fy = (const fake_layout *)ly;
+  const int64_t k = fw->rows, n = fw->cols, m = fx->cols;
+  if (bytes || d->transposed != CUBLAS_OP_T || fx->rows != k || fy->rows != n || fy->cols != m || fw->type != fx->type ||
+      (uintptr_t)w % 16 || (uintptr_t)x % 16)
+    return CUBLAS_STATUS_INVALID_VALUE;
+  for (int64_t i = 0; i < m; i++)
+    for (int64_t j = 0; j < n; j++) {
+      float sum = 0;
+      for (int64_t q = 0; q < k; q++) sum += element(w, fw->type, j * fw->ld + q) * element(x, fx->type, i * fx->ld + q);
+      sum *= *(const float *)alpha;
+      if (*(const float *)beta != 0) sum += *(const float *)beta * element(c, fy->type, i * fy->ld + j);
+      sum = finish(d, sum, j);
+      if (fy->type == CUDA_R_16BF)
+        ((uint16_t *)y)[i * fy->ld + j] = btc_f32_to_bf16(sum);
+      else
+        ((float *)y)[i * fy->ld + j] = sum;
+    }
+  return CUBLAS_STATUS_SUCCESS;
+}
+
+btc_status cuda_lt_load(const cuda_lt **out, btc_error *err) {
+  static const cuda_lt functions = {create,         destroy,           desc_create,        desc_destroy,   desc_set,  layout_create,
+                                    layout_destroy, preference_create, preference_destroy, preference_set, heuristic, matmul};
+  (void)err;
+  *out = &functions;
+  return BTC_OK;
+}

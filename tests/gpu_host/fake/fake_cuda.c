@@ -1,0 +1,198 @@
+/*
+ * The CUDA runtime as far as ops/cuda*.c uses it, on the host: memory is memory, a stream is the calling thread, kernels run on the
+ * shim. FAKE_CUDA=0 leaves no device. FAKE_CUDA_FAIL=N:CODE makes the Nth call that can fail return CODE; codes that leave a real
+ * context unusable stay for all later calls. Recording is refused, so steps are issued plainly.
+ */
+#include <cuda_runtime_api.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+static cudaError_t last, sticky;
+static long calls;
+
+static cudaError_t answer(cudaError_t rc) {
+  if (rc != cudaSuccess) last = rc;
+  return rc;
+}
+
+static cudaError_t step(void) {
+  const char *fail = getenv("FAKE_CUDA_FAIL");
+  long at = 0;
+  int code = 0;
+  calls++;
+  if (sticky != cudaSuccess) return answer(sticky);
+  if (!fail || sscanf(fail, "%ld:%d", &at, &code) != 2 || at != calls) return cudaSuccess;
+  if (code == cudaErrorIllegalAddress || code == cudaErrorECCUncorrectable) sticky = (cudaError_t)code;
+  return answer((cudaError_t)code);
+}
+
+cudaError_t cudaGetLastError(void) {
+  cudaError_t rc = last;
+  last = cudaSuccess;
+  return rc;
+}
+
+const char *cudaGetErrorString(cudaError_t rc) {
+  switch (rc) {
+    case cudaErrorMemoryAllocation:
+      return "out of memory";
+    case cudaErrorIllegalAddress:
+      return "an illegal memory access was encountered";
+    case cudaErrorNoDevice:
+      return "no CUDA-capable device is detected";
+    default:
+      return "another error";
+  }
+}
+
+cudaError_t cudaGetDeviceCount(int *n) {
+  const char *devices = getenv("FAKE_CUDA");
+  *n = devices ? atoi(devices) : 1;
+  return *n ? cudaSuccess : answer(cudaErrorNoDevice);
+}
+
+cudaError_t cudaGetDeviceProperties(struct cudaDeviceProp *p, int device) {
+  (void)device;
+  memset(p, 0, sizeof *p);
+  snprintf(p->name, sizeof p->name, "host shim");
+  p->major = 9;
+  p->multiProcessorCount = 1;
+  return cudaSuccess;
+}
+
+cudaError_t cudaSetDevice(int device) {
+  (void)device;
+  return step();
+}
+
+cudaError_t cudaMemGetInfo(size_t *free_bytes, size_t *total) {
+  *free_bytes = *total = (size_t)1 << 34;
+  return step();
+}
+
+static cudaError_t give(void **p, size_t bytes) {
+  cudaError_t rc = step();
+  if (rc != cudaSuccess) return rc;
+  *p = aligned_alloc(256, (bytes + 255) / 256 * 256);
+  if (!*p) return answer(cudaErrorMemoryAllocation);
+  if (bytes <= (size_t)1 << 24) memset(*p, 0xff, bytes); /* nothing that was not written is a number */
+  return cudaSuccess;
+}
+
+cudaError_t cudaMalloc(void **p, size_t bytes) {
+  return give(p, bytes);
+}
+
+cudaError_t cudaMallocHost(void **p, size_t bytes) {
+  return give(p, bytes);
+}
+
+cudaError_t cudaFree(void *p) {
+  free(p);
+  return sticky;
+}
+
+cudaError_t cudaFreeHost(void *p) {
+  free(p);
+  return sticky;
+}
+
+cudaError_t cudaStreamCreateWithFlags(cudaStream_t *s, unsigned flags) {
+  (void)flags;
+  *s = (cudaStream_t)malloc(1);
+  return step();
+}
+
+cudaError_t cudaStreamDestroy(cudaStream_t s) {
+  free(s);
+  return cudaSuccess;
+}
+
+cudaError_t cudaStreamSynchronize(cudaStream_t s) {
+  (void)s;
+  return step();
+}
+
+cudaError_t cudaEventCreateWithFlags(cudaEvent_t *e, unsigned flags) {
+  (void)flags;
+  *e = (cudaEvent_t)malloc(1);
+  return step();
+}
+
+cudaError_t cudaEventDestroy(cudaEvent_t e) {
+  free(e);
+  return cudaSuccess;
+}
+
+cudaError_t cudaEventRecord(cudaEvent_t e, cudaStream_t s) {
+  (void)e;
+  (void)s;
+  return step();
+}
+
+cudaError_t cudaEventSynchronize(cudaEvent_t e) {
+  (void)e;
+  return step();
+}
+
+cudaError_t cudaMemcpyAsync(void *dst, const void *src, size_t bytes, enum cudaMemcpyKind kind, cudaStream_t s) {
+  (void)kind;
+  (void)s;
+  cudaError_t rc = step();
+  if (rc == cudaSuccess) memcpy(dst, src, bytes);
+  return rc;
+}
+
+cudaError_t cudaMemcpy2DAsync(void *dst, size_t dst_pitch, const void *src, size_t src_pitch, size_t width, size_t rows,
+                              enum cudaMemcpyKind kind, cudaStream_t s) {
+  (void)kind;
+  (void)s;
+  if (width > dst_pitch || width > src_pitch) return answer(cudaErrorInvalidPitchValue);
+  cudaError_t rc = step();
+  for (size_t i = 0; rc == cudaSuccess && i < rows; i++)
+    memcpy((char *)dst + i * dst_pitch, (const char *)src + i * src_pitch, width);
+  return rc;
+}
+
+cudaError_t cudaMemsetAsync(void *p, int value, size_t bytes, cudaStream_t s) {
+  (void)s;
+  cudaError_t rc = step();
+  if (rc == cudaSuccess) memset(p, value, bytes);
+  return rc;
+}
+
+cudaError_t cudaStreamBeginCapture(cudaStream_t s, enum cudaStreamCaptureMode mode) {
+  (void)s;
+  (void)mode;
+  return answer(cudaErrorStreamCaptureUnsupported);
+}
+
+cudaError_t cudaStreamEndCapture(cudaStream_t s, cudaGraph_t *graph) {
+  (void)s;
+  *graph = NULL;
+  return answer(cudaErrorStreamCaptureUnsupported);
+}
+
+cudaError_t cudaGraphInstantiate(cudaGraphExec_t *exec, cudaGraph_t graph, unsigned long long flags) {
+  (void)graph;
+  (void)flags;
+  *exec = NULL;
+  return answer(cudaErrorStreamCaptureUnsupported);
+}
+
+cudaError_t cudaGraphLaunch(cudaGraphExec_t exec, cudaStream_t s) {
+  (void)exec;
+  (void)s;
+  return answer(cudaErrorStreamCaptureUnsupported);
+}
+
+cudaError_t cudaGraphDestroy(cudaGraph_t graph) {
+  (void)graph;
+  return cudaSuccess;
+}
+
+cudaError_t cudaGraphExecDestroy(cudaGraphExec_t exec) {
+  (void)exec;
+  return cudaSuccess;
+}
