@@ -46,7 +46,7 @@ typedef struct cli_command {
 extern const cli_command cmd_caption, cmd_ask, cmd_inspect, cmd_verify, cmd_doctor, cmd_bench;
 extern const cli_command cmd_keygen;
 extern const cli_command cmd_scene;
-extern const cli_command cmd_report, cmd_find, cmd_diff;
+extern const cli_command cmd_plan, cmd_report, cmd_find, cmd_diff;
 extern const cli_command cmd_submit, cmd_status, cmd_top, cmd_results, cmd_cancel, cmd_pause, cmd_resume, cmd_replay, cmd_dead,
     cmd_workers, cmd_pipes, cmd_drain, cmd_run;
 extern const cli_command cmd_worker;

@@ -12,7 +12,7 @@ static const cli_command *const commands[] = {
     &cmd_submit,  &cmd_status,  &cmd_top,    &cmd_results,  //
     &cmd_cancel,  &cmd_pause,   &cmd_resume, &cmd_replay,   //
     &cmd_dead,    &cmd_workers, &cmd_pipes,  &cmd_drain,    //
-    &cmd_report,  &cmd_find,    &cmd_diff,                  //
+    &cmd_plan,    &cmd_report,  &cmd_find,   &cmd_diff,     //
     &cmd_keygen,                                            //
     &cmd_inspect, &cmd_verify,                              //
     &cmd_doctor,  &cmd_bench,                               //
