@@ -23,12 +23,12 @@
 /* In a kernel: T name[n] in shared memory, uninitialised. The type may not contain a comma. */
 #define BTC_SHARED(T, name, n) __shared__ T name[n]
 /* The kernel's dynamic shared memory as T *name, 16-byte aligned. */
-#define BTC_DYNAMIC_SHARED(T, name)            \
+#define BTC_DYNAMIC_SHARED(T, name)             \
   extern __shared__ uint4 btc_dynamic_shared[]; \
   T *name = reinterpret_cast<T *>(btc_dynamic_shared)
 /* The launch's cudaError_t as an int. kernel: a name, or (name<a, b>) in parentheses. */
 #define BTC_LAUNCH(kernel, grid, block, smem, stream, ...) \
-  ((kernel)<<<(grid), (block), (smem), (stream)>>>(__VA_ARGS__), static_cast<int>(cudaGetLastError()))
+  ((kernel) < < < (grid), (block), (smem), (stream) >>> (__VA_ARGS__), static_cast<int>(cudaGetLastError()))
 /* Before the first launch of a kernel with more than 48 KiB of dynamic shared memory; an int as above. */
 #define BTC_ALLOW_SHARED(kernel, bytes) \
   static_cast<int>(cudaFuncSetAttribute((kernel), cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes)))

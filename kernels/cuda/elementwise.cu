@@ -1,6 +1,6 @@
 /*
- * Sums, gates, epilogues and rotations: four elements of a row a thread, 16 bytes at once where every row starts on 16 bytes and the
- * caller's strides keep it so; one at a time at a row's end and elsewhere.
+ * Sums, gates, epilogues and rotations: four elements of a row a thread, 16 bytes at once where every row starts on 16 bytes and
+ * the caller's strides keep it so; one at a time at a row's end and elsewhere.
  */
 #include "kernels/cuda/epilogue.h"
 
@@ -31,8 +31,8 @@ BTC_DEVICE void store_both(float *y, uint16_t *y_bf16, int64_t i, const float v[
 /* ---- epilogue ---- */
 
 template <bool WIDE>
-static __global__ void __launch_bounds__(THREADS) epilogue(float *y, uint16_t *y_bf16, const float *dot, int64_t m, int64_t n,
-                                                           btc_cuda_epilogue e) {
+static __global__ void __launch_bounds__(THREADS)
+    epilogue(float *y, uint16_t *y_bf16, const float *dot, int64_t m, int64_t n, btc_cuda_epilogue e) {
   const int64_t groups = (n + 3) / 4, i = thread_number();
   if (i >= m * groups) return;
   const int64_t row = i / groups, j = i % groups * 4, at = row * n + j;

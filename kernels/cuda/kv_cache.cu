@@ -19,9 +19,9 @@ BTC_DEVICE int64_t slot(const btc_cuda_kv &kv, int64_t h, int64_t pos, int64_t c
   return (h * kv.capacity + pos) * kv.d + c;
 }
 
-static __global__ void __launch_bounds__(THREADS) kv_store(btc_cuda_kv kv, const int32_t *row_item, const int32_t *row_pos,
-                                                           const float *k, int64_t k_stride, const float *v, int64_t v_stride,
-                                                           int64_t m) {
+static __global__ void __launch_bounds__(THREADS)
+    kv_store(btc_cuda_kv kv, const int32_t *row_item, const int32_t *row_pos, const float *k, int64_t k_stride, const float *v,
+             int64_t v_stride, int64_t m) {
   const int64_t width = kv.kv_heads * kv.d, i = static_cast<int64_t>(blockIdx.x) * THREADS + threadIdx.x;
   if (i >= m * width) return;
   const int64_t row = i / width, channel = i % width, to = slot(kv, channel / kv.d, row_pos[row], channel % kv.d);

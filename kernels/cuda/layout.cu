@@ -1,6 +1,7 @@
 /*
- * Rearrangements: a block a row of the output, threads along it, so that writes are coalesced; what is read again sits in the cache.
- * Writing each element once costs the same whatever the order of reads, which is why none of these goes through shared memory.
+ * Rearrangements: a block a row of the output, threads along it, so that writes are coalesced; what is read again sits in the
+ * cache. Writing each element once costs the same whatever the order of reads, which is why none of these goes through shared
+ * memory.
  */
 #include "kernels/cuda/device.h"
 
@@ -12,8 +13,8 @@ BTC_DEVICE void store_both(float *y, uint16_t *y_bf16, int64_t i, float v) {
 }
 
 /* Block: one patch. Column j of its row is (channel, ky, kx). */
-static __global__ void __launch_bounds__(THREADS) unfold_patches(float *dst, uint16_t *dst_bf16, const float *x, int side, int p,
-                                                                 int g) {
+static __global__ void __launch_bounds__(THREADS)
+    unfold_patches(float *dst, uint16_t *dst_bf16, const float *x, int side, int p, int g) {
   const int64_t patch = blockIdx.x, image = patch / (g * g);
   const int r = static_cast<int>(patch % (g * g)) / g, c = static_cast<int>(patch % (g * g)) % g, width = 3 * p * p;
   for (int j = static_cast<int>(threadIdx.x); j < width; j += THREADS) {
@@ -66,8 +67,8 @@ int btc_cuda_space_to_depth(float *dst, const float *x, int64_t n, int64_t g, in
                     static_cast<int>(c));
 }
 
-static __global__ void __launch_bounds__(THREADS) embed(float *y, const void *table, btc_cuda_type t, int64_t cols,
-                                                        const int32_t *ids) {
+static __global__ void __launch_bounds__(THREADS)
+    embed(float *y, const void *table, btc_cuda_type t, int64_t cols, const int32_t *ids) {
   const int64_t from = ids[blockIdx.x] * cols, to = blockIdx.x * cols;
   for (int64_t j = threadIdx.x; j < cols; j += THREADS) {
     float v;

@@ -61,8 +61,8 @@ BTC_DEVICE bool rows_aligned(int64_t n) {
 }
 
 /* y may be x: a thread reads and writes the same columns, and all sums are done when it writes. */
-static __global__ void __launch_bounds__(THREADS) layernorm(float *y, uint16_t *y_bf16, const float *x, int64_t n, const float *weight,
-                                                            const float *bias, float eps) {
+static __global__ void __launch_bounds__(THREADS)
+    layernorm(float *y, uint16_t *y_bf16, const float *x, int64_t n, const float *weight, const float *bias, float eps) {
   BTC_SHARED(float, sums, WARPS);
   BTC_SHARED(float, deviations, WARPS);
   const int64_t at = static_cast<int64_t>(blockIdx.x) * n;
@@ -90,8 +90,8 @@ static __global__ void __launch_bounds__(THREADS) layernorm(float *y, uint16_t *
   }
 }
 
-static __global__ void __launch_bounds__(THREADS) rmsnorm(float *y, uint16_t *y_bf16, const float *x, int64_t n, const float *weight,
-                                                          float eps) {
+static __global__ void __launch_bounds__(THREADS)
+    rmsnorm(float *y, uint16_t *y_bf16, const float *x, int64_t n, const float *weight, float eps) {
   BTC_SHARED(float, parts, WARPS);
   const int64_t at = static_cast<int64_t>(blockIdx.x) * n;
   const float *row = x + at;
@@ -107,8 +107,8 @@ static __global__ void __launch_bounds__(THREADS) rmsnorm(float *y, uint16_t *y_
   }
 }
 
-static __global__ void __launch_bounds__(THREADS) cosine_concat(float *z, uint16_t *z_bf16, float *cosine, const float *s1,
-                                                                const float *s2, int64_t c) {
+static __global__ void __launch_bounds__(THREADS)
+    cosine_concat(float *z, uint16_t *z_bf16, float *cosine, const float *s1, const float *s2, int64_t c) {
   BTC_SHARED(float, dots, WARPS);
   BTC_SHARED(float, firsts, WARPS);
   BTC_SHARED(float, seconds, WARPS);

@@ -66,7 +66,8 @@ BTC_DEVICE uint8_t clip(int32_t sum) {
 
 /* lines[height + 1, side, channels]: the picture's rows filtered; the last line is a filtered row of nothing but background. */
 static __global__ void __launch_bounds__(THREADS) resize_horizontal(uint8_t *lines, btc_cuda_picture p, axis a) {
-  const int64_t i = static_cast<int64_t>(blockIdx.x) * THREADS + threadIdx.x, row = blockIdx.y + static_cast<int64_t>(blockIdx.z) * gridDim.y;
+  const int64_t i = static_cast<int64_t>(blockIdx.x) * THREADS + threadIdx.x,
+                row = blockIdx.y + static_cast<int64_t>(blockIdx.z) * gridDim.y;
   const int64_t samples = a.out * p.channels;
   if (i >= samples || row > p.height) return;
   const int64_t o = i / p.channels, channel = i % p.channels, first = a.start[o] - p.left;
@@ -87,8 +88,8 @@ struct shades {
 };
 
 /* pixels[3, side, side]; block: 256 columns of one row, all channels. */
-static __global__ void __launch_bounds__(THREADS) resize_vertical(float *pixels, const uint8_t *lines, btc_cuda_picture p, axis a,
-                                                                  shades n) {
+static __global__ void __launch_bounds__(THREADS)
+    resize_vertical(float *pixels, const uint8_t *lines, btc_cuda_picture p, axis a, shades n) {
   const int64_t x = static_cast<int64_t>(blockIdx.x) * THREADS + threadIdx.x, y = blockIdx.y, side = a.out;
   if (x >= side) return;
   const int32_t *q = a.q + y * a.window;
@@ -117,7 +118,8 @@ static axis place_axis(int32_t *words, int64_t in, int64_t out) {
 
 size_t btc_cuda_resize_scratch(const btc_cuda_picture *p, int64_t side) {
   size_t words = axis_words(p->canvas_width, side) + axis_words(p->canvas_height, side);
-  return words * sizeof(int32_t) + static_cast<size_t>(p->height + 1) * static_cast<size_t>(side) * static_cast<size_t>(p->channels);
+  return words * sizeof(int32_t) +
+         static_cast<size_t>(p->height + 1) * static_cast<size_t>(side) * static_cast<size_t>(p->channels);
 }
 
 static int make_weights(const axis &a, btc_cuda_stream s) {

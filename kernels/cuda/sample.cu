@@ -1,7 +1,8 @@
 /*
- * The next token out of a row of logits: the choices of engine/sampler.c. One block a row. Shares are doubles; those that decide are
- * added one after another in the CPU's order (id order; within a nucleus from the least likely up), so that the same draw falls on
- * the same candidate. With the usual top-k of 50 that is 50 additions; with top-k off it is the vocabulary, one thread's millisecond.
+ * The next token out of a row of logits: the choices of engine/sampler.c. One block a row. Shares are doubles; those that decide
+ * are added one after another in the CPU's order (id order; within a nucleus from the least likely up), so that the same draw falls
+ * on the same candidate. With the usual top-k of 50 that is 50 additions; with top-k off it is the vocabulary, one thread's
+ * millisecond.
  */
 #include "kernels/cuda/device.h"
 
@@ -191,8 +192,8 @@ BTC_DEVICE int32_t sample_id(candidate *list, candidate *kept, const float *logi
   return threadIdx.x == 0 ? draw(list, n, step, total, g.uniform) : 0;
 }
 
-static __global__ void __launch_bounds__(THREADS) sample(btc_cuda_pick *picks, const float *all_logits, int32_t vocab,
-                                                         const btc_cuda_sampling *settings, candidate *scratch) {
+static __global__ void __launch_bounds__(THREADS)
+    sample(btc_cuda_pick *picks, const float *all_logits, int32_t vocab, const btc_cuda_sampling *settings, candidate *scratch) {
   BTC_SHARED(int32_t, id, 1);
   const int64_t row = blockIdx.x;
   const float *logits = all_logits + row * vocab;
@@ -209,7 +210,8 @@ static __global__ void __launch_bounds__(THREADS) sample(btc_cuda_pick *picks, c
     if (threadIdx.x == 0) id[0] = drawn;
   }
   double sum = 0;
-  for (int32_t i = static_cast<int32_t>(threadIdx.x); i < vocab; i += THREADS) sum += static_cast<double>(expf(logits[i] - top.logit));
+  for (int32_t i = static_cast<int32_t>(threadIdx.x); i < vocab; i += THREADS)
+    sum += static_cast<double>(expf(logits[i] - top.logit));
   sum = block_sum(sum);
   if (threadIdx.x == 0) picks[row] = {id[0], 0, static_cast<double>(logits[id[0]]) - top.logit - log(sum)};
 }

@@ -13,8 +13,8 @@
 #include "ops/backend.h"
 #include "test.h"
 
-#define UNIT 0x1p-24      /* relative error of one rounding to float */
-#define UNIT_BF16 0x1p-8  /* relative error of one rounding to bf16, with room for a tie that went the other way */
+#define UNIT 0x1p-24     /* relative error of one rounding to float */
+#define UNIT_BF16 0x1p-8 /* relative error of one rounding to bf16, with room for a tie that went the other way */
 
 /* ---- the device: gpu_shim.c or gpu_device.c ---- */
 bool gpu_present(void); /* the shim: always */
@@ -28,8 +28,8 @@ void gpu_check(int launch, const char *what);
 
 #define GPU(call) gpu_check((call), #call)
 /* First in every test: skips where there is no device. */
-#define GPU_REQUIRED() \
-  do {                 \
+#define GPU_REQUIRED()          \
+  do {                          \
     if (!gpu_present()) skip(); \
   } while (0)
 
@@ -43,8 +43,8 @@ typedef struct gpu_array {
 
 /* `skew` bytes (a multiple of the element) move the array off its 16-byte alignment. Filled with 0xff (NaN) on both sides. */
 gpu_array gpu_new(size_t bytes, size_t skew);
-gpu_array gpu_random(int64_t n);                    /* floats in [-1, 1) */
-gpu_array gpu_stored(btc_dtype t, int64_t n);       /* elements in [-1, 1) in a stored dtype */
+gpu_array gpu_random(int64_t n);              /* floats in [-1, 1) */
+gpu_array gpu_stored(btc_dtype t, int64_t n); /* elements in [-1, 1) in a stored dtype */
 gpu_array gpu_ints(const int32_t *values, int64_t n);
 void gpu_put(const gpu_array *a);
 void gpu_get(gpu_array *a);  /* also checks the guard zones */

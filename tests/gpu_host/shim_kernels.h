@@ -8,19 +8,19 @@
 extern "C" {
 #endif
 
-int shim_reverse(int *y, const int *x, int n);         /* through shared memory, one block of n threads */
+int shim_reverse(int *y, const int *x, int n);            /* through shared memory, one block of n threads */
 int shim_reverse_no_barrier(int *y, const int *x, int n); /* the same with its barrier forgotten */
-int shim_early_exit(int n);        /* thread 0 ends before a barrier */
-int shim_branch_barrier(int n);    /* even and odd threads at barriers of their own */
-int shim_branch_shuffle(int n);    /* lanes at two shuffles */
-int shim_outside_mask(void);       /* a shuffle from a lane that is not in the mask */
-int shim_poison(float *y);         /* reads shared memory nobody wrote */
-int shim_behind_dynamic(size_t bytes); /* writes one byte behind dynamic shared memory */
+int shim_early_exit(int n);                               /* thread 0 ends before a barrier */
+int shim_branch_barrier(int n);                           /* even and odd threads at barriers of their own */
+int shim_branch_shuffle(int n);                           /* lanes at two shuffles */
+int shim_outside_mask(void);                              /* a shuffle from a lane that is not in the mask */
+int shim_poison(float *y);                                /* reads shared memory nobody wrote */
+int shim_behind_dynamic(size_t bytes);                    /* writes one byte behind dynamic shared memory */
 int shim_too_much_static(void);
 int shim_grid_of_zero(void);
-int shim_scan(int *y, const int *x); /* 64 threads: inclusive sums by shuffles and a named barrier */
+int shim_scan(int *y, const int *x);               /* 64 threads: inclusive sums by shuffles and a named barrier */
 int shim_copies(int *y, const int *x, int waited); /* cp.async of 32 words, with and without its wait */
-int shim_votes(unsigned *y);       /* ballot of odd lanes; exchange in half a warp */
+int shim_votes(unsigned *y);                       /* ballot of odd lanes; exchange in half a warp */
 
 #ifdef __cplusplus
 }

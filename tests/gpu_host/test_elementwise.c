@@ -49,9 +49,9 @@ static void test_elementwise_silu_mul(void **state) {
   (void)state;
   GPU_REQUIRED();
   silu(1, 1, 2, 1);
-  silu(3, 5, 11, 6);    /* odd: one at a time */
+  silu(3, 5, 11, 6);                         /* odd: one at a time */
   silu(2, 6912 / 4, 2 * 6912 / 4, 6912 / 4); /* both halves of one product */
-  silu(4, 260, 524, 262); /* up is not on 16 bytes */
+  silu(4, 260, 524, 262);                    /* up is not on 16 bytes */
 }
 
 static void epilogue(int64_t m, int64_t n, int which, btc_act act, bool first, int64_t residual_rows) {
@@ -174,7 +174,8 @@ static void test_elementwise_kv_store(void **state) {
   GPU_REQUIRED();
   enum { STRIDE = KV_HEADS * WIDTH + 3 };
   for (int t = BTC_F32; t <= BTC_BF16; t += 2) {
-    gpu_array k = gpu_random(ROWS * STRIDE), v = gpu_random(ROWS * STRIDE), items = gpu_ints(row_item, ROWS), pos = gpu_ints(row_pos, ROWS);
+    gpu_array k = gpu_random(ROWS * STRIDE), v = gpu_random(ROWS * STRIDE), items = gpu_ints(row_item, ROWS),
+              pos = gpu_ints(row_pos, ROWS);
     cache c = cache_new((btc_dtype)t);
     GPU(btc_cuda_kv_store(&c.kv, items.device, pos.device, k.device, STRIDE, v.device, STRIDE, ROWS, NULL));
     check_cache(&c, (btc_dtype)t, k.host, v.host, STRIDE);

@@ -24,7 +24,8 @@ static void check_rows(gpu_array *y, gpu_array *h, const float *want, int64_t n,
 
 static void norm(sizes z, bool rms, float offset) {
   int64_t all = z.m * z.n;
-  gpu_array x = gpu_random(all), w = gpu_random(z.n), c = gpu_random(z.n), y = gpu_new((size_t)all * 4, 0), h = gpu_new((size_t)all * 2, 0);
+  gpu_array x = gpu_random(all), w = gpu_random(z.n), c = gpu_random(z.n), y = gpu_new((size_t)all * 4, 0),
+            h = gpu_new((size_t)all * 2, 0);
   for (int64_t i = 0; i < all; i++) gpu_f32(&x)[i] += offset;
   gpu_put(&x);
   float *want = malloc((size_t)all * sizeof *want);
@@ -131,8 +132,10 @@ static void test_norms_cosine_concat_equals_plain(void **state) {
 }
 
 static const struct CMUnitTest tests[] = {
-    cmocka_unit_test(test_norms_layernorm_equals_plain),     cmocka_unit_test(test_norms_rmsnorm_equals_plain),
-    cmocka_unit_test(test_norms_constant_row),               cmocka_unit_test(test_norms_row_alone),
+    cmocka_unit_test(test_norms_layernorm_equals_plain),
+    cmocka_unit_test(test_norms_rmsnorm_equals_plain),
+    cmocka_unit_test(test_norms_constant_row),
+    cmocka_unit_test(test_norms_row_alone),
     cmocka_unit_test(test_norms_cosine_concat_equals_plain),
 };
 

@@ -12,15 +12,21 @@ static void normalise(float *out, const uint8_t *rgb, int64_t n, double rescale)
 
 static void check(int64_t width, int64_t height, int channels, bool pad, int64_t side) {
   int64_t canvas = width > height ? width : height, pixels = side * side;
-  btc_resize_plan plan = {.width = width, .height = height, .canvas_width = width, .canvas_height = height, .out_width = side,
-                          .out_height = side, .channels = channels};
+  btc_resize_plan plan = {.width = width,
+                          .height = height,
+                          .canvas_width = width,
+                          .canvas_height = height,
+                          .out_width = side,
+                          .out_height = side,
+                          .channels = channels};
   if (pad) {
     plan.canvas_width = plan.canvas_height = canvas;
     plan.left = (canvas - width) / 2;
     plan.top = (canvas - height) / 2;
   }
   gpu_array in = gpu_new((size_t)(width * height * channels), 0);
-  for (size_t i = 0; i < in.bytes; i++) ((uint8_t *)in.host)[i] = (uint8_t)(random_u32() % 3 ? random_u32() : random_u32() % 2 * 255);
+  for (size_t i = 0; i < in.bytes; i++)
+    ((uint8_t *)in.host)[i] = (uint8_t)(random_u32() % 3 ? random_u32() : random_u32() % 2 * 255);
   gpu_put(&in);
   uint8_t *rgb = malloc((size_t)pixels * 3);
   float *want = malloc((size_t)pixels * 3 * sizeof *want);

@@ -56,10 +56,10 @@ static void test_sample_temperature_top_k_top_p(void **state) {
   (void)state;
   GPU_REQUIRED();
   static const btc_sampling ways[] = {
-      {.temperature = 1, .top_p = 1, .top_k = 0},          {.temperature = 0.7f, .top_p = 1, .top_k = 50},
-      {.temperature = 2, .top_p = 0.9f, .top_k = 50},      {.temperature = 0.2f, .top_p = 0.5f, .top_k = 0},
-      {.temperature = 1e-30f, .top_p = 0.9f, .top_k = 3},  {.temperature = 100, .top_p = 0.99f, .top_k = 7},
-      {.temperature = 1, .top_p = 1e-6f, .top_k = 0},      {.temperature = 1, .top_p = 1, .top_k = 1},
+      {.temperature = 1, .top_p = 1, .top_k = 0},         {.temperature = 0.7f, .top_p = 1, .top_k = 50},
+      {.temperature = 2, .top_p = 0.9f, .top_k = 50},     {.temperature = 0.2f, .top_p = 0.5f, .top_k = 0},
+      {.temperature = 1e-30f, .top_p = 0.9f, .top_k = 3}, {.temperature = 100, .top_p = 0.99f, .top_k = 7},
+      {.temperature = 1, .top_p = 1e-6f, .top_k = 0},     {.temperature = 1, .top_p = 1, .top_k = 1},
   };
   for (int i = 0; i < VOCABULARIES; i++)
     for (size_t w = 0; w < sizeof ways / sizeof ways[0]; w++) check(vocabularies[i], &ways[w]);

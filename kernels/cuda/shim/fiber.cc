@@ -57,9 +57,12 @@ static void arrive_in_scheduler() {
 #define SAVE_OF(f) (&(f)->fake_stack)
 #define SAVE_OF_SCHEDULER (&scheduler_fake_stack)
 #else
-static void leave_for(const btc_fiber *, void **) {}
-static void arrive_in_fiber(btc_fiber *) {}
-static void arrive_in_scheduler() {}
+static void leave_for(const btc_fiber *, void **) {
+}
+static void arrive_in_fiber(btc_fiber *) {
+}
+static void arrive_in_scheduler() {
+}
 #define SAVE_OF(f) nullptr
 #define SAVE_OF_SCHEDULER nullptr
 #endif

@@ -45,7 +45,8 @@ void btc_shim_fail(const char *format, ...) {
     int n = snprintf(message, sizeof message, "%s, block (%u,%u,%u): ", kernel_name, blockIdx.x, blockIdx.y, blockIdx.z);
     va_list args;
     va_start(args, format);
-    if (n >= 0 && n < static_cast<int>(sizeof message)) vsnprintf(message + n, sizeof message - static_cast<size_t>(n), format, args);
+    if (n >= 0 && n < static_cast<int>(sizeof message))
+      vsnprintf(message + n, sizeof message - static_cast<size_t>(n), format, args);
     va_end(args);
     if (!quiet) fprintf(stderr, "gpu shim: %s\n", message);
   }
@@ -88,7 +89,8 @@ void btc_shim_barrier(unsigned id, unsigned count, const char *file, int line) {
 const unsigned char *btc_shim_exchange(unsigned mask, const void *mine, size_t bytes, const char *file, int line) {
   shim_thread *t = running;
   if (bytes > BTC_SHIM_SLOT) btc_shim_fail("an exchange of %zu bytes a lane, of at most %d", bytes, BTC_SHIM_SLOT);
-  if (!(mask >> btc_shim_lane() & 1)) btc_shim_fail("lane %d is not in its own mask %08x (%s:%d)", btc_shim_lane(), mask, file, line);
+  if (!(mask >> btc_shim_lane() & 1))
+    btc_shim_fail("lane %d is not in its own mask %08x (%s:%d)", btc_shim_lane(), mask, file, line);
   if (bytes) memcpy(t->brought, mine, bytes);
   t->state = AT_WARP;
   t->mask = mask;
@@ -121,7 +123,8 @@ static void release_barrier(const shim_thread *first) {
     waiting++;
     if (!same_place(t, first)) fail_places("a barrier in a branch", first, t);
   }
-  if (waiting > need) btc_shim_fail("%u threads wait at barrier %u of %u (%s:%d)", waiting, first->barrier, need, first->file, first->line);
+  if (waiting > need)
+    btc_shim_fail("%u threads wait at barrier %u of %u (%s:%d)", waiting, first->barrier, need, first->file, first->line);
   if (failed || waiting != need) return;
   unsigned id = first->barrier;
   for (int i = 0; i < n_threads; i++)
@@ -174,8 +177,8 @@ static void fail_stuck() {
   if (!other)
     btc_shim_fail("all threads wait at %s that lacks threads (%s:%d)", what, waits->file, waits->line);
   else if (other->state == ENDED)
-    btc_shim_fail("thread %d waits at %s (%s:%d) that thread %d never reached: it has ended", static_cast<int>(waits - threads), what,
-                  waits->file, waits->line, static_cast<int>(other - threads));
+    btc_shim_fail("thread %d waits at %s (%s:%d) that thread %d never reached: it has ended", static_cast<int>(waits - threads),
+                  what, waits->file, waits->line, static_cast<int>(other - threads));
   else
     fail_places("neither can go on", waits, other);
 }

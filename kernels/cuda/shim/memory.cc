@@ -82,7 +82,8 @@ void *btc_shim_shared(const void *key, size_t bytes, size_t align) {
 void btc_shim_cp_async(void *dst, const void *src, int bytes, int valid) {
   shim_thread *t = btc_shim_current();
   if (bytes != 4 && bytes != 8 && bytes != 16) btc_shim_fail("cp.async of %d bytes", bytes);
-  if (reinterpret_cast<uintptr_t>(dst) % static_cast<unsigned>(bytes) || reinterpret_cast<uintptr_t>(src) % static_cast<unsigned>(bytes))
+  if (reinterpret_cast<uintptr_t>(dst) % static_cast<unsigned>(bytes) ||
+      reinterpret_cast<uintptr_t>(src) % static_cast<unsigned>(bytes))
     btc_shim_fail("cp.async of %d bytes at an address that is no multiple of it", bytes);
   if (t->n_copies == MAX_COPIES) btc_shim_fail("more than %d copies of one thread pending", MAX_COPIES);
   t->copies[t->n_copies++] = {dst, src, bytes, valid, t->group};

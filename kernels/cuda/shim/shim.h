@@ -43,7 +43,8 @@ struct uint3 {
 
 struct dim3 {
   unsigned x, y, z;
-  constexpr dim3(unsigned vx = 1, unsigned vy = 1, unsigned vz = 1) : x(vx), y(vy), z(vz) {}
+  constexpr dim3(unsigned vx = 1, unsigned vy = 1, unsigned vz = 1) : x(vx), y(vy), z(vz) {
+  }
 };
 
 struct __align__(8) float2 {
@@ -207,8 +208,10 @@ static inline T atomicCAS(T *p, T expected, T v) {
   if (old == expected) *p = v;
   return old;
 }
-static inline void __threadfence() {}
-static inline void __threadfence_block() {}
+static inline void __threadfence() {
+}
+static inline void __threadfence_block() {
+}
 
 /* ---- small functions ---- */
 
@@ -249,7 +252,7 @@ void btc_shim_cp_async_wait(int groups); /* until at most this many committed gr
 void *btc_shim_shared(const void *site, size_t bytes, size_t align);
 void *btc_shim_dynamic();
 
-#define BTC_SHARED(T, name, n)        \
+#define BTC_SHARED(T, name, n)           \
   static const char btc_site_##name = 0; \
   T(&name)[n] = *static_cast<T(*)[n]>(btc_shim_shared(&btc_site_##name, sizeof(T[n]), 16))
 #define BTC_DYNAMIC_SHARED(T, name) T *name = static_cast<T *>(btc_shim_dynamic())
