@@ -26,9 +26,11 @@
 #define BTC_DYNAMIC_SHARED(T, name)             \
   extern __shared__ uint4 btc_dynamic_shared[]; \
   T *name = reinterpret_cast<T *>(btc_dynamic_shared)
-/* The launch's cudaError_t as an int. kernel: a name, or (name<a, b>) in parentheses. */
+/* The launch's cudaError_t as an int. kernel: a name, or (name<a, b>) in parentheses. The tool takes a header for plain C++. */
+/* clang-format off */
 #define BTC_LAUNCH(kernel, grid, block, smem, stream, ...) \
-  ((kernel) < < < (grid), (block), (smem), (stream) >>> (__VA_ARGS__), static_cast<int>(cudaGetLastError()))
+  ((kernel)<<<(grid), (block), (smem), (stream)>>>(__VA_ARGS__), static_cast<int>(cudaGetLastError()))
+/* clang-format on */
 /* Before the first launch of a kernel with more than 48 KiB of dynamic shared memory; an int as above. */
 #define BTC_ALLOW_SHARED(kernel, bytes) \
   static_cast<int>(cudaFuncSetAttribute((kernel), cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes)))
