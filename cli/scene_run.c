@@ -158,6 +158,11 @@ btc_status scene_runner_run(scene_runner *r, btc_error *err) {
 
 /* ---- life ---- */
 
+static void on_note(void *ctx, const char *text) {
+  (void)ctx;
+  fprintf(stderr, "btcchat: %s\n", text);
+}
+
 static btc_status open_all(scene_runner *r, btc_error *err) {
   const model_options *o = &r->job.plan->o->model;
   btc_model_info info;
@@ -170,6 +175,7 @@ static btc_status open_all(scene_runner *r, btc_error *err) {
                             .max_tokens = (int)o->max_tokens,
                             .cancel = &cli_interrupted,
                             .done = on_done,
+                            .note = on_note,
                             .ctx = r};
   bo.precision = !strcmp(o->dtype, "f32") ? BTC_PRECISION_F32 : !strcmp(o->dtype, "bf16") ? BTC_PRECISION_BF16 : BTC_PRECISION_AUTO;
   btc_status st = btc_batcher_create(r->job.m, &bo, &r->b, err);

@@ -281,6 +281,7 @@ btc_status btc_batcher_step(btc_batcher *b, btc_error *err) {
   if (!err) err = &own;
   bool worked = answer_over(b);
   btc_status st = compute(b, &worked, err);
+  if (st == BTC_ERR_NOMEM && batcher_shrink(b, err)) return BTC_OK;
   if (st != BTC_OK) {
     answer_all(b, st, err);
     return st;
