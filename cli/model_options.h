@@ -80,6 +80,8 @@ extern const model_options model_options_default;
  * there. Lives until the next call. */
 const char *default_model_dir(void);
 
+/* What --device means on this machine; NULL: printed that there is no such device (CLI_USAGE). */
+const char *chosen_device(const model_options *o);
 /* Opens model and session by the options; prints the error and returns an exit code other than CLI_OK on failure. */
 int open_model(const model_options *o, btc_model **m);
 int open_session(const model_options *o, btc_model *m, btc_session **s);
