@@ -169,7 +169,7 @@ static btc_status open_all(scene_runner *r, btc_error *err) {
   btc_model_get_info(r->job.m, &info);
   if (info.change_layers < 0) return btc_fail(err, BTC_ERR_MODEL, "the model has no change module: it captions no pairs");
   r->grid = info.grid;
-  btc_batcher_options bo = {.device = o->device,
+  btc_batcher_options bo = {.device = chosen_device(o),
                             .threads = (int)o->threads,
                             .slots = (int)o->batch,
                             .max_tokens = (int)o->max_tokens,
