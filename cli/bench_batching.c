@@ -89,7 +89,7 @@ static void on_done(void *ctx, void *tag, btc_result *r) {
 
 /* A batcher of its own, so that its cache begins empty; making it does not count. */
 static btc_status run_batched(bench *b, const char **paths, double *items_s, btc_batcher_counts *counts, btc_error *err) {
-  btc_batcher_options bo = {.device = b->o->model->device,
+  btc_batcher_options bo = {.device = chosen_device(b->o->model),
                             .threads = (int)b->o->model->threads,
                             .slots = (int)b->o->slots,
                             .max_tokens = (int)b->o->tokens,

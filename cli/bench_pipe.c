@@ -47,7 +47,7 @@ static btc_status cut(bench *b, const btc_model *m, btc_precision precision, btc
   if (st != BTC_OK) return st;
   for (int i = 0; i < n; i++)
     block[i] = (btc_plan_block){.kind = (btc_plan_kind)btc_block_at(m, i).kind, .price = btc_block_flops(m, i, &load)};
-  static char names[BTC_PLAN_STAGES][8];
+  static char names[BTC_PLAN_STAGES][16];
   for (int i = 0; i < b->ranks; i++) {
     snprintf(names[i], sizeof names[i], "%d", i);
     members[i] = (btc_plan_member){.name = names[i], .fingerprint = "", .site = "", .memory_bytes = INT64_MAX / 4};

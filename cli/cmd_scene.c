@@ -270,7 +270,8 @@ static int run_scene(const scene_options *o) {
   btc_model *m = NULL;
   const char *prompt = NULL;
   char *owned = NULL;
-  int code = o->dry_run ? CLI_OK : scene_files_make(o->out, &files);
+  int code = chosen_device(&o->model) ? CLI_OK : CLI_USAGE;
+  if (code == CLI_OK && !o->dry_run) code = scene_files_make(o->out, &files);
   if (code == CLI_OK && !o->dry_run) code = make_work_folder(o, &files);
   bool folder = code == CLI_OK && !o->dry_run;
   if (code == CLI_OK) code = read_prompt(&o->model, &prompt, &owned);

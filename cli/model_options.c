@@ -45,15 +45,17 @@ int open_model(const model_options *o, btc_model **m) {
   return CLI_FAILED;
 }
 
+const char *chosen_device(const model_options *o) {
+  if (btc_device_known(o->device)) return btc_device_choose(o->device);
+  cli_error("--device %s: not one of auto, cpu, plain, cuda, cuda:N", o->device);
+  return NULL;
+}
+
 int open_session(const model_options *o, btc_model *m, btc_session **s) {
   btc_session_options so = btc_session_options_default();
   btc_error err;
   *s = NULL;
-  if (!btc_device_known(o->device)) {
-    cli_error("--device %s: not one of auto, cpu, plain, cuda, cuda:N", o->device);
-    return CLI_USAGE;
-  }
-  so.device = btc_device_choose(o->device);
+  if (!(so.device = chosen_device(o))) return CLI_USAGE;
   so.threads = (int)o->threads;
   so.precision = !strcmp(o->dtype, "f32") ? BTC_PRECISION_F32 : !strcmp(o->dtype, "bf16") ? BTC_PRECISION_BF16 : BTC_PRECISION_AUTO;
   so.max_batch = (int)o->batch;

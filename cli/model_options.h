@@ -13,27 +13,27 @@ typedef struct model_options {
 extern const model_options model_options_default;
 
 /* Table rows for an array of cli_option. */
-#define MODEL_OPTION_ROWS(o)                                                                 \
-  {.name = "model",                                                                          \
-   .letter = 'm',                                                                            \
-   .type = CLI_TEXT,                                                                         \
-   .target = &(o).model,                                                                     \
-   .value = "DIR",                                                                           \
-   .help = "checkpoint (default: the nano model shipped beside the program)"},               \
-      {.name = "device",                                                                     \
-       .type = CLI_TEXT,                                                                     \
-       .target = &(o).device,                                                                \
-       .value = "D",                                                                         \
-       .help = "auto, cpu, cuda, cuda:N, or plain: slow loops (default auto: cuda if usable)"},                         \
-      {.name = "dtype",                                                                      \
-       .type = CLI_CHOICE,                                                                   \
-       .target = &(o).dtype,                                                                 \
-       .value = "T",                                                                         \
+#define MODEL_OPTION_ROWS(o)                                                                    \
+  {.name = "model",                                                                             \
+   .letter = 'm',                                                                               \
+   .type = CLI_TEXT,                                                                            \
+   .target = &(o).model,                                                                        \
+   .value = "DIR",                                                                              \
+   .help = "checkpoint (default: the nano model shipped beside the program)"},                  \
+      {.name = "device",                                                                        \
+       .type = CLI_TEXT,                                                                        \
+       .target = &(o).device,                                                                   \
+       .value = "D",                                                                            \
+       .help = "auto, cpu, cuda, cuda:N, or plain: slow loops (default auto: cuda if usable)"}, \
+      {.name = "dtype",                                                                         \
+       .type = CLI_CHOICE,                                                                      \
+       .target = &(o).dtype,                                                                    \
+       .value = "T",                                                                            \
        .help = "products in f32 or bf16 (default auto: bf16 where the device has it)",          \
-       .choices = "auto|f32|bf16"},                                                          \
-  {                                                                                          \
-    .name = "threads", .letter = 't', .type = CLI_INT, .target = &(o).threads, .value = "N", \
-    .help = "threads, 0 = all processors (default 0)", .low = 0, .high = 256                 \
+       .choices = "auto|f32|bf16"},                                                             \
+  {                                                                                             \
+    .name = "threads", .letter = 't', .type = CLI_INT, .target = &(o).threads, .value = "N",    \
+    .help = "threads, 0 = all processors (default 0)", .low = 0, .high = 256                    \
   }
 
 #define ANSWER_OPTION_ROWS(o)                                                                                            \
@@ -80,6 +80,8 @@ extern const model_options model_options_default;
  * there. Lives until the next call. */
 const char *default_model_dir(void);
 
+/* What --device means on this machine; NULL: printed that there is no such device (CLI_USAGE). */
+const char *chosen_device(const model_options *o);
 /* Opens model and session by the options; prints the error and returns an exit code other than CLI_OK on failure. */
 int open_model(const model_options *o, btc_model **m);
 int open_session(const model_options *o, btc_model *m, btc_session **s);

@@ -158,18 +158,24 @@ btc_status scene_runner_run(scene_runner *r, btc_error *err) {
 
 /* ---- life ---- */
 
+static void on_note(void *ctx, const char *text) {
+  (void)ctx;
+  fprintf(stderr, "btcchat: %s\n", text);
+}
+
 static btc_status open_all(scene_runner *r, btc_error *err) {
   const model_options *o = &r->job.plan->o->model;
   btc_model_info info;
   btc_model_get_info(r->job.m, &info);
   if (info.change_layers < 0) return btc_fail(err, BTC_ERR_MODEL, "the model has no change module: it captions no pairs");
   r->grid = info.grid;
-  btc_batcher_options bo = {.device = o->device,
+  btc_batcher_options bo = {.device = chosen_device(o),
                             .threads = (int)o->threads,
                             .slots = (int)o->batch,
                             .max_tokens = (int)o->max_tokens,
                             .cancel = &cli_interrupted,
                             .done = on_done,
+                            .note = on_note,
                             .ctx = r};
   bo.precision = !strcmp(o->dtype, "f32") ? BTC_PRECISION_F32 : !strcmp(o->dtype, "bf16") ? BTC_PRECISION_BF16 : BTC_PRECISION_AUTO;
   btc_status st = btc_batcher_create(r->job.m, &bo, &r->b, err);

@@ -252,7 +252,7 @@ static btc_status run_call(call *k) {
 
 btc_status btc_client_call(btc_client *c, Btc__Envelope *e, Btc__Envelope__BodyCase want, int64_t extra_ms, Btc__Envelope **reply,
                            btc_error *err) {
-  btc_error own;
+  btc_error own = {0};
   int64_t now = btc_now_ns();
   call k = {
       .c = c, .e = e, .want = want, .reply = reply, .err = err ? err : &own, .due = now, .heard = now, .wait_ms = FIRST_WAIT_MS};

@@ -30,7 +30,8 @@ static void fill_options(btc_batcher *b) {
   if (!o->cache_bytes) o->cache_bytes = CACHE_BYTES;
   if (o->cache_bytes < 0) o->cache_bytes = 0;
   b->precision = o->precision;
-  if (b->precision == BTC_PRECISION_AUTO) b->precision = btc_device_has_bf16(o->device ? o->device : "cpu") ? BTC_PRECISION_BF16 : BTC_PRECISION_F32;
+  if (b->precision == BTC_PRECISION_AUTO)
+    b->precision = btc_device_has_bf16(o->device ? o->device : "cpu") ? BTC_PRECISION_BF16 : BTC_PRECISION_F32;
   b->n_jobs = o->slots + o->ahead;
   b->change = (int)b->m->cfg->vision.blocks + 1;
   b->splice = b->change + 1;
@@ -281,6 +282,7 @@ btc_status btc_batcher_step(btc_batcher *b, btc_error *err) {
   if (!err) err = &own;
   bool worked = answer_over(b);
   btc_status st = compute(b, &worked, err);
+  if (st == BTC_ERR_NOMEM && batcher_shrink(b, err)) return BTC_OK;
   if (st != BTC_OK) {
     answer_all(b, st, err);
     return st;

@@ -7,6 +7,9 @@
  * A step: admit items to free slots, encode images if a slot is free and no item is ready for it, prefill at most `chunk`
  * positions, then decode one token of every live item. Nothing is allocated by steps that only decode.
  *
+ * A step that runs out of memory costs no item: the batcher goes on with half its slots and half the images in a pass of the tower,
+ * and begins anew what was under way. Only what does not fit at one slot and one image fails.
+ *
  * Private to engine/, worker/ and the programs of cli/. Thread: one at a time; the reading thread is the batcher's own.
  */
 #ifndef BTC_BATCHER_H
@@ -18,7 +21,7 @@ typedef struct btc_batcher_options {
   const char *device; /* as in btc_session_options, like the next two */
   int threads;
   btc_precision precision;
-  int slots;                  /* items generated together, 1..256 */
+  int slots;                  /* items generated together, 1..256; fewer when memory runs out */
   int max_tokens;             /* most tokens of an answer */
   int ahead;                  /* items prepared beyond those in slots; 0: as many as slots, 8 at most */
   int vision_batch;           /* images in one pass of the tower; 0: 4 */
@@ -30,6 +33,8 @@ typedef struct btc_batcher_options {
   size_t n_force;             /* answers then end after this many */
   /* The answer of a submitted item, out of btc_batcher_step or _destroy; *r is the callee's to clear. It may submit and cancel. */
   void (*done)(void *ctx, void *tag, btc_result *r);
+  /* One sentence for a log, out of btc_batcher_step: it has shrunk, and why; may be NULL. */
+  void (*note)(void *ctx, const char *text);
   void *ctx;
 } btc_batcher_options;
 
@@ -39,7 +44,8 @@ typedef struct btc_batcher btc_batcher;
 btc_status btc_batcher_create(btc_model *m, const btc_batcher_options *o, btc_batcher **out, btc_error *err);
 /* Items still open are answered with CANCELLED. */
 void btc_batcher_destroy(btc_batcher **b);
-int btc_batcher_room(const btc_batcher *b); /* items that may be submitted now: slots + ahead - open */
+/* Items that may be submitted now: slots (those it was made with) + ahead - open. */
+int btc_batcher_room(const btc_batcher *b);
 int btc_batcher_open(const btc_batcher *b); /* items not answered yet */
 /* The item and all it points to are borrowed until it is answered. LIMIT when there is no room. What is wrong with the item itself
  * comes as its result. */
@@ -47,7 +53,8 @@ btc_status btc_batcher_submit(btc_batcher *b, const btc_item *item, void *tag, b
 /* The next step answers it with CANCELLED (a little later when its images are being read); false when no open item has the tag. */
 bool btc_batcher_cancel(btc_batcher *b, const void *tag);
 /* One step. Waits up to 20 ms when there is nothing to compute but images are on their way. An error is fatal (CANCELLED, or a
- * batcher that cannot compute): every open item has been answered with it. */
+ * batcher that cannot compute): every open item has been answered with it. After DEVICE, which is no item's fault, the batcher can
+ * only be destroyed. */
 btc_status btc_batcher_step(btc_batcher *b, btc_error *err);
 
 const char *btc_batcher_describe(const btc_batcher *b);

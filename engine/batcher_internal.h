@@ -73,4 +73,8 @@ btc_status batcher_prefill(btc_batcher *b, bool *worked, btc_error *err);
 btc_status batcher_decode(btc_batcher *b, bool *worked, btc_error *err);
 btc_status batcher_reserve(btc_batcher *b, int64_t images, int64_t positions, btc_error *err);
 
+/* batcher_shrink.c: after a step that failed with NOMEM for the reason `why`. False: it cannot be smaller. */
+bool batcher_shrink(btc_batcher *b, const btc_error *why);
+bool batcher_can_shrink(const btc_batcher *b);
+
 #endif

@@ -191,7 +191,8 @@ btc_status batcher_admit(btc_batcher *b, bool *worked, btc_error *err) {
     if (!j || must_wait(b, j)) return BTC_OK;
     *worked = true;
     btc_status st = admit(b, j, &e);
-    if (st == BTC_ERR_CANCELLED) return btc_fail(err, st, "%s", e.message);
+    bool everybody = st == BTC_ERR_CANCELLED || st == BTC_ERR_DEVICE || (st == BTC_ERR_NOMEM && batcher_can_shrink(b));
+    if (everybody) return btc_fail(err, st, "%s", e.message);
     if (st != BTC_OK) fail_job(b, j, st, &e);
   }
   return BTC_OK;

@@ -49,7 +49,8 @@ btc_status btc_session_create(btc_model *m, const btc_session_options *o, btc_se
   s->m = m;
   s->o = *o;
   s->precision = o->precision;
-  if (s->precision == BTC_PRECISION_AUTO) s->precision = btc_device_has_bf16(o->device ? o->device : "cpu") ? BTC_PRECISION_BF16 : BTC_PRECISION_F32;
+  if (s->precision == BTC_PRECISION_AUTO)
+    s->precision = btc_device_has_bf16(o->device ? o->device : "cpu") ? BTC_PRECISION_BF16 : BTC_PRECISION_F32;
   size_t batch = (size_t)o->max_batch, vocab = (size_t)m->cfg->llm.vocab;
   btc_stage_options so = {.backend = o->device ? o->device : "cpu",
                           .threads = o->threads,

@@ -17,6 +17,7 @@ struct btc_stage {
   int64_t *pos, *rows; /* [slots] */
   int32_t *ids;        /* [slots] decode */
   btc_kv *kvs;         /* [layers, slots] */
+  btc_dtype kv_dtype;
   uint64_t generation; /* of the memory that recorded steps refer to */
   int slots;
   const volatile int *cancel;
@@ -89,10 +90,9 @@ static btc_status make_tables(btc_stage *s, btc_error *err) {
 }
 
 /* bf16 keys and values with bf16 products: half the memory, and golden cases stay within half their limits. */
-static btc_status make_cache(btc_stage *s, btc_compute compute, btc_error *err) {
+static btc_status make_cache(const btc_stage *s, int slots, btc_kv_cache **out, btc_error *err) {
   const btc_llm_config *l = &s->m->cfg->llm;
-  return btc_kv_cache_create(s->be, s->llm_last - s->llm_first, s->slots, l->kv_heads, l->head_dim,
-                             compute == BTC_COMPUTE_BF16 ? BTC_BF16 : BTC_F32, &s->kv, err);
+  return btc_kv_cache_create(s->be, s->llm_last - s->llm_first, slots, l->kv_heads, l->head_dim, s->kv_dtype, out, err);
 }
 
 btc_status btc_stage_create(const btc_model *m, int first, int last, const btc_stage_options *o, btc_stage **out, btc_error *err) {
@@ -122,7 +122,8 @@ btc_status btc_stage_create(const btc_model *m, int first, int last, const btc_s
   if (st == BTC_OK) st = btc_stage_hold(m, first, last, s->be, err);
   if (st == BTC_OK) st = make_scratch(s, err);
   if (st == BTC_OK) st = make_tables(s, err);
-  if (st == BTC_OK) st = make_cache(s, o->compute, err);
+  s->kv_dtype = o->compute == BTC_COMPUTE_BF16 ? BTC_BF16 : BTC_F32;
+  if (st == BTC_OK) st = make_cache(s, s->slots, &s->kv, err);
   if (st != BTC_OK) btc_stage_destroy(&s);
   *out = s;
   return st;
@@ -174,6 +175,23 @@ btc_status btc_stage_reserve(btc_stage *s, const btc_stage_item *items, int n, i
   if (need > s->flow_floats || slot_positions > btc_kv_cache_capacity(s->kv)) s->generation++;
   btc_status st = need > s->flow_floats ? grow_flow(s, n, need, err) : BTC_OK;
   return st == BTC_OK ? btc_kv_cache_reserve(s->kv, slot_positions, err) : st;
+}
+
+btc_status btc_stage_shrink(btc_stage *s, int slots, btc_error *err) {
+  if (slots < 1 || slots > s->slots) return btc_fail(err, BTC_ERR_ARG, "a stage of %d slots cannot have %d", s->slots, slots);
+  btc_kv_cache *fewer;
+  btc_status st = make_cache(s, slots, &fewer, err);
+  if (st != BTC_OK) return st;
+  for (int k = 0; k < 2; k++) {
+    btc_backend_free(s->be, s->flow[k]);
+    s->flow[k] = NULL;
+  }
+  s->flow_floats = 0;
+  s->generation++;
+  btc_kv_cache_destroy(&s->kv);
+  s->kv = fewer;
+  s->slots = slots;
+  return BTC_OK;
 }
 
 void btc_stage_set_tap(btc_stage *s, btc_tap *tap, void *user) {

@@ -74,7 +74,7 @@ btc_status geo_process_start(const char *const *args, geo_process *p, btc_geo_fa
   *p = (geo_process){.fd = -1};
   char *program = btc_geo_program(f), *argv[MAX_ARGS + 2] = {program};
   if (!program) return f ? f->error.code : BTC_ERR_NOT_FOUND;
-  for (int i = 0; args[i] && i < MAX_ARGS; i++) argv[i + 1] = (char *)args[i];
+  for (int i = 0; i < MAX_ARGS && args[i]; i++) argv[i + 1] = (char *)args[i];
   int ends[2];
   if (!open_ends(ends)) {
     free(program);

@@ -102,8 +102,9 @@ void cuda_set_items(btc_backend *b, const btc_items *t) {
       row_pos[rows] = (int32_t)(t->pos[i] + r);
     }
   for (int64_t i = 0; i < t->n * t->layers; i++) {
-    memcpy(c->table_host + p.k + (size_t)i * sizeof(void *), &t->kv[i].k, sizeof(void *));
-    memcpy(c->table_host + p.v + (size_t)i * sizeof(void *), &t->kv[i].v, sizeof(void *));
+    const size_t at = (size_t)i * sizeof t->kv[i].k;
+    memcpy(c->table_host + p.k + at, &t->kv[i].k, sizeof t->kv[i].k);
+    memcpy(c->table_host + p.v + at, &t->kv[i].v, sizeof t->kv[i].v);
   }
   if (t->layers) c->kv = t->kv[0];
   if (t->ids) memcpy(c->table_host + p.ids, t->ids, (size_t)t->n * sizeof *t->ids);

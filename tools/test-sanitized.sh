@@ -5,7 +5,7 @@ shared=$1 jobs=$2 test_jobs=$3
 shift 3
 # What hurts whole queues for minutes runs in the release build only (cmake/tests.cmake), and so do scenes, whose helper shuts itself in,
 # and what runs none of our C.
-heavy='^(test_(captions|chaos|chaos_long|partition|pipe|pipes|run|scene|step_crash)[.]|model_queue$|slurm$|bench_)'
+heavy='^(test_(captions|chaos|chaos_long|members|partition|pipe|pipe_full|pipes|report|run|scene|step_crash)[.]|model_queue$|slurm$|bench_)'
 # What has threads; the parsers' tests would be slow under TSan and show nothing.
 threads='ops|kernels|session|stage|batcher|loop|keys|socket|client|io|results|http|sink|worker'
 for kind in "$@"; do

@@ -14,6 +14,7 @@ enum {
   MOST_BACKOFF_MS = 5000,
   HOPELESS_STARTS = 5,
   LOAD_PATIENCE = 10 /* stall windows for loading a model */,
+  MOST_LOSSES = 5 /* of a device in a row that are nobody's fault */,
   RUN_BYTES = 1 << 20
 };
 
@@ -29,6 +30,7 @@ static const child_calls calls;
 
 static void start_later(agent *a) {
   int failures = a->failed_starts > a->idle_deaths ? a->failed_starts : a->idle_deaths;
+  if (a->device_losses > failures) failures = a->device_losses;
   btc_timer_after_ms(a->restart_timer, backoff_ms(failures));
 }
 
@@ -108,6 +110,7 @@ static void moved(agent *a, uint64_t by) {
 static void on_started(void *ctx, const Btc__ChildStarted *s) {
   agent *a = ctx;
   for (size_t i = 0; i < s->n_ticket; i++) ledger_start(a->ledger, s->ticket[i], btc_loop_now_ns(a->loop));
+  if (s->note && s->note[0]) agent_log(a, "engine-note", "what=\"%s\"", s->note);
   if (s->progress > a->child_progress || s->n_ticket) moved(a, 1);
   a->child_progress = s->progress;
   if (!s->n_ticket) return;
@@ -123,7 +126,7 @@ static void on_done(void *ctx, const Btc__ChildDone *d) {
     agent_log(a, "result-lost", "why=\"%s\"", err.message);
   moved(a, 1);
   a->items_done++;
-  a->idle_deaths = 0;
+  a->idle_deaths = a->device_losses = 0;
   if (started) {
     double ms = (double)(now - started) * 1e-6;
     a->item_ms += (ms - a->item_ms) * (a->item_ms > 0 ? 0.1 : 1);
@@ -141,10 +144,20 @@ static void fail_to_load(agent *a, const child_death *d) {
     agent_fail(a, BTC_ERR_INTERNAL, "the engine cannot start: %s", d->message);
 }
 
+/* A device fails whatever it is given, so the next child gets the same items, without a word to the queue; one that does not come
+ * back makes the next starts fail, and then they go to other workers. An item that loses the device each time would never end: it
+ * is treated as one that crashes its engine, with those beside it. */
+static bool take_items_back(agent *a, const child_death *d) {
+  if (d->end != CHILD_NO_DEVICE || ++a->device_losses > MOST_LOSSES) return false;
+  size_t started = ledger_take_back(a->ledger);
+  agent_log(a, "device-lost", "items-kept=%zu in-a-row=%d why=\"%s\"", started, a->device_losses, d->message);
+  return true;
+}
+
 static void settle_items(agent *a, const child_death *d) {
-  static const char *const reasons[] = {"crash", "crash", "oom", "timeout"};
+  static const char *const reasons[] = {"crash", "crash", "oom", "timeout", "crash"};
   static const Btc__Outcome outcomes[] = {BTC__OUTCOME__OUTCOME_CRASH, BTC__OUTCOME__OUTCOME_CRASH, BTC__OUTCOME__OUTCOME_OOM,
-                                          BTC__OUTCOME__OUTCOME_TIMEOUT};
+                                          BTC__OUTCOME__OUTCOME_TIMEOUT, BTC__OUTCOME__OUTCOME_CRASH};
   size_t started = ledger_child_gone(a->ledger, outcomes[d->end], reasons[d->end], d->message, btc_loop_now_ns(a->loop));
   a->idle_deaths = started ? 0 : a->idle_deaths + 1;
   agent_log(a, "engine-died", "ready=%d started-items=%zu why=\"%s\"", d->ready, started, d->message);
@@ -159,7 +172,7 @@ static void on_died(void *ctx, const child_death *d) {
     fail_to_load(a, d);
     return;
   }
-  settle_items(a, d);
+  if (!take_items_back(a, d)) settle_items(a, d);
   if (!d->ready) a->failed_starts++;
   if (a->load_failure[0]) agent_log(a, "engine-not-ready", "why=\"%s\"", a->load_failure);
   if (a->failed_starts == HOPELESS_STARTS) link_release_chunks(a, false);

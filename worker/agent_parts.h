@@ -55,6 +55,7 @@ typedef struct agent {
   char model_class[96], model_name[128], load_failure[512];
   int failed_starts; /* in a row */
   int idle_deaths;   /* without an item started, in a row */
+  int device_losses; /* without an item done, in a row */
   int64_t child_started_ns, progress_ns, watch_ns;
   uint64_t progress, child_progress; /* of all work; the child's last counter */
   double item_ms;                    /* moving average of one item, start to end */

@@ -111,12 +111,15 @@ static void describe(child *c, int status, child_death *d) {
     if (c->stalled) d->end = CHILD_STALLED;
   } else {
     d->code = WIFEXITED(status) ? WEXITSTATUS(status) : -1;
+    if (d->code == CHILD_EXIT_DEVICE) d->end = CHILD_NO_DEVICE;
   }
   char how[160];
   if (d->end == CHILD_OOM)
     snprintf(how, sizeof how, "the engine was killed because memory ran out");
   else if (d->end == CHILD_STALLED)
     snprintf(how, sizeof how, "the engine made no progress and was killed");
+  else if (d->end == CHILD_NO_DEVICE)
+    snprintf(how, sizeof how, "the engine lost its device");
   else if (d->end == CHILD_KILLED)
     snprintf(how, sizeof how, "the engine died by signal %d (%s)", d->code, strsignal(d->code));
   else

@@ -11,11 +11,14 @@
 
 #define CHILD_WORDS 2048 /* bytes of its stderr that are kept */
 
+enum { CHILD_EXIT_DEVICE = 75 }; /* EX_TEMPFAIL: it lost its device; another process may get it back */
+
 typedef enum child_end {
   CHILD_EXITED,
   CHILD_KILLED /* by a signal */,
   CHILD_OOM,
-  CHILD_STALLED /* by us, see child_kill */
+  CHILD_STALLED /* by us, see child_kill */,
+  CHILD_NO_DEVICE /* exited: its device was lost, through no fault of an item */
 } child_end;
 typedef struct child_death {
   child_end end;

@@ -28,6 +28,7 @@ typedef struct worker_sink {
   void *ctx;
   void (*done)(void *ctx, uint64_t which, worker_answer *a); /* takes an answer: of items[which] of a run, or of a ticket */
   void (*flush)(void *ctx);                                  /* everything said so far leaves the process */
+  void (*note)(void *ctx, const char *text);                 /* a sentence for the worker's log; may be NULL */
 } worker_sink;
 
 typedef struct worker_engine worker_engine;
@@ -38,11 +39,12 @@ struct worker_engine {
   uint64_t progress;   /* atomic: grows while run works; any thread may read it */
   measure_result caps; /* of a part of the model; no blocks: the engine holds all of it */
   int wake_fd;         /* readable: step has something to do although no item is open; 0: none */
-  /* Answers each of n <= batch items once. On an error the items not answered are the caller's to report. */
+  /* Answers each of n <= batch items once. On an error the items not answered are the caller's to report. DEVICE, also from add and
+   * step: the device is lost; what is not answered is no item's fault, and nothing more can be computed in this process. */
   btc_status (*run)(worker_engine *e, const worker_item *items, size_t n, const worker_sink *sink, btc_error *err);
   /* Instead of run: up to room more items are added, of which open are not answered yet; every step brings all of them on and
    * answers those that are done. add answers at once what there is nothing to compute for; on an error the item is the caller's to
-   * report. step answers every open item before it fails, and may be called again. */
+   * report. step answers every open item before it fails (not with DEVICE), and may be called again. */
   size_t (*room)(const worker_engine *e);
   size_t (*open)(const worker_engine *e);
   btc_status (*add)(worker_engine *e, const worker_item *item, uint64_t ticket, const worker_sink *sink, btc_error *err);
@@ -63,14 +65,14 @@ btc_status engine_stub_create(const btc_worker_options *o, worker_engine **out, 
 /* "stub:" and the first 16 hex digits of sha256("before\nafter\nid"). */
 void engine_stub_caption(const char *before, const char *after, const char *id, char out[24]);
 
-typedef enum stub_fault { STUB_FINE, STUB_CRASH, STUB_BAD, STUB_TRANSIENT, STUB_HANG, STUB_GROW } stub_fault;
+typedef enum stub_fault { STUB_FINE, STUB_CRASH, STUB_BAD, STUB_TRANSIENT, STUB_HANG, STUB_GROW, STUB_LOST } stub_fault;
 /* Shares of ids: "crash=0.01,bad=0.01,transient=0.02,hang=0.001". An id's fault is decided by u = (first 8 bytes, big-endian, of
  * sha256("fault\n" + id)) / 2^64: u < crash crashes the child, u < crash + bad is bad input, and so on in this order. transient
- * fails at its first try: of this child, or with marks=DIR of all workers that share the folder. grow (last in the order) takes
- * memory until it is killed, at most 1 GiB. flaky=P: every try of any other id
- * fails transiently with chance P. */
+ * fails at its first try: of this child, or with marks=DIR of all workers that share the folder. grow takes memory until it is
+ * killed, at most 1 GiB. lost (last in the order) loses the device at such a first try. flaky=P: every try of any other id fails
+ * transiently with chance P. */
 typedef struct stub_faults {
-  double crash, bad, transient, hang, grow, flaky;
+  double crash, bad, transient, hang, grow, lost, flaky;
   char marks[512];
 } stub_faults;
 btc_status stub_faults_parse(const char *text, stub_faults *out, btc_error *err); /* ARG names what is wrong; NULL or "": none */

@@ -118,7 +118,7 @@ void engine_items_cancel(open_item *o) {
 
 void engine_items_done(engine_items *e, open_item *o, const btc_result *r) {
   o->it.result = *r;
-  if (e->sink) say(e, &o->it, o->ticket, e->sink);
+  if (e->sink && r->status != BTC_ERR_DEVICE) say(e, &o->it, o->ticket, e->sink);
   engine_items_cancel(o);
 }
 

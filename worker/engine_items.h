@@ -33,6 +33,7 @@ void engine_items_close(engine_items *e);
 btc_status engine_items_add(engine_items *e, const worker_item *item, uint64_t ticket, const worker_sink *sink, open_item **out,
                             btc_error *err);
 void engine_items_cancel(open_item *o); /* it could not be taken on after all */
+/* Says its answer; nothing when the device was lost, for then the process ends with the item in hand (engine.h). */
 void engine_items_done(engine_items *e, open_item *o, const btc_result *r);
 void engine_items_name(const engine_items *e, worker_engine *base); /* model_name and model_class */
 

@@ -16,6 +16,11 @@ static void on_done(void *ctx, void *tag, btc_result *r) {
   engine_items_done(&((model_engine *)ctx)->items, tag, r);
 }
 
+static void on_note(void *ctx, const char *text) {
+  const worker_sink *sink = ((model_engine *)ctx)->items.sink;
+  if (sink && sink->note) sink->note(sink->ctx, text);
+}
+
 static size_t room(const worker_engine *base) {
   return (size_t)btc_batcher_room(((const model_engine *)base)->b);
 }
@@ -55,6 +60,7 @@ static btc_status open_all(model_engine *e, const btc_worker_options *o, btc_err
   bo.precision = engine_precision(o);
   bo.progress = &e->base.progress;
   bo.done = on_done;
+  bo.note = on_note;
   bo.ctx = e;
   btc_status st = btc_model_open(o->model, &e->m, err);
   if (st == BTC_OK) st = btc_batcher_create(e->m, &bo, &e->b, err);

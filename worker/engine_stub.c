@@ -54,17 +54,17 @@ void engine_stub_caption(const char *before, const char *after, const char *id, 
 }
 
 stub_fault stub_fault_of(const stub_faults *f, const char *id) {
-  const double shares[] = {f->crash, f->bad, f->transient, f->hang, f->grow};
+  const double shares[] = {f->crash, f->bad, f->transient, f->hang, f->grow, f->lost};
   double u = (double)hash_of((const char *const[]){"fault", id}, 2) * 0x1p-64, sum = 0;
-  for (int i = 0; i < 5; i++)
+  for (int i = 0; i < 6; i++)
     if (u < (sum += shares[i])) return (stub_fault)(STUB_CRASH + i);
   return STUB_FINE;
 }
 
 static double *share_of(stub_faults *f, const char *key, size_t n) {
-  static const char *const names[] = {"crash", "bad", "transient", "hang", "grow", "flaky"};
-  double *const shares[] = {&f->crash, &f->bad, &f->transient, &f->hang, &f->grow, &f->flaky};
-  for (int i = 0; i < 6; i++)
+  static const char *const names[] = {"crash", "bad", "transient", "hang", "grow", "lost", "flaky"};
+  double *const shares[] = {&f->crash, &f->bad, &f->transient, &f->hang, &f->grow, &f->lost, &f->flaky};
+  for (int i = 0; i < 7; i++)
     if (strlen(names[i]) == n && memcmp(names[i], key, n) == 0) return shares[i];
   return NULL;
 }
@@ -82,12 +82,12 @@ btc_status stub_faults_parse(const char *text, stub_faults *out, btc_error *err)
       if (!share || p[n] != '=' || (*share = strtod(value, &end), end == value || end != p + rest) || !(*share >= 0 && *share <= 1))
         return btc_fail(
             err, BTC_ERR_ARG,
-            "stub faults: '%.*s' is not crash, bad, transient, hang, grow or flaky = a share between 0 and 1, or marks=DIR",
+            "stub faults: '%.*s' is not crash, bad, transient, hang, grow, lost or flaky = a share between 0 and 1, or marks=DIR",
             (int)rest, p);
     }
     p += rest;
   }
-  if (out->crash + out->bad + out->transient + out->hang + out->grow > 1)
+  if (out->crash + out->bad + out->transient + out->hang + out->grow + out->lost > 1)
     return btc_fail(err, BTC_ERR_ARG, "stub faults: the shares add up to more than 1");
   return BTC_OK;
 }
@@ -196,6 +196,8 @@ static btc_status run(worker_engine *base, const worker_item *items, size_t n, c
     worker_answer a = {.outcome = BTC__OUTCOME__OUTCOME_OK, .reason = ""};
     btc_status st = item_from_spec(&it, items[i].spec, items[i].params, err);
     work(e);
+    if (st == BTC_OK && !it.bad && stub_fault_of(&e->faults, it.id) == STUB_LOST && first_try(e, it.id))
+      st = btc_fail(err, BTC_ERR_DEVICE, "the stub lost its device at item '%s'", it.id);
     if (st == BTC_OK) {
       answer(e, &it, &a, sink);
       a.id = it.id;

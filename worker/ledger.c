@@ -265,6 +265,29 @@ static char *id_of(const char *spec) {
   return id;
 }
 
+/* What the child had, out of its hands. */
+static void wait_again(ledger *l, const in_child *g) {
+  remove_given(l, &l->given[0]);
+  if (!g->chunk) return;
+  g->chunk->given--;
+  g->chunk->started_mask &= ~(UINT32_C(1) << g->item->off);
+  g->item->state = g->chunk->revoked ? LEDGER_SETTLED : LEDGER_WAITING;
+  g->chunk->waiting += !g->chunk->revoked;
+  l->open -= g->chunk->revoked;
+  forget_if_done(l, g->chunk);
+}
+
+size_t ledger_take_back(ledger *l) {
+  size_t started = 0;
+  while (l->n_given) {
+    in_child g = l->given[0];
+    started += g.chunk && g.item->state == LEDGER_STARTED;
+    wait_again(l, &g);
+  }
+  l->cursor = l->first;
+  return started;
+}
+
 size_t ledger_child_gone(ledger *l, Btc__Outcome outcome, const char *reason, const char *message, int64_t now_ns) {
   size_t started = 0;
   while (l->n_given) {
@@ -281,13 +304,7 @@ size_t ledger_child_gone(ledger *l, Btc__Outcome outcome, const char *reason, co
       free(id);
       continue;
     }
-    remove_given(l, &l->given[0]);
-    if (!g.chunk) continue;
-    g.chunk->given--;
-    g.item->state = g.chunk->revoked ? LEDGER_SETTLED : LEDGER_WAITING;
-    g.chunk->waiting += !g.chunk->revoked;
-    l->open -= g.chunk->revoked;
-    forget_if_done(l, g.chunk);
+    wait_again(l, &g);
   }
   l->cursor = l->first;
   return started;

@@ -62,6 +62,8 @@ bool ledger_start(ledger *l, uint64_t ticket, int64_t now_ns);
 btc_status ledger_settle(ledger *l, uint64_t ticket, const Btc__ItemResult *r, int64_t now_ns, int64_t *started_ns, btc_error *err);
 /* The child is gone: items it had started get this outcome, the others wait again. Returns how many had been started. */
 size_t ledger_child_gone(ledger *l, Btc__Outcome outcome, const char *reason, const char *message, int64_t now_ns);
+/* The child is gone through no fault of what it had: all of it waits again. Returns how many items had been started. */
+size_t ledger_take_back(ledger *l);
 
 /* Items that wait are forgotten, results dropped; token 0: any. */
 void ledger_revoke(ledger *l, uint64_t cid, uint64_t token);

@@ -226,11 +226,12 @@ static void keep_result(void *ctx, void *tag, btc_result *r) {
 }
 
 btc_status pipe_run(pipe_driver *p, const btc_item *items, size_t n, btc_result *results, btc_error *err) {
-  btc_error own;
+  btc_error own = {0};
   const pipe_options before = p->o;
   size_t next = 0;
   btc_status st = BTC_OK;
   if (!err) err = &own;
+  *err = own;
   memset(results, 0, n * sizeof *results);
   p->o.done = keep_result;
   while (st == BTC_OK && (next < n || p->open)) {

@@ -103,6 +103,20 @@ static void say_started(server *s, uint64_t *tickets, size_t n) {
   say(s, &env, true);
 }
 
+/* Told with the progress made, which it does not turn. */
+static void say_note(void *ctx, const char *text) {
+  server *s = ctx;
+  Btc__ChildStarted started = BTC__CHILD_STARTED__INIT;
+  Btc__Envelope env = btc_wire_envelope(BTC__ENVELOPE__BODY_CHILD_STARTED);
+  char note[1024];
+  snprintf(note, sizeof note, "%s", text);
+  child_clean_text(note);
+  env.child_started = &started;
+  started.progress = __atomic_load_n(&s->engine->progress, __ATOMIC_RELAXED);
+  started.note = note;
+  say(s, &env, true);
+}
+
 static void say_done(server *s, uint64_t ticket, const worker_answer *a) {
   Btc__ItemResult result = BTC__ITEM_RESULT__INIT;
   Btc__ChildDone done = BTC__CHILD_DONE__INIT;
@@ -225,6 +239,13 @@ static void on_flush(void *ctx) {
   pthread_mutex_unlock(&s->out_lock);
 }
 
+/* On a poisoned context nothing more can be computed. What is still in hand is for the agent to give to the next child. */
+static _Noreturn void leave_device(server *s, const btc_error *err) {
+  on_flush(s);
+  fprintf(stderr, "%s\n", err->message);
+  _exit(CHILD_EXIT_DEVICE);
+}
+
 /* Items that a failing engine left open may well work later or elsewhere. */
 static void answer_rest(server *s, btc_status st, const btc_error *err) {
   for (size_t i = 0; i < s->n; i++) {
@@ -248,6 +269,7 @@ static void add_items(server *s, const worker_sink *sink) {
   for (size_t i = 0; i < s->n; i++) {
     btc_error err;
     btc_status st = s->engine->add(s->engine, &s->items[i], s->tickets[i], sink, &err);
+    if (st == BTC_ERR_DEVICE) leave_device(s, &err);
     if (st == BTC_OK) continue;
     worker_answer a = {.outcome = BTC__OUTCOME__OUTCOME_TRANSIENT, .reason = st == BTC_ERR_NOMEM ? "oom" : "internal"};
     a.message = btc_strdup(err.message);
@@ -257,24 +279,27 @@ static void add_items(server *s, const worker_sink *sink) {
 }
 
 static _Noreturn void serve_stream(server *s) {
-  const worker_sink sink = {.ctx = s, .done = on_stream_done, .flush = on_flush};
+  const worker_sink sink = {.ctx = s, .done = on_stream_done, .flush = on_flush, .note = say_note};
   for (;;) {
     btc_error err;
+    btc_status st = BTC_OK;
     add_items(s, &sink);
-    if ((s->engine->open(s->engine) || s->engine->wake_fd) && s->engine->step(s->engine, &sink, &err) != BTC_OK)
-      fprintf(stderr, "engine child: %s\n", err.message); /* the items have been answered with it */
+    if (s->engine->open(s->engine) || s->engine->wake_fd) st = s->engine->step(s->engine, &sink, &err);
+    if (st == BTC_ERR_DEVICE) leave_device(s, &err);
+    if (st != BTC_OK) fprintf(stderr, "engine child: %s\n", err.message); /* the items have been answered with it */
     on_flush(s);
   }
 }
 
 static _Noreturn void serve(server *s) {
-  const worker_sink sink = {.ctx = s, .done = on_done, .flush = on_flush};
+  const worker_sink sink = {.ctx = s, .done = on_done, .flush = on_flush, .note = say_note};
   for (;;) {
     wait_for_work(s);
     take_batch(s, SIZE_MAX);
     say_started(s, s->tickets, s->n);
     btc_error err = {.code = BTC_ERR_INTERNAL, .message = "the engine gave no answer"};
     btc_status st = s->engine->run(s->engine, s->items, s->n, &sink, &err);
+    if (st == BTC_ERR_DEVICE) leave_device(s, &err);
     answer_rest(s, st, &err);
     on_flush(s);
     free_batch(s);

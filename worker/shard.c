@@ -10,6 +10,7 @@
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/socket.h>
+#include <sysexits.h>
 #include <unistd.h>
 
 #include "base/failpoint.h"
@@ -108,6 +109,7 @@ static btc_status form(shard *s, btc_error *err) {
 static void give_up(shard *s, const btc_error *err) {
   drop_links(s);
   if (err->code != BTC_ERR_CANCELLED) report(s, SHARD_BROKEN, err);
+  if (err->code == BTC_ERR_DEVICE) _exit(EX_TEMPFAIL); /* a process never computes on after that: its parent starts another */
 }
 
 static void obey(shard *s) {

@@ -130,15 +130,20 @@ static double memory_for(int n) {
   return mib;
 }
 
+static cluster_options of_parts(int n, int workers, int brokers) {
+  return (cluster_options){.workers = workers,
+                           .brokers = brokers,
+                           .model = model_path(),
+                           .memory_mib = memory_for(n),
+                           .stall_ms = 60000,
+                           .dead_ms = 2000,
+                           .lease_ms = 30000};
+}
+
 /* workers of which it takes n for a pipe. */
 static void start(int n, int workers, int brokers) {
-  cluster_start(&c, &(cluster_options){.workers = workers,
-                                       .brokers = brokers,
-                                       .model = model_path(),
-                                       .memory_mib = memory_for(n),
-                                       .stall_ms = 60000,
-                                       .dead_ms = 2000,
-                                       .lease_ms = 30000});
+  const cluster_options o = of_parts(n, workers, brokers);
+  cluster_start(&c, &o);
 }
 
 static const char *say(const char *command) {
@@ -308,6 +313,33 @@ static void test_members_rank_killed(void **state) {
   cluster_stop(&c);
 }
 
+/* A member dies while the first pipe is made of it, and comes back. */
+static void killed_at(const char *point) {
+  enum { N = 2 };
+  const cluster_options o = of_parts(N, N, 1);
+  cluster_prepare(&c, &o);
+  daemon_env(&c.worker[1], point);
+  cluster_start_broker(&c, 0);
+  for (int w = 0; w < N; w++) cluster_start_worker(&c, w);
+  job j = begin(40);
+  for (int64_t end = test_now_ms() + PATIENCE_MS; daemon_alive(&c.worker[1]); test_sleep_ms(10)) assert_true(test_now_ms() < end);
+  c.worker[1].env[0][0] = 0;
+  cluster_start_worker(&c, 1);
+  wait_active(0, PATIENCE_MS);
+  finish(&j);
+  cluster_stop(&c);
+}
+
+static void test_members_killed_at_form(void **state) {
+  (void)state;
+  killed_at("BTC_FAIL=member_form:1");
+}
+
+static void test_members_killed_at_ready(void **state) {
+  (void)state;
+  killed_at("BTC_FAIL=member_ready:1");
+}
+
 static void test_members_rank_stopped(void **state) {
   (void)state;
   enum { N = 2, WEDGE_MS = 4000 };
@@ -473,6 +505,7 @@ static void test_members_killed_at_any_time(void **state) {
 static const struct CMUnitTest tests[] = {
     cmocka_unit_test(test_members_two_give_the_captions),  cmocka_unit_test(test_members_three_give_the_captions),
     cmocka_unit_test(test_members_four_give_the_captions), cmocka_unit_test(test_members_rank_killed),
+    cmocka_unit_test(test_members_killed_at_form),         cmocka_unit_test(test_members_killed_at_ready),
     cmocka_unit_test(test_members_rank_stopped),           cmocka_unit_test(test_members_driver_killed),
     cmocka_unit_test(test_members_driver_stopped),         cmocka_unit_test(test_members_worker_killed),
     cmocka_unit_test(test_members_worker_stopped),         cmocka_unit_test(test_members_drain),

@@ -29,7 +29,7 @@ static void points_of_file(const char *path, bool in_worker, point *list, size_t
     if (!at) continue;
     assert_true(*n < MAX_POINTS);
     at += strlen(mark);
-    if (strncmp(at, "shard_", 6) == 0) continue; /* of pipelines: test_pipe */
+    if (strncmp(at, "shard_", 6) == 0 || strncmp(at, "member_", 7) == 0) continue; /* of pipelines: test_pipe, test_members */
     snprintf(list[*n].name, sizeof list[*n].name, "%.*s", (int)strcspn(at, "\""), at);
     list[(*n)++].in_worker = in_worker;
   }

@@ -416,6 +416,42 @@ static void test_worker_survives_a_crash_of_its_engine(void **state) {
   fake_close(&f);
 }
 
+/* Two devices lost in a row, at two items: the next child gets what the last one had, and the queue hears nothing of it. */
+static void test_worker_keeps_items_of_a_lost_device(void **state) {
+  (void)state;
+  fake f;
+  char ids[8][24], faults[700];
+  fake_open(&f);
+  snprintf(faults, sizeof faults, "lost=0.05,marks=%s", test_tmp_dir());
+  START(&f, "--engine", "stub", "--stub-faults", faults, "--batch", "4", "--credits", "8");
+  int hellos = f.hellos;
+  pick_ids(ids, 4, "lost=0.05", 1, STUB_LOST);
+  pick_ids(ids + 4, 4, "lost=0.05", 2, STUB_LOST);
+  grant_ids(&f, 1, 11, false, ids, 8);
+  WAIT_FOR(&f, f.n_results == 8);
+  for (int i = 0; i < 8; i++) expect_caption(result_of(&f, ids[i]));
+  assert_true(daemon_said(&worker, "event=device-lost"));
+  assert_int_equal(f.hellos, hellos);
+  assert_int_equal(stop(&f), 0);
+  fake_close(&f);
+}
+
+/* Each try loses it: not for ever. */
+static void test_worker_suspects_an_item_that_always_loses_the_device(void **state) {
+  (void)state;
+  fake f;
+  char ids[1][24];
+  fake_open(&f);
+  START(&f, "--engine", "stub", "--stub-faults", "lost=0.05", "--batch", "1");
+  pick_ids(ids, 1, "lost=0.05", 0, STUB_LOST);
+  grant_ids(&f, 1, 11, true, ids, 1);
+  WAIT_FOR(&f, f.n_results == 1);
+  assert_int_equal(f.results[0].outcome, BTC__OUTCOME__OUTCOME_CRASH);
+  assert_non_null(strstr(f.results[0].message, "lost its device"));
+  assert_int_equal(stop(&f), 0);
+  fake_close(&f);
+}
+
 /* A memory cgroup of 64 MiB, of either version, with the worker in it; false where this user may not make one. */
 static char group[256];
 
@@ -888,6 +924,8 @@ static const struct CMUnitTest tests[] = {
     cmocka_unit_test_teardown(test_worker_answers_what_is_granted, after),
     cmocka_unit_test_teardown(test_worker_sends_results_until_answered, after),
     cmocka_unit_test_teardown(test_worker_survives_a_crash_of_its_engine, after),
+    cmocka_unit_test_teardown(test_worker_keeps_items_of_a_lost_device, after),
+    cmocka_unit_test_teardown(test_worker_suspects_an_item_that_always_loses_the_device, after),
     cmocka_unit_test_teardown(test_worker_tells_an_engine_killed_for_memory, after),
     cmocka_unit_test_teardown(test_worker_kills_an_engine_that_hangs, after),
     cmocka_unit_test_teardown(test_worker_drains_on_sigterm, after),

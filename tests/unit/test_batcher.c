@@ -4,11 +4,11 @@
 #define _GNU_SOURCE
 #include "test.h"
 
+#include <pthread.h>
 #include <stdio.h>
 
 #include "count_allocations.h"
 #include "engine/batcher.h"
-#include "engine/feature_cache.h"
 #include "engine/image.h"
 #include "engine/model.h"
 #include "tiny_checkpoint.h"
@@ -372,39 +372,91 @@ static void test_batcher_decoding_allocates_nothing(void **state) {
 #endif
 }
 
-static void test_feature_cache_keeps_its_bound(void **state) {
+/* Memory that runs out while the batcher's own thread works: the reading thread and small tables are left alone. */
+static struct {
+  pthread_t thread;
+  int skip, fail; /* large allocations that pass, then those that fail */
+  int notes;
+  char note[1024];
+} shortage;
+
+static bool allow(size_t bytes) {
+  if (bytes < 1024 || !pthread_equal(shortage.thread, pthread_self())) return true;
+  if (shortage.skip-- > 0) return true;
+  return shortage.fail-- <= 0;
+}
+
+static void on_note(void *ctx, const char *text) {
+  (void)ctx;
+  shortage.notes++;
+  snprintf(shortage.note, sizeof shortage.note, "%s", text);
+}
+
+static void run_short(int skip_first, int fail) {
+  shortage.thread = pthread_self();
+  shortage.skip = skip_first;
+  shortage.fail = fail;
+  shortage.notes = 0;
+  btc_alloc_hook = allow;
+}
+
+static void run_short_of_memory(fixture *f, int slots, int skip_first, int fail) {
+  btc_batcher_options o = options(f, slots, 1);
+  o.note = on_note;
+  o.vision_batch = 1;
+  create(f, &o);
+  run_short(skip_first, fail);
+  run_random(f, (uint32_t)skip_first);
+  btc_alloc_hook = NULL;
+  btc_batcher_destroy(&f->b);
+}
+
+static void test_batcher_shrinks_when_memory_runs_out(void **state) {
   (void)state;
-  btc_feature_cache *c;
-  btc_error err;
-  assert_int_equal(btc_feature_cache_create(3 * 400, 100, &c, &err), BTC_OK);
-  btc_features *held[6];
-  for (int i = 0; i < 6; i++) {
-    uint8_t key[33] = {(uint8_t)i};
-    assert_non_null(held[i] = btc_feature_cache_get(c, key));
-    held[i]->state = BTC_FEATURES_READY;
+  fixture f;
+  int shrunk = 0;
+  setup(&f, BTC_PRECISION_F32);
+  for (int at = 0; at < 14; at++) {
+    run_short_of_memory(&f, 8, at, 1 + at % 3);
+    check_all(&f); /* no item pays */
+    assert_true(shortage.notes <= 1 + at % 3);
+    shrunk += shortage.notes;
+    if (shortage.notes) assert_non_null(strstr(shortage.note, "out of memory"));
+    if (shortage.notes == 3) assert_non_null(strstr(shortage.note, "1 slots"));
   }
-  assert_int_equal(btc_feature_cache_bytes(c), 6 * 400); /* those in use stay */
-  for (int i = 0; i < 6; i++) btc_feature_cache_put(c, held[i]);
-  assert_int_equal(btc_feature_cache_bytes(c), 3 * 400);
-  for (int i = 0; i < 6; i++) { /* the last used ones are kept, looking at them makes no difference to the others */
-    uint8_t key[33] = {(uint8_t)(5 - i)};
-    btc_features *f = btc_feature_cache_get(c, key);
-    assert_int_equal(f->state, i < 3 ? BTC_FEATURES_READY : BTC_FEATURES_EMPTY);
-    btc_feature_cache_put(c, f); /* never filled: forgotten */
+  assert_true(shrunk > 10);
+  teardown(&f);
+}
+
+/* With too little even for one item, that is said of the items; the batcher goes on when there is memory again. */
+static void test_batcher_says_when_one_item_is_too_much(void **state) {
+  (void)state;
+  fixture f;
+  btc_error err = {0};
+  setup(&f, BTC_PRECISION_F32);
+  btc_batcher_options o = options(&f, 2, 1);
+  o.note = on_note;
+  create(&f, &o);
+  run_short(0, 1 << 20);
+  for (int i = 0; i < 3; i++) submit(&f, i);
+  while (btc_batcher_open(f.b)) (void)btc_batcher_step(f.b, &err);
+  btc_alloc_hook = NULL;
+  assert_int_equal(f.answers, 3);
+  assert_int_equal(shortage.notes, 2); /* to 1 slot, and the tower's 4 images to 1 */
+  for (int i = 0; i < 3; i++) {
+    assert_int_equal(f.got[i].status, BTC_ERR_NOMEM);
+    btc_result_clear(&f.got[i]);
+    f.answered[i] = false;
   }
-  uint8_t key[33] = {5}, other[33] = {5, [32] = 1};
-  btc_features *alone = btc_feature_cache_get(c, NULL), *pad = btc_feature_cache_get(c, other),
-               *again = btc_feature_cache_get(c, other);
-  alone->state = BTC_FEATURES_READY;
-  assert_ptr_equal(pad, again);
-  assert_int_equal(pad->state, BTC_FEATURES_EMPTY); /* another mode is another content */
-  btc_feature_cache_put(c, alone);
-  btc_feature_cache_put(c, again);
-  btc_feature_cache_put(c, pad);
-  btc_features *f = btc_feature_cache_get(c, key);
-  (void)f;
-  btc_feature_cache_put(c, f);
-  btc_feature_cache_destroy(&c);
+  f.answers = 0;
+  for (int i = 0; i < 3; i++) submit(&f, i);
+  drain(&f);
+  for (int i = 0; i < 3; i++) {
+    assert_same(&f.expected[i], &f.got[i]);
+    btc_result_clear(&f.got[i]);
+  }
+  btc_batcher_destroy(&f.b);
+  teardown(&f);
 }
 
 int main(int argc, char **argv) {
@@ -416,7 +468,8 @@ int main(int argc, char **argv) {
       cmocka_unit_test(test_batcher_stops_with_every_item_answered),
       cmocka_unit_test(test_batcher_grows_its_slots),
       cmocka_unit_test(test_batcher_decoding_allocates_nothing),
-      cmocka_unit_test(test_feature_cache_keeps_its_bound),
+      cmocka_unit_test(test_batcher_shrinks_when_memory_runs_out),
+      cmocka_unit_test(test_batcher_says_when_one_item_is_too_much),
   };
   if (argc > 1) cmocka_set_test_filter(argv[1]);
   return cmocka_run_group_tests(tests, NULL, NULL);

@@ -92,7 +92,7 @@ static void test_engine_model_takes_items_at_any_time(void **state) {
   worker_engine *e;
   btc_error err = {0};
   answers all = {.n = 0};
-  const worker_sink sink = {&all, on_done, on_flush};
+  const worker_sink sink = {.ctx = &all, .done = on_done, .flush = on_flush};
   o.model = tiny_checkpoint();
   o.dtype = "f32";
   o.threads = 1;
@@ -133,7 +133,7 @@ static void test_engine_model_leaves_with_items_open(void **state) {
   btc_error err = {0};
   char spec[1024];
   answers all = {.n = 0};
-  const worker_sink sink = {&all, on_done, on_flush};
+  const worker_sink sink = {.ctx = &all, .done = on_done, .flush = on_flush};
   o.model = tiny_checkpoint();
   o.threads = 1;
   o.batch = 2;

@@ -44,7 +44,7 @@ static worker_engine *engine(const char *faults, const char *roots) {
 static worker_answer run_one(worker_engine *e, const char *spec, const char *params) {
   answers all = {.n = 0};
   btc_error err;
-  const worker_sink sink = {&all, on_done, on_flush};
+  const worker_sink sink = {.ctx = &all, .done = on_done, .flush = on_flush};
   const worker_item item = {.spec = spec, .params = params};
   if (e->run(e, &item, 1, &sink, &err) != BTC_OK) fail_msg("%s", err.message);
   assert_int_equal(all.n, 1);

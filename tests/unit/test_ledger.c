@@ -168,6 +168,26 @@ static void test_ledger_child_death_costs_started_items_only(void **state) {
   ledger_destroy(&l);
 }
 
+static void test_ledger_takes_all_back_when_nobody_is_at_fault(void **state) {
+  (void)state;
+  ledger *l = fresh(100, 16);
+  add(l, 1, 1, 4, false);
+  uint64_t t[3];
+  ledger_chunk *c = NULL;
+  for (int i = 0; i < 3; i++) t[i] = give(l, &c);
+  assert_true(ledger_start(l, t[0], 5));
+  assert_true(ledger_start(l, t[1], 5));
+  settle(l, t[0], 6);
+  assert_int_equal(ledger_take_back(l), 1);
+  assert_int_equal(ledger_given(l), 0);
+  assert_int_equal(ledger_open(l), 3);
+  assert_int_equal(c->n_results, 1);
+  assert_int_equal(c->started_mask, 1); /* of the settled one: a death of the agent is not the others' suspicion */
+  for (int i = 0; i < 3; i++) assert_true(give(l, NULL) > t[2]);
+  assert_int_equal(ledger_take_back(l), 0);
+  ledger_destroy(&l);
+}
+
 static void test_ledger_revoked_results_are_dropped(void **state) {
   (void)state;
   ledger *l = fresh(100, 16);
@@ -255,6 +275,7 @@ static const struct CMUnitTest tests[] = {
     cmocka_unit_test(test_ledger_gives_in_order_up_to_its_bound),
     cmocka_unit_test(test_ledger_runs_suspects_alone),
     cmocka_unit_test(test_ledger_child_death_costs_started_items_only),
+    cmocka_unit_test(test_ledger_takes_all_back_when_nobody_is_at_fault),
     cmocka_unit_test(test_ledger_revoked_results_are_dropped),
     cmocka_unit_test(test_ledger_newer_token_replaces_the_older),
     cmocka_unit_test(test_ledger_dropped_chunks_leave_nothing),
