@@ -30,6 +30,10 @@ if(BTC_HAVE_CUDA)
   target_include_directories(btc_kernels_cuda PUBLIC ${CMAKE_SOURCE_DIR})
   # -fmad=false: fused multiply-adds only where a kernel writes them, so that the host shim computes the same bits.
   target_compile_options(btc_kernels_cuda PRIVATE -fmad=false -Werror=all-warnings -Xcompiler=-Wall,-Wextra,-fno-omit-frame-pointer)
+  # ptxas's report of each kernel's resources, kept beside the objects for a test.
+  target_compile_options(btc_kernels_cuda PRIVATE -Xptxas=-v)
+  set(launcher ${CMAKE_SOURCE_DIR}/cmake/nvcc_log.sh ${CMAKE_CUDA_COMPILER_LAUNCHER})
+  set_target_properties(btc_kernels_cuda PROPERTIES CUDA_COMPILER_LAUNCHER "${launcher}")
   set_target_properties(btc_kernels_cuda PROPERTIES POSITION_INDEPENDENT_CODE ON CUDA_RUNTIME_LIBRARY Static)
   target_link_libraries(btc_kernels_cuda PUBLIC CUDA::cudart_static)
 endif()

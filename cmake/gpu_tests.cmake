@@ -76,3 +76,10 @@ if(BTC_HAVE_CUDA AND NOT BTC_SANITIZE MATCHES thread)
     endforeach()
   endforeach()
 endif()
+
+# Registers, shared memory and spills of every kernel, from the compiler's report.
+if(BTC_HAVE_CUDA)
+  add_test(NAME gpu_resources COMMAND ${CMAKE_SOURCE_DIR}/tests/gpu_host/resources.sh $<TARGET_OBJECTS:btc_kernels_cuda>
+    COMMAND_EXPAND_LISTS)
+  set_tests_properties(gpu_resources PROPERTIES LABELS gpu-host TIMEOUT 60)
+endif()
