@@ -249,5 +249,6 @@ part_sanitizer() {
 }
 
 part_ranks() {
-  missing 'worker/link_nccl.c is not part of this version'
+  [ -f worker/link_nccl.c ] || missing 'there is no NCCL link in this version (worker/link_nccl.c)'
+  missing 'this script does not run ranks over NCCL'
 }
