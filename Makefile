@@ -67,7 +67,7 @@ lint: build
 
 format:
 	tools/setup.sh --if-missing clang-format
-	git ls-files '*.c' '*.h' '*.cc' | xargs clang-format -i
+	git ls-files '*.c' '*.h' '*.cc' '*.cu' | xargs clang-format -i
 
 PREFIX ?= /usr/local
 install: build

@@ -81,7 +81,7 @@ void btc_stage_destroy(btc_stage **s);
 /* Grows working memory so that these items can be prefilled and then decoded up to slot_positions positions each. All of the
  * stage's growing happens here; running allocates nothing. What slots hold is lost when they grow. NOMEM leaves it usable. */
 btc_status btc_stage_reserve(btc_stage *s, const btc_stage_item *items, int n, int64_t slot_positions, btc_error *err);
-/* Fewer slots from now on, with nothing reserved: the memory that slots and activations had is given back. NOMEM: nothing changed. */
+/* Fewer slots from now on, with nothing reserved: the memory of slots and activations is given back. NOMEM: nothing changed. */
 btc_status btc_stage_shrink(btc_stage *s, int slots, btc_error *err);
 void btc_stage_set_tap(btc_stage *s, btc_tap *tap, void *user); /* NULL: none */
 const char *btc_stage_describe(const btc_stage *s);

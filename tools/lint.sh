@@ -3,7 +3,7 @@
 set -euo pipefail
 build=$1
 tools/setup.sh --if-missing clang-format clang-tidy cppcheck
-git ls-files '*.c' '*.h' '*.cc' | xargs clang-format --dry-run -Werror # make format mends it
+git ls-files '*.c' '*.h' '*.cc' '*.cu' | xargs clang-format --dry-run -Werror # make format mends it
 mapfile -t sources < <(git ls-files 'base/*.c' 'kernels/*.c' 'ops/*.c' 'engine/*.c' 'manifest/*.c' 'proto/*.c' 'net/*.c' 'worker/*.c' \
   'broker/*.c' 'client/*.c' 'geo/*.c' 'geo/gdal/*.c' 'report/*.c' 'cli/*.c' 'examples/*.c')
 # jansson's loop macros are unknown to cppcheck (tools/cppcheck.h tells it), and it cannot expand the macros of the kernel text and of
