@@ -142,7 +142,7 @@ static btc_status heat_of_record(const char *text, loaded *l, btc_error *err) {
   uint16_t *cells = btc_alloc(g * g, sizeof *cells);
   float *cosine = btc_alloc(g * g, sizeof *cosine);
   btc_status st = cells && cosine ? BTC_OK : btc_fail(err, BTC_ERR_NOMEM, "no memory for a change map");
-  if (st == BTC_OK && btc_cells_decode(text, cells, g * g)) {
+  if (cells && cosine && btc_cells_decode(text, cells, g * g)) {
     for (size_t i = 0; i < g * g; i++) cosine[i] = cells[i] == 65535 ? 1 : 1 - 2 * (float)cells[i] / 65534;
     st = btc_pictures_colour(cosine, (int64_t)g, &l->heat, &l->top, err);
   }

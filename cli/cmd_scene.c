@@ -176,7 +176,8 @@ static int make_work_folder(const scene_options *o, const scene_files *f) {
 }
 
 static void print_summary(const scene_plan *p, const scene_files *f, const scene_counts *c, double seconds) {
-  const long long total = (long long)p->grid.count, skipped = (long long)(c->skipped[1] + c->skipped[2] + c->skipped[3]);
+  const long long total = (long long)p->grid.count,
+                  skipped = (long long)c->skipped[1] + (long long)c->skipped[2] + (long long)c->skipped[3];
   if (!p->o->json) {
     cli_error(
         "%lld windows: %lld captioned, %lld of them changed; %lld left out (%lld unchanged, %lld nodata, %lld no-overlap); "

@@ -20,7 +20,9 @@ static bool read_date(const char *text, char out[24]) {
   int d[6] = {0}, used = 0;
   if (!text) return true;
   size_t n = strlen(text);
+  // NOLINTNEXTLINE(cert-err34-c): the widths bound the numbers
   bool date = n == 10 && sscanf(text, "%4d-%2d-%2d%n", d, d + 1, d + 2, &used) == 3 && used == 10;
+  // NOLINTNEXTLINE(cert-err34-c): the widths bound the numbers
   bool time = n == 19 && sscanf(text, "%4d-%2d-%2dT%2d:%2d:%2d%n", d, d + 1, d + 2, d + 3, d + 4, d + 5, &used) == 6 && used == 19;
   if ((!date && !time) || d[0] < 0 || d[1] < 1 || d[1] > 12 || d[2] < 1 || d[2] > 31 || d[3] < 0 || d[3] > 23 || d[4] < 0 ||
       d[4] > 59 || d[5] < 0 || d[5] > 60)

@@ -115,7 +115,8 @@ static int64_t index_of(const scene_plan *p, const json_t *record) {
   long long row = -1, column = -1;
   int used = 0;
   const char *id = json_string_value(json_object_get(record, "id"));
-  if (!id || sscanf(id, "r%lldc%lld%n", &row, &column, &used) != 2 || id[used]) return -1;
+  // NOLINTNEXTLINE(cert-err34-c): the widths bound the numbers
+  if (!id || sscanf(id, "r%18lldc%18lld%n", &row, &column, &used) != 2 || id[used]) return -1;
   return row >= 0 && row < p->grid.rows && column >= 0 && column < p->grid.columns ? row * p->grid.columns + column : -1;
 }
 

@@ -29,10 +29,12 @@ static void empty_slots(btc_batcher *b) {
   pthread_mutex_lock(&b->lock);
   for (int i = 0; i < b->n_jobs; i++) {
     batch_job *j = &b->jobs[i];
-    if (j->state == JOB_PREFILL || j->state == JOB_DECODE) begin_anew(b, j);
-    if (j->state != JOB_READ) continue;
-    free(j->visual); /* of an admission that failed */
-    j->visual = NULL;
+    if (j->state == JOB_PREFILL || j->state == JOB_DECODE) {
+      begin_anew(b, j);
+    } else if (j->state == JOB_READ) {
+      free(j->visual); /* of an admission that failed */
+      j->visual = NULL;
+    }
   }
   memset(b->slot_used, 0, (size_t)b->o.slots * sizeof *b->slot_used);
   b->live = 0;

@@ -49,7 +49,8 @@ bool btc_cells_decode(const char *text, uint16_t *cells, size_t n) {
 btc_status btc_scene_options_bands(const char *text, btc_scene_options *o, btc_error *err) {
   int used = 0, b[3];
   if (!text) return BTC_OK;
-  if (sscanf(text, "%d,%d,%d%n", b, b + 1, b + 2, &used) != 3 || text[used] || b[0] < 1 || b[1] < 1 || b[2] < 1)
+  // NOLINTNEXTLINE(cert-err34-c): the widths bound the numbers
+  if (sscanf(text, "%9d,%9d,%9d%n", b, b + 1, b + 2, &used) != 3 || text[used] || b[0] < 1 || b[1] < 1 || b[2] < 1)
     return btc_fail(err, BTC_ERR_ARG, "bands '%s' are not three band numbers like 4,3,2", text);
   memcpy(o->bands, b, sizeof b);
   return BTC_OK;
@@ -65,6 +66,7 @@ btc_status btc_scene_options_stretch(const char *text, btc_scene_options *o, btc
     return BTC_OK;
   }
   o->stretch = BTC_STRETCH_RANGE;
+  // NOLINTNEXTLINE(cert-err34-c): what is too large becomes infinite, and LOW < HIGH is asked for
   bool two = sscanf(text, "%lf,%lf%n", &o->stretch_min, &o->stretch_max, &used) == 2 && !text[used];
   if (two && o->stretch_min < o->stretch_max) return BTC_OK;
   return btc_fail(err, BTC_ERR_ARG, "stretch '%s' is none of auto, none, joint, each, LOW,HIGH", text);

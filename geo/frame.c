@@ -148,7 +148,7 @@ btc_status geo_frame_receive(int fd, int64_t deadline_ns, geo_frame_stop stop, v
     st = btc_fail(err, BTC_ERR_LIMIT, "a frame of %zu bytes, more than %zu", len, GEO_FRAME_MAX);
   if (st == BTC_OK && !(data = btc_alloc(HEAD + len, 1)))
     st = btc_fail(err, BTC_ERR_NOMEM, "no memory for a frame of %zu bytes", len);
-  if (st == BTC_OK) {
+  if (st == BTC_OK && data) {
     memcpy(data, head, HEAD);
     st = read_all(&s, data + HEAD, len, false, out, err);
   }

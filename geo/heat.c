@@ -95,7 +95,7 @@ static btc_status add_windows(heat_band *b, const btc_heat_source *s, btc_error 
 
 static btc_status hand_out(heat_band *b, const btc_heat_source *s, btc_error *err) {
   btc_status st = BTC_OK;
-  for (int64_t y = 0; st == BTC_OK && y < b->rows; y++) {
+  for (int64_t y = 0; st == BTC_OK && b->row && y < b->rows; y++) {
     for (int64_t x = 0; x < b->size.width; x++) {
       double *sum = &b->sum[y * b->size.width + x], *weight = &b->weight[y * b->size.width + x];
       b->row[x] = *weight > 0 ? (float)(*sum / *weight) : BTC_HEAT_NODATA;

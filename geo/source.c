@@ -144,7 +144,7 @@ static btc_status find_world(geo_source *s, const kind *k, const char *roots, bt
   char path[PATH_MAX];
   const char *slash = strrchr(s->path, '/'), *dot = strrchr(s->path, '.');
   size_t stem = dot && (!slash || dot > slash) ? (size_t)(dot - s->path) : strlen(s->path);
-  for (int i = 0; i < 3 && !s->has_world; i++) {
+  for (int i = 0; k && i < 3 && !s->has_world; i++) {
     if (snprintf(path, sizeof path, "%.*s.%s", (int)stem, s->path, k->world[i]) >= (int)sizeof path) continue;
     btc_status st = read_world(s, path, roots, f);
     if (st != BTC_OK) return st;

@@ -102,12 +102,13 @@ btc_status btc_window_read(btc_scene *s, const btc_window *w, double max_missing
   out->before = btc_alloc(3 * pixels, 1);
   out->after = btc_alloc(3 * pixels, 1);
   out->cell = btc_alloc(grid, 1);
+  const bool room = valid && there && out->before && out->after && out->cell;
   btc_status st = BTC_OK;
-  if (!valid || !there || !out->before || !out->after || !out->cell)
+  if (!room)
     st = btc_geo_fail(f, BTC_GEO_OOM, BTC_ERR_NOMEM, "not enough memory for a window");
   else
     st = btc_scene_read(s, (int)w->x, (int)w->y, (int)w->width, (int)w->height, out->before, out->after, valid, valid + pixels, f);
-  if (st == BTC_OK) {
+  if (room && st == BTC_OK) {
     join(w, valid, valid + pixels, cells, there, out);
     if (out->missing > max_missing || out->missing >= 1)
       out->verdict = BTC_VERDICT_NODATA;

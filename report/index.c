@@ -128,9 +128,10 @@ static btc_status state_of(const char *path, file_state *out, btc_error *err) {
   uint8_t *buffer = btc_alloc(END_BYTES, 1), digest[32];
   int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
   btc_status st = BTC_OK;
-  if (!buffer || fd < 0 || fstat(fd, &s) != 0)
+  const bool seen = buffer && fd >= 0 && fstat(fd, &s) == 0;
+  if (!seen)
     st = btc_fail(err, buffer ? BTC_ERR_IO : BTC_ERR_NOMEM, "cannot read '%s': %s", path, strerror(buffer ? errno : ENOMEM));
-  if (st == BTC_OK) {
+  if (seen) {
     *out = (file_state){.size = s.st_size, .changed_ns = s.st_mtim.tv_sec * INT64_C(1000000000) + s.st_mtim.tv_nsec};
     btc_sha256_init(&sha);
     for (int end = 0; end < 2; end++) {

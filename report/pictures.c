@@ -159,10 +159,11 @@ btc_status btc_pictures_heat(btc_pictures *p, const char *tif, int64_t scene_wid
   size_t n = (size_t)g * (size_t)g;
   uint8_t *rgb = btc_alloc(n, 3);
   float *cosine = btc_alloc(n, sizeof *cosine);
-  if (!rgb || !cosine) st = btc_fail(err, BTC_ERR_NOMEM, "no memory for a change map");
-  if (st == BTC_OK && btc_scene_read(p->heat.scene, x, y, g, g, rgb, NULL, NULL, NULL, &f) != BTC_OK)
+  const bool room = rgb && cosine;
+  if (!room) st = btc_fail(err, BTC_ERR_NOMEM, "no memory for a change map");
+  if (room && btc_scene_read(p->heat.scene, x, y, g, g, rgb, NULL, NULL, NULL, &f) != BTC_OK)
     st = btc_fail(err, f.error.code, "%s", f.error.message);
-  for (size_t i = 0; st == BTC_OK && i < n; i++) cosine[i] = 1 - 2 * (float)rgb[3 * i] / 255;
+  for (size_t i = 0; room && st == BTC_OK && i < n; i++) cosine[i] = 1 - 2 * (float)rgb[3 * i] / 255;
   if (st == BTC_OK) st = btc_pictures_colour(cosine, g, out, top, err);
   free(rgb);
   free(cosine);

@@ -158,6 +158,7 @@ static void make_orders(agent *a, const Btc__PipeForm *f) {
   for (uint32_t i = 0; i < o.ranks; i++)
     if (f->ranks[i]->first <= (uint32_t)m->change) o.entry = i;
   m->shard_order = m->driver_order = o;
+  if (!o.ranks) return; /* refused before */
   /* behind the last rank comes the driver, at rank 0's worker */
   member_split_endpoint(f->ranks[(f->rank + 1) % o.ranks]->endpoint, m->shard_order.next_host, &m->shard_order.next_port);
   m->driver_order.rank = o.ranks;

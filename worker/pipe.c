@@ -165,7 +165,7 @@ btc_status pipe_create(const char *model, const int *cuts, int ranks, const pipe
   if (ranks < 1 || ranks > PIPE_MAX_RANKS)
     return btc_fail(err, BTC_ERR_ARG, "%d ranks are not between 1 and %d", ranks, PIPE_MAX_RANKS);
   btc_status st = new_driver(model, o, out, err);
-  if (st == BTC_OK) {
+  if (st == BTC_OK && *out) {
     (*out)->n_ranks = ranks;
     st = open_ranks(*out, cuts, err);
   }
@@ -176,7 +176,7 @@ btc_status pipe_create(const char *model, const int *cuts, int ranks, const pipe
 btc_status pipe_create_remote(const char *model, int control, int links_fd, const pipe_options *o, pipe_driver **out,
                               btc_error *err) {
   btc_status st = new_driver(model, o, out, err);
-  if (st == BTC_OK) {
+  if (st == BTC_OK && *out) {
     (*out)->remote = true;
     (*out)->control = control;
     (*out)->links_fd = links_fd;

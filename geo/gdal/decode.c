@@ -174,6 +174,7 @@ static void date_of(GDALDatasetH ds, char out[24]) {
   unsigned d[6];
   int used = 0;
   out[0] = 0;
+  // NOLINTNEXTLINE(cert-err34-c): the widths bound the numbers
   if (!s || sscanf(s, "%4u:%2u:%2u %2u:%2u:%2u%n", d, d + 1, d + 2, d + 3, d + 4, d + 5, &used) != 6 || s[used]) return;
   for (int i = 0; i < 6; i++)
     if ((!d[i] && (i == 1 || i == 2)) || d[i] > 9999) return;

@@ -124,7 +124,8 @@ bool grid_to_view(const placed *p, const grid *g, int n, double *x, double *y, i
 static double measure_scale(const placed *p, const grid *g) {
   double best = HUGE_VAL;
   for (int i = 0; i < 9; i++) {
-    double cx = g->width * (i % 3) / 2.0, cy = g->height * (i / 3) / 2.0;
+    const int column = i % 3, row = i / 3;
+    double cx = g->width * column / 2.0, cy = g->height * row / 2.0;
     double x[3] = {cx, cx + 1, cx}, y[3] = {cy, cy, cy + 1};
     int ok[3];
     if (!grid_to_view(p, g, 3, x, y, ok) || !(ok[0] && ok[1] && ok[2])) continue;

@@ -139,7 +139,8 @@ btc_status shift_measure(const placed images[2], const grid *g, double outline[]
   correlation c;
   btc_status st = create(&c, side) ? BTC_OK : BTC_ERR_NOMEM;
   for (int i = 0; st == BTC_OK && i < PLACES * PLACES; i++) {
-    int x = (int)(low[0] + (w - side) * (i % PLACES) / (PLACES - 1)), y = (int)(low[1] + (h - side) * (i / PLACES) / (PLACES - 1));
+    const int column = i % PLACES, row = i / PLACES;
+    int x = (int)(low[0] + (w - side) * column / (PLACES - 1)), y = (int)(low[1] + (h - side) * row / (PLACES - 1));
     st = add_window(&c, images, g, x, y, p);
   }
   if (st == BTC_OK && c.total > 0) {

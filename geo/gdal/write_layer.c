@@ -53,7 +53,7 @@ static const json_t *value_of(const json_t *record, const char *key) {
   char outer[32];
   snprintf(outer, sizeof outer, "%.*s", (int)(dot - key), key);
   const json_t *o = json_object_get(record, outer);
-  return json_is_array(o) ? json_array_get(o, (size_t)atoi(dot + 1)) : json_object_get(o, dot + 1);
+  return json_is_array(o) ? json_array_get(o, strtoul(dot + 1, NULL, 10)) : json_object_get(o, dot + 1);
 }
 
 static void set_field(OGRFeatureH f, int i, const json_t *v) {
