@@ -214,7 +214,7 @@ void batcher_answer(btc_batcher *b, batch_job *j) {
 /* ---- a step ---- */
 
 /* The next item that is over before it was computed: failed or cancelled, and not in the reading thread's hands. */
-static batch_job *next_over(btc_batcher *b) {
+static batch_job *next_over(btc_batcher *b, bool *cancelled) {
   batch_job *found = NULL;
   pthread_mutex_lock(&b->lock);
   for (int i = 0; i < b->n_jobs; i++) {
@@ -222,15 +222,17 @@ static batch_job *next_over(btc_batcher *b) {
     bool over = j->state == JOB_FAILED || (j->cancelled && j->state != JOB_READING && j->state != JOB_FREE);
     if (over && (!found || j->order < found->order)) found = j;
   }
+  *cancelled = found && found->state != JOB_FAILED;
+  if (found && found->state == JOB_WAITING) found->state = JOB_FAILED; /* or the reader would begin it meanwhile */
   pthread_mutex_unlock(&b->lock);
   return found;
 }
 
 static bool answer_over(btc_batcher *b) {
-  bool any = false;
-  for (batch_job *j; (j = next_over(b)); any = true) {
+  bool any = false, cancelled;
+  for (batch_job *j; (j = next_over(b, &cancelled)); any = true) {
     btc_error err;
-    if (j->state != JOB_FAILED) btc_request_fail(&j->q, btc_fail(&err, BTC_ERR_CANCELLED, "stopped on request"), &err);
+    if (cancelled) btc_request_fail(&j->q, btc_fail(&err, BTC_ERR_CANCELLED, "stopped on request"), &err);
     batcher_answer(b, j);
   }
   return any;
