@@ -47,24 +47,27 @@ BTC_DEVICE void store_one(uint16_t *y, float v) {
 }
 
 template <btc_cuda_type T, typename Out>
-static __global__ void __launch_bounds__(THREADS) convert(Out *y, const void *x, int64_t n) {
+static __global__ void __launch_bounds__(THREADS) convert(Out *y, const void *x, int64_t n, bool aligned) {
   int64_t i = (static_cast<int64_t>(blockIdx.x) * THREADS + threadIdx.x) * EACH;
-  if (i + EACH <= n) {
+  if (aligned && i + EACH <= n) {
     float v[EACH];
     load_block<T>(v, x, i);
     store_block(y, i, v);
   } else {
-    for (; i < n; i++) store_one(y + i, stored<T>(x, i));
+    const int64_t end = i + EACH < n ? i + EACH : n;
+    for (; i < end; i++) store_one(y + i, stored<T>(x, i));
   }
 }
 
 template <typename Out>
 static int launch(Out *y, const void *x, btc_cuda_type t, int64_t n, btc_cuda_stream s) {
   if (n <= 0) return 0;
+  /* Rows of odd widths, and tensors in the middle of a file, begin anywhere. */
+  const bool aligned = (reinterpret_cast<uintptr_t>(x) | reinterpret_cast<uintptr_t>(y)) % 16 == 0;
   unsigned grid = static_cast<unsigned>((n + THREADS * EACH - 1) / (THREADS * EACH));
-  if (t == BTC_CUDA_F32) return BTC_LAUNCH((convert<BTC_CUDA_F32, Out>), grid, THREADS, 0, s, y, x, n);
-  if (t == BTC_CUDA_F16) return BTC_LAUNCH((convert<BTC_CUDA_F16, Out>), grid, THREADS, 0, s, y, x, n);
-  return BTC_LAUNCH((convert<BTC_CUDA_BF16, Out>), grid, THREADS, 0, s, y, x, n);
+  if (t == BTC_CUDA_F32) return BTC_LAUNCH((convert<BTC_CUDA_F32, Out>), grid, THREADS, 0, s, y, x, n, aligned);
+  if (t == BTC_CUDA_F16) return BTC_LAUNCH((convert<BTC_CUDA_F16, Out>), grid, THREADS, 0, s, y, x, n, aligned);
+  return BTC_LAUNCH((convert<BTC_CUDA_BF16, Out>), grid, THREADS, 0, s, y, x, n, aligned);
 }
 
 int btc_cuda_to_f32(float *y, const void *x, btc_cuda_type t, int64_t n, btc_cuda_stream s) {

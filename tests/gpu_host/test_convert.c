@@ -26,6 +26,31 @@ static void test_convert_equals_dtype(void **state) {
     for (int t = BTC_F32; t <= BTC_BF16; t++) check((btc_dtype)t, sizes[i]);
 }
 
+/* Rows of odd widths begin where 16 bytes cannot be read at once. */
+static void test_convert_of_any_alignment(void **state) {
+  (void)state;
+  GPU_REQUIRED();
+  enum { N = 2049, MOST_SKEW = 9 };
+  for (int t = BTC_F32; t <= BTC_BF16; t++)
+    for (int from = 0; from < MOST_SKEW; from += 3)
+      for (int to = 0; to < MOST_SKEW; to += 4) {
+        gpu_array x = gpu_stored((btc_dtype)t, N + MOST_SKEW), y = gpu_new((N + MOST_SKEW) * 4, 0),
+                  h = gpu_new((N + MOST_SKEW) * 2, 0);
+        const size_t size = btc_dtype_size((btc_dtype)t);
+        float want[N];
+        btc_to_f32(want, (char *)x.host + (size_t)from * size, (btc_dtype)t, N);
+        GPU(btc_cuda_to_f32((float *)y.device + to, (char *)x.device + (size_t)from * size, (btc_cuda_type)t, N, NULL));
+        GPU(btc_cuda_to_bf16((uint16_t *)h.device + to, (char *)x.device + (size_t)from * size, (btc_cuda_type)t, N, NULL));
+        gpu_get(&y);
+        gpu_get(&h);
+        assert_same_bits(gpu_f32(&y) + to, want, N, "to f32");
+        for (int i = 0; i < N; i++) assert_int_equal(((uint16_t *)h.host)[to + i], btc_f32_to_bf16(want[i]));
+        gpu_free(&x);
+        gpu_free(&y);
+        gpu_free(&h);
+      }
+}
+
 /* Ties, the carry into infinity, subnormal numbers, infinities: every f16 and bf16 pattern but NaN, and f32 neighbours of ties. */
 static void test_convert_every_pattern(void **state) {
   (void)state;
@@ -71,6 +96,7 @@ static void test_convert_rounds_to_even(void **state) {
 
 static const struct CMUnitTest tests[] = {
     cmocka_unit_test(test_convert_equals_dtype),
+    cmocka_unit_test(test_convert_of_any_alignment),
     cmocka_unit_test(test_convert_every_pattern),
     cmocka_unit_test(test_convert_rounds_to_even),
 };
