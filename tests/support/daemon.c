@@ -8,6 +8,7 @@
 #include <signal.h>
 #include <stdio.h>
 #include <sys/prctl.h>
+#include <sys/random.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
@@ -28,15 +29,24 @@ int64_t test_now_ms(void) {
   return (int64_t)t.tv_sec * 1000 + t.tv_nsec / 1000000;
 }
 
+/* Below the ports that the kernel gives to outgoing connections: one of those, free a moment ago, may be some client's when the
+ * daemon wants to listen on it. Each process begins at random and goes on from there, so that two seldom want the same. */
 int test_free_port(void) {
-  struct sockaddr_in a = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
-  socklen_t len = sizeof a;
-  int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
-  assert_true(fd >= 0);
-  assert_return_code(bind(fd, (struct sockaddr *)&a, sizeof a), errno);
-  assert_return_code(getsockname(fd, (struct sockaddr *)&a, &len), errno);
-  close(fd);
-  return ntohs(a.sin_port);
+  enum { FIRST = 12000, PORTS = 20000 };
+  static unsigned at;
+  if (!at) assert_int_equal(getrandom(&at, sizeof at, 0), sizeof at);
+  for (int tries = 0; tries < PORTS; tries++) {
+    const int port = FIRST + (int)(at++ % PORTS);
+    const struct sockaddr_in a = {
+        .sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK), .sin_port = htons((uint16_t)port)};
+    int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    assert_true(fd >= 0);
+    bool is_free = bind(fd, (const struct sockaddr *)&a, sizeof a) == 0;
+    close(fd);
+    if (is_free) return port;
+  }
+  fail_msg("no free port on the loopback address");
+  return 0;
 }
 
 void daemon_init(daemon_process *d, const char *name, const char *const args[]) {
