@@ -12,7 +12,7 @@
 #include "cluster.h"
 #include "test.h"
 
-enum { MAX_POINTS = 96, ITEMS = 160, SINGLES = 24 };
+enum { MAX_POINTS = 96, ITEMS = 160, SINGLES = 24, GOES = 5 };
 
 typedef struct point {
   char name[64];
@@ -139,7 +139,8 @@ static void check_points(const char *folder, bool in_worker) {
   const char *only = getenv("BTCCHAT_POINT");
   for (size_t i = 0; i < n; i++) {
     if (only && strcmp(only, list[i].name) != 0) continue;
-    bool hit = scenario(&list[i], 1);
+    bool hit = false; /* a worker drained before it had work passes few points: another go */
+    for (int go = 0; go < GOES && !hit; go++) hit = scenario(&list[i], 1);
     print_message("%s: %s\n", list[i].name, hit ? "killed" : "NOT REACHED");
     missed += !hit;
   }

@@ -127,9 +127,9 @@ void cluster_prepare(cluster *c, const cluster_options *o) {
 void cluster_start(cluster *c, const cluster_options *o) {
   cluster_prepare(c, o);
   for (int i = 0; i < c->o.brokers; i++) cluster_start_broker(c, i);
-  for (int i = 0; i < c->o.brokers; i++) daemon_wait_log(&c->broker[i], "ready clients=", 10000);
+  for (int i = 0; i < c->o.brokers; i++) daemon_wait_log(&c->broker[i], "ready clients=", 40000);
   for (int i = 0; i < c->o.workers; i++) cluster_start_worker(c, i);
-  for (int i = 0; i < c->o.workers; i++) daemon_wait_log(&c->worker[i], "ready name=", 20000);
+  for (int i = 0; i < c->o.workers; i++) daemon_wait_log(&c->worker[i], "ready name=", 40000);
 }
 
 void cluster_stop(cluster *c) {
