@@ -78,6 +78,9 @@ typedef struct btc_stage btc_stage;
 
 btc_status btc_stage_create(const btc_model *m, int first, int last, const btc_stage_options *o, btc_stage **out, btc_error *err);
 void btc_stage_destroy(btc_stage **s);
+/* Reads and maps all weights of blocks [first,last) of a model in host memory, so that no step waits for a page, and those read in
+ * rows only (the table of embeddings) are there as well. progress as above. Waits for the disk; thread: any, steps may run. */
+void btc_stage_fetch(const btc_model *m, int first, int last, uint64_t *progress);
 /* Grows working memory so that these items can be prefilled and then decoded up to slot_positions positions each. All of the
  * stage's growing happens here; running allocates nothing. What slots hold is lost when they grow. NOMEM leaves it usable. */
 btc_status btc_stage_reserve(btc_stage *s, const btc_stage_item *items, int n, int64_t slot_positions, btc_error *err);

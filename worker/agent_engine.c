@@ -45,7 +45,9 @@ void engine_start(agent *a) {
   child_extra storage;
   const child_extra *extra;
   btc_status st = member_before_child(a, &storage, &extra, &err);
-  if (st == BTC_OK) st = child_start(a->loop, NULL, a->o, &mine, extra, &a->child, &err);
+  btc_worker_options o = *a->o;
+  o.known = a->known[0] ? a->known : NULL;
+  if (st == BTC_OK) st = child_start(a->loop, NULL, &o, &mine, extra, &a->child, &err);
   member_after_child(a, extra);
   if (st == BTC_OK) return;
   if (a->phase == AGENT_LOADING) {
@@ -95,10 +97,12 @@ static void on_ready(void *ctx, const Btc__ChildReady *r) {
     agent_fail(a, BTC_ERR_MODEL, "the model's files have changed: it is now %s; start the worker again", r->model_class);
     return;
   }
+  snprintf(a->known, sizeof a->known, "%s", r->known);
   a->child_ready = true;
   a->failed_starts = 0;
   a->progress_ns = btc_now_ns();
-  agent_log(a, "engine-ready", "model=\"%s\" class=%s batch=%zu credits=%zu", a->model_name, a->model_class, a->batch, a->credits);
+  agent_log(a, "engine-ready", "model=\"%s\" class=%s files=%s batch=%zu credits=%zu", a->model_name, a->model_class,
+            r->recognised ? "known" : "read", a->batch, a->credits);
   if (a->welcomed) link_want_beat(a);
 }
 

@@ -53,6 +53,7 @@ typedef struct agent {
   child *child;
   bool child_ready;
   char model_class[96], model_name[128], load_failure[512];
+  char known[256];   /* of the model's files, as the last child said: the next one gets it */
   int failed_starts; /* in a row */
   int idle_deaths;   /* without an item started, in a row */
   int device_losses; /* without an item done, in a row */

@@ -65,8 +65,7 @@ static btc_status open_all(model_engine *e, const btc_worker_options *o, btc_err
   btc_status st = btc_model_open(o->model, &e->m, err);
   if (st == BTC_OK) st = btc_batcher_create(e->m, &bo, &e->b, err);
   if (st != BTC_OK) return st;
-  return engine_items_open(&e->items, e->m, btc_batcher_precision(e->b), o->roots, (size_t)btc_batcher_room(e->b),
-                           &e->base.progress, err);
+  return engine_items_open(&e->items, e->m, btc_batcher_precision(e->b), o, (size_t)btc_batcher_room(e->b), &e->base.progress, err);
 }
 
 btc_precision engine_precision(const btc_worker_options *o) {

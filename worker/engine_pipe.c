@@ -79,10 +79,10 @@ static btc_status new_engine(const btc_worker_options *o, pipe_engine **out, btc
 }
 
 static btc_status open_items_of(pipe_engine *e, const btc_worker_options *o, btc_error *err) {
-  btc_status st = engine_items_open(&e->items, pipe_model(e->p), pipe_precision(e->p), o->roots, (size_t)pipe_room(e->p),
-                                    &e->base.progress, err);
+  btc_status st =
+      engine_items_open(&e->items, pipe_model(e->p), pipe_precision(e->p), o, (size_t)pipe_room(e->p), &e->base.progress, err);
   if (st != BTC_OK) return st;
-  btc_shard_drop_weights(pipe_model(e->p)); /* the fingerprint read them all */
+  btc_shard_drop_weights(pipe_model(e->p)); /* the fingerprint may have read them all */
   engine_items_name(&e->items, &e->base);
   return BTC_OK;
 }

@@ -80,6 +80,8 @@ static void say_ready(server *s) {
   ready.fixed_bytes = s->engine->caps.fixed_bytes;
   ready.slots = s->engine->caps.slots;
   ready.whole_bytes = s->engine->caps.whole_bytes;
+  ready.known = s->engine->known;
+  ready.recognised = s->engine->recognised;
   say(s, &env, true);
 }
 

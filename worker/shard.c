@@ -4,6 +4,7 @@
 
 #include <errno.h>
 #include <poll.h>
+#include <pthread.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -344,6 +345,18 @@ static btc_status open_all(shard *s, btc_error *err) {
   return st;
 }
 
+static void *fetch(void *ctx) {
+  shard *s = ctx;
+  btc_stage_fetch(s->m, s->o.first, s->o.last, &s->page->alive);
+  return NULL;
+}
+
+/* Beside forming and the first steps. A card has its own copy of the weights, made from the files by the stage. */
+static void fetch_weights(shard *s) {
+  pthread_t t;
+  if (strcmp(s->o.device, "cuda") != 0 && pthread_create(&t, NULL, fetch, s) == 0) pthread_detach(t);
+}
+
 btc_status btc_shard_run(const btc_shard_options *o, btc_error *err) {
   static shard s;
   sigset_t none;
@@ -358,6 +371,9 @@ btc_status btc_shard_run(const btc_shard_options *o, btc_error *err) {
   s.page = page;
   btc_status st = open_all(&s, err);
   report(&s, st == BTC_OK ? SHARD_OPEN : SHARD_FAILED, st == BTC_OK ? NULL : err);
-  if (st == BTC_OK) serve(&s);
+  if (st == BTC_OK) {
+    fetch_weights(&s);
+    serve(&s);
+  }
   return st;
 }

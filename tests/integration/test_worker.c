@@ -887,6 +887,22 @@ static void test_worker_model_sorts_unreadable_images(void **state) {
   fake_close(&f);
 }
 
+/* A child that follows another does not read the model's files to tell which they are: at full size that takes seconds. */
+static void test_worker_engine_restarts_without_reading_the_files(void **state) {
+  (void)state;
+  char model[300];
+  fake f;
+  snprintf(model, sizeof model, "%s/models/nano", getenv("BTCCHAT_SOURCE"));
+  fake_open(&f);
+  START(&f, "-m", model, "--threads", "1", "--batch", "2");
+  assert_true(daemon_said(&worker, "files=read"));
+  assert_false(daemon_said(&worker, "files=known"));
+  kill(child_of(worker.pid), SIGKILL);
+  WAIT_FOR(&f, daemon_said(&worker, "files=known"));
+  assert_int_equal(stop(&f), 0);
+  fake_close(&f);
+}
+
 /* A model that vanishes under a running worker: items go back, no new ones are wanted, and work goes on when the model is there
  * again. */
 static void test_worker_gives_back_what_it_cannot_do(void **state) {
@@ -944,6 +960,7 @@ static const struct CMUnitTest tests[] = {
     cmocka_unit_test_teardown(test_worker_model_equals_caption_pairs, after),
     cmocka_unit_test_teardown(test_worker_pipeline_equals_caption_pairs, after),
     cmocka_unit_test_teardown(test_worker_model_sorts_unreadable_images, after),
+    cmocka_unit_test_teardown(test_worker_engine_restarts_without_reading_the_files, after),
     cmocka_unit_test_teardown(test_worker_gives_back_what_it_cannot_do, after),
 };
 BTC_TEST_MAIN(tests)
