@@ -108,8 +108,8 @@ static btc_status form(shard *s, btc_error *err) {
 
 /* Something went wrong in this epoch. When an order waits, it is what ends the epoch. */
 static void give_up(shard *s, const btc_error *err) {
+  if (err->code != BTC_ERR_CANCELLED) report(s, SHARD_BROKEN, err); /* before the others see that links closed */
   drop_links(s);
-  if (err->code != BTC_ERR_CANCELLED) report(s, SHARD_BROKEN, err);
   if (err->code == BTC_ERR_DEVICE) _exit(EX_TEMPFAIL); /* a process never computes on after that: its parent starts another */
 }
 
@@ -137,9 +137,10 @@ static void obey(shard *s) {
 static btc_status grow(float **p, int64_t *room, int64_t floats, btc_error *err) {
   if (floats <= *room) return BTC_OK;
   free(*p);
+  *p = NULL;
   *room = 0;
-  if (!(*p = btc_alloc((size_t)floats, sizeof **p)))
-    return btc_fail(err, BTC_ERR_NOMEM, "not enough memory for a step of %lld numbers", (long long)floats);
+  if (BTC_FAILS("shard_step_memory") || !(*p = btc_alloc((size_t)floats, sizeof **p)))
+    return btc_fail(err, BTC_ERR_NOMEM, "not enough memory: %lld bytes for a step", 4 * (long long)floats);
   *room = floats;
   return BTC_OK;
 }
@@ -147,6 +148,9 @@ static btc_status grow(float **p, int64_t *room, int64_t floats, btc_error *err)
 /* Room for what the driver says will come. A stage is made anew when it has another number of slots. */
 static btc_status reserve(shard *s, const shard_step *d, btc_error *err) {
   const btc_stage_item widest = d->items[0];
+  if (BTC_FAILS("shard_reserve_memory"))
+    return btc_fail(err, BTC_ERR_NOMEM, "not enough memory: a stage of %d slots of %lld positions", d->slots,
+                    (long long)d->slot_positions);
   if (!s->stage || s->slots != d->slots) {
     btc_stage_destroy(&s->stage);
     btc_stage_options so = {.backend = s->o.device,
@@ -166,8 +170,11 @@ static btc_status reserve(shard *s, const shard_step *d, btc_error *err) {
   if (st != BTC_OK || s->o.first > s->change || s->o.last <= s->change || d->n_places == s->places) return st;
   free(s->features);
   s->places = 0;
-  s->features = btc_alloc((size_t)d->n_places, (size_t)(s->m->tokens * s->m->hidden) * sizeof *s->features);
-  if (!s->features) return btc_fail(err, BTC_ERR_NOMEM, "not enough memory for features of %d images", d->n_places);
+  const int64_t image = s->m->tokens * s->m->hidden * (int64_t)sizeof *s->features;
+  s->features = btc_alloc((size_t)d->n_places, (size_t)image);
+  if (!s->features)
+    return btc_fail(err, BTC_ERR_NOMEM, "not enough memory: %lld bytes for features of %d images", (long long)(d->n_places * image),
+                    d->n_places);
   s->places = d->n_places;
   return BTC_OK;
 }

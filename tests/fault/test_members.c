@@ -340,6 +340,26 @@ static void test_members_killed_at_ready(void **state) {
   killed_at("BTC_FAIL=member_ready:1");
 }
 
+/* A rank has no memory for what rank 0 wants it to hold: rank 0 hears of it, and the pipe goes on with fewer items at once. */
+static void test_members_rank_out_of_memory(void **state) {
+  (void)state;
+  enum { N = 2 };
+  const cluster_options o = of_parts(N, N, 1);
+  for (int w = 0; w < N; w++) {
+    cluster_prepare(&c, &o);
+    daemon_env(&c.worker[w], "BTC_FAIL=shard_reserve_memory:1");
+    cluster_start_broker(&c, 0);
+    for (int i = 0; i < N; i++) cluster_start_worker(&c, i);
+    job j = begin(40);
+    wait_active(1, PATIENCE_MS);
+    daemon_wait_log(&c.worker[worker_of(0)], "out of memory, going on with 4 slots: rank", PATIENCE_MS);
+    finish(&j);
+    assert_int_equal(epoch_now(), 2);
+    assert_string_equal(cluster_job(&c, j.jid, "crashes"), "0");
+    cluster_stop(&c);
+  }
+}
+
 static void test_members_rank_stopped(void **state) {
   (void)state;
   enum { N = 2, WEDGE_MS = 4000 };
@@ -503,13 +523,21 @@ static void test_members_killed_at_any_time(void **state) {
 }
 
 static const struct CMUnitTest tests[] = {
-    cmocka_unit_test(test_members_two_give_the_captions),  cmocka_unit_test(test_members_three_give_the_captions),
-    cmocka_unit_test(test_members_four_give_the_captions), cmocka_unit_test(test_members_rank_killed),
-    cmocka_unit_test(test_members_killed_at_form),         cmocka_unit_test(test_members_killed_at_ready),
-    cmocka_unit_test(test_members_rank_stopped),           cmocka_unit_test(test_members_driver_killed),
-    cmocka_unit_test(test_members_driver_stopped),         cmocka_unit_test(test_members_worker_killed),
-    cmocka_unit_test(test_members_worker_stopped),         cmocka_unit_test(test_members_drain),
-    cmocka_unit_test(test_members_broker_killed),          cmocka_unit_test(test_members_killed_at_any_time),
+    cmocka_unit_test(test_members_two_give_the_captions),
+    cmocka_unit_test(test_members_three_give_the_captions),
+    cmocka_unit_test(test_members_four_give_the_captions),
+    cmocka_unit_test(test_members_rank_killed),
+    cmocka_unit_test(test_members_killed_at_form),
+    cmocka_unit_test(test_members_killed_at_ready),
+    cmocka_unit_test(test_members_rank_out_of_memory),
+    cmocka_unit_test(test_members_rank_stopped),
+    cmocka_unit_test(test_members_driver_killed),
+    cmocka_unit_test(test_members_driver_stopped),
+    cmocka_unit_test(test_members_worker_killed),
+    cmocka_unit_test(test_members_worker_stopped),
+    cmocka_unit_test(test_members_drain),
+    cmocka_unit_test(test_members_broker_killed),
+    cmocka_unit_test(test_members_killed_at_any_time),
 };
 
 BTC_TEST_MAIN(tests)
