@@ -18,6 +18,7 @@
 #include "http.h"
 #include "ingest.h"
 #include "jobs.h"
+#include "journal.h"
 #include "pipes.h"
 #include "request.h"
 #include "session.h"
@@ -326,6 +327,7 @@ static btc_status make(btc_broker *b, btc_error *err) {
   if (st == BTC_OK) st = catch_signals(b, err);
   if (st == BTC_OK && !(b->metrics = btc_metrics_create(b->o->queue, b->name))) st = btc_fail(err, BTC_ERR_NOMEM, "out of memory");
   if (st == BTC_OK) st = open_sockets(b, err);
+  if (st == BTC_OK) st = btc_journal_create(b, err);
   if (st == BTC_OK) st = btc_jobs_create(b, err);
   if (st == BTC_OK) st = btc_expander_create(b, err);
   if (st == BTC_OK) st = btc_ingest_create(b, err);
@@ -349,6 +351,7 @@ static void end(btc_broker *b) {
   btc_ingest_destroy(b);
   btc_expander_destroy(b);
   btc_jobs_destroy(b);
+  btc_journal_destroy(b);
   btc_session_destroy_all(b);
   btc_http_stop(&b->http);
   btc_socket_close(&b->clients);

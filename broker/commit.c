@@ -10,6 +10,7 @@
 #include <string.h>
 
 #include "grant.h"
+#include "journal.h"
 #include "session.h"
 
 enum { CHUNK = 32, MAX_TEXT = 4096 };
@@ -20,6 +21,7 @@ typedef struct pending {
   uint32_t mask;
   int waiting;
   bool lost, own;
+  btc_journal_entry *copy;
 } pending;
 
 /* A record becomes a line of a file that others read: one object, one line. */
@@ -84,6 +86,7 @@ static void finish(pending *p) {
       btc_grant_poke(b, s);
     }
   }
+  btc_journal_free(p->copy);
   free(p);
 }
 
@@ -95,19 +98,21 @@ static void one_answer(pending *p, const char *what, const redisReply *r) {
   if (--p->waiting == 0) finish(p);
 }
 
-/* [own, new, seq]. A number below one that we saw: Redis was restored from an older state, and work that workers were acknowledged
- * for may be run again. */
+/* [own, new, seq]. A number below the last one: Redis was restored from an older state. */
 static void on_commit(void *ctx, const redisReply *r) {
   pending *p = ctx;
   btc_broker *b = p->b;
   uint64_t seq = btc_answer_failed(r) ? 0 : btc_answer_u64(r, 2);
   BTC_FAILPOINT("after_commit");
-  if (seq && seq < b->seq) {
-    btc_log(BTC_LOG_ERROR, "history-lost", "seq=%" PRIu64 " before=%" PRIu64 " msg=\"Redis lost commits: their items run again\"",
-            seq, b->seq);
-    btc_metrics_add(b->metrics, BTC_METRIC_HISTORY_LOST, 1);
-  }
-  if (seq) b->seq = seq;
+  if (seq && btc_answer_u64(r, 1) > 0)
+    btc_journal_keep(b, p->copy);
+  else
+    btc_journal_free(p->copy);
+  p->copy = NULL;
+  if (seq && seq < b->seq)
+    btc_journal_lost(b, seq);
+  else if (seq)
+    b->seq = seq;
   one_answer(p, "btc_commit", r);
 }
 
@@ -141,6 +146,7 @@ void btc_commit_results(btc_broker *b, btc_session *s, uint64_t req_id, const Bt
   }
   b->commits++;
   BTC_FAILPOINT("before_commit");
+  if (n_ok) p->copy = btc_journal_copy(&chunk, ok, n_ok);
   if (n_ok && btc_store_commit(b->store, &chunk, ok, n_ok, on_commit, p))
     p->waiting++;
   else

@@ -91,7 +91,8 @@ typedef struct btc_broker {
   size_t n_sessions;
   bool draining;
   int commits;  /* Results on their way to Redis */
-  uint64_t seq; /* highest commit number seen */
+  uint64_t seq; /* number of the last commit */
+  struct btc_journal *journal;
   uint64_t random;
   int64_t ticked_ns; /* last look at the sessions */
   uint64_t messages, bad_messages, ticks;

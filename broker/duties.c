@@ -9,6 +9,7 @@
 #include "expand.h"
 #include "grant.h"
 #include "ingest.h"
+#include "journal.h"
 #include "pipes.h"
 #include "session.h"
 
@@ -100,6 +101,7 @@ static void own_numbers(btc_broker *b) {
 
 void btc_duties_up(btc_broker *b) {
   int64_t now = btc_loop_now_ns(b->loop);
+  btc_journal_up(b);
   /* While Redis was away nobody could extend: what our workers hold comes first, what expired is looked at afterwards. */
   for (btc_session *s = b->sessions; s; s = s->next) s->extend_ns = s->refresh_ns = 0;
   b->reap_ns = now + (int64_t)REAP_REST_MS * 1000000;
@@ -115,6 +117,7 @@ void btc_duties_tick(btc_broker *b) {
   bool up = btc_redis_is_up(b->redis);
   if (t % EACH_1_S == 0) own_numbers(b);
   if (t % EACH_100_MS == 0) btc_session_tick(b);
+  if (t % EACH_250_MS == 0) btc_journal_tick(b);
   if (!up && t % EACH_1_S == 0 && *btc_redis_trouble(b->redis)) /* also when it never was there */
     btc_metrics_health(b->metrics, BTC_HEALTH_REDIS, false, btc_redis_trouble(b->redis));
   if (!up) return;

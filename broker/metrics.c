@@ -64,6 +64,8 @@ static const struct {
     [BTC_METRIC_BAD_MESSAGES] = {"btc_bad_messages", "counter", "", "Messages refused as malformed or not allowed"},
     [BTC_METRIC_REDIS_RECONNECTS] = {"btc_redis_reconnects", "counter", "", "Connections to Redis after the first"},
     [BTC_METRIC_HISTORY_LOST] = {"btc_history_lost", "counter", "", "Times that Redis came back without its last writes"},
+    [BTC_METRIC_HISTORY_RESTORED] = {"btc_history_restored_items", "counter", "", "Items that such a Redis was given again"},
+    [BTC_METRIC_JOURNAL_BYTES] = {"btc_journal_bytes", "gauge", "", "Commits of the last minute, kept for such a Redis"},
     [BTC_METRIC_SINK_ACTIVE] = {"btc_sink_active", "gauge", "", "1: this broker writes the part files"},
     [BTC_METRIC_SINK_BLOCKED] = {"btc_sink_blocked", "gauge", "", "1: the results folder takes nothing"},
     [BTC_METRIC_SINK_RECORDS] = {"btc_sink_records", "counter", "", "Records sealed by this broker"},

@@ -45,7 +45,9 @@ typedef enum btc_metric {
   BTC_METRIC_MESSAGES, /* envelopes taken */
   BTC_METRIC_BAD_MESSAGES,
   BTC_METRIC_REDIS_RECONNECTS,
-  BTC_METRIC_HISTORY_LOST, /* Redis lost history: `seq` fell */
+  BTC_METRIC_HISTORY_LOST,     /* Redis lost history: `seq` fell */
+  BTC_METRIC_HISTORY_RESTORED, /* items committed again out of the journal */
+  BTC_METRIC_JOURNAL_BYTES,
   /* the sink's */
   BTC_METRIC_SINK_ACTIVE,  /* 1: this broker has the duty */
   BTC_METRIC_SINK_BLOCKED, /* 1: the results folder takes nothing */

@@ -88,6 +88,7 @@ typedef struct cuda_lt {
 btc_status cuda_lt_load(const cuda_lt **out, btc_error *err); /* cuda_lt.c; tests bring their own */
 
 /* ---- cuda_device.c ---- */
+btc_status cuda_status_of(int rc); /* NOMEM, DEVICE when nothing works any more, else INTERNAL */
 /* Classifies and keeps a failure; true when rc is success. */
 bool cuda_note(cuda_backend *c, int rc, const char *call, const char *file, int line);
 bool cuda_note_lt(cuda_backend *c, cublasStatus_t rc, const char *call, const char *file, int line);

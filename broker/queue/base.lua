@@ -15,7 +15,7 @@ Invariants (tests/support/checker.c and tests/model check them):
 Every function does a bounded amount of work (STEP chunks or so); what is left of a cancel or a resume is in `sweep` and goes on in btc_promote.
 --]]
 
-local VERSION = 2 -- of these functions: a broker replaces an older library
+local VERSION = 3 -- of these functions: a broker replaces an older library
 local SCHEMA = 1  -- of the data: refused when newer than what we know
 local STEP = 256
 local WORD = 4294967296

@@ -30,6 +30,7 @@ static void points_of_file(const char *path, bool in_worker, point *list, size_t
     assert_true(*n < MAX_POINTS);
     at += strlen(mark);
     if (strncmp(at, "shard_", 6) == 0 || strncmp(at, "member_", 7) == 0) continue; /* of pipelines: test_pipe, test_members */
+    if (strncmp(at, "history_", 8) == 0) continue;                                 /* of a Redis that lost its end: test_rollback */
     snprintf(list[*n].name, sizeof list[*n].name, "%.*s", (int)strcspn(at, "\""), at);
     list[(*n)++].in_worker = in_worker;
   }

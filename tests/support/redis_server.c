@@ -121,6 +121,22 @@ void redis_server_restart(redis_server *r) {
   if (!wait_until_ready(r)) fail_msg("redis-server does not start again; see %s/redis.log", r->dir);
 }
 
+static void shell(const char *format, const redis_server *r) {
+  char command[512];
+  snprintf(command, sizeof command, format, r->dir, r->dir, r->dir);
+  if (system(command) != 0) fail_msg("failed: %s", command);
+}
+
+void redis_server_save(redis_server *r) {
+  shell("rm -rf '%s/saved' && cp -r '%s/appendonlydir' '%s/saved'", r);
+}
+
+void redis_server_rollback(redis_server *r) {
+  redis_server_kill(r);
+  shell("rm -rf '%s/appendonlydir' && cp -r '%s/saved' '%s/appendonlydir'", r);
+  redis_server_restart(r);
+}
+
 void redis_server_stop(redis_server **r) {
   if (!*r) return;
   redis_server_kill(*r);
