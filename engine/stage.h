@@ -88,6 +88,7 @@ btc_status btc_stage_reserve(btc_stage *s, const btc_stage_item *items, int n, i
 btc_status btc_stage_shrink(btc_stage *s, int slots, btc_error *err);
 void btc_stage_set_tap(btc_stage *s, btc_tap *tap, void *user); /* NULL: none */
 const char *btc_stage_describe(const btc_stage *s);
+bool btc_stage_device(const btc_stage *s, btc_device_info *out); /* as btc_backend_device; any thread */
 
 /* Floats of the flow tensor before block i (i == block count: after the last) for a prefill or a decode step of these items. */
 int64_t btc_flow_floats(const btc_model *m, int i, const btc_stage_item *items, int n, bool decode);

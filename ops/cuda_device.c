@@ -97,6 +97,8 @@ btc_status btc_cuda_device_query(int index, btc_device_info *out, btc_error *err
     (void)cudaGetLastError();
     return btc_fail(err, BTC_ERR_UNSUPPORTED, "CUDA device %d cannot be used: %s", index, cudaGetErrorString(rc));
   }
+  out->index = index;
+  out->busy = -1;
   snprintf(out->name, sizeof out->name, "%.95s", p.name);
   name_card(&p.uuid, out->card);
   out->major = p.major;
@@ -104,17 +106,19 @@ btc_status btc_cuda_device_query(int index, btc_device_info *out, btc_error *err
   out->processors = p.multiProcessorCount;
   out->memory_bytes = total;
   out->free_bytes = free_bytes;
+  cuda_read_use(out);
   return BTC_OK;
 }
 
 btc_status cuda_open(cuda_backend *c, const char *kind, btc_error *err) {
-  btc_device_info info;
+  btc_device_info info = {0};
   c->device = kind[4] == ':' ? (int)strtol(kind + 5, NULL, 10) : 0;
   btc_status st = btc_cuda_device_query(c->device, &info, err);
   if (st != BTC_OK) return st;
   if (info.major < 8)
     return btc_fail(err, BTC_ERR_UNSUPPORTED, "CUDA device %d (%s) has compute capability %d.%d; 8.0 or more is needed", c->device,
                     info.name, info.major, info.minor);
+  c->info = info;
   snprintf(c->base->description, sizeof c->base->description, "cuda:%d, %s, %llu GiB, %s", c->device, info.name,
            (unsigned long long)(info.memory_bytes >> 30), c->bf16 ? "bf16" : "f32");
   if (!CUDA_TRY(c, cudaStreamCreateWithFlags(&c->stream, cudaStreamNonBlocking))) return cuda_failure(c, err);

@@ -65,6 +65,15 @@ typedef enum btc_compute { BTC_COMPUTE_F32, BTC_COMPUTE_BF16 } btc_compute;
 
 typedef struct btc_backend btc_backend;
 
+typedef struct btc_device_info {
+  int index;                    /* N of "cuda:N" */
+  char name[96];                /* "NVIDIA H200" */
+  int major, minor, processors; /* compute capability, multiprocessors */
+  uint64_t memory_bytes, free_bytes;
+  double busy;   /* 0..1: share of the last moments in which anybody's work ran; negative: the driver does not tell */
+  char card[44]; /* "GPU-0123...": the card's own name, the same on every machine that asks for it */
+} btc_device_info;
+
 typedef struct btc_backend_options {
   const char *kind; /* "cpu" (the fast path), "plain" (the reference loops, slow: ground truth), "cuda" or "cuda:N" */
   int threads;      /* 1..256; 0 = all processors the process may run on */
@@ -79,17 +88,13 @@ btc_status btc_backend_create(const btc_backend_options *o, btc_backend **out, b
 void btc_backend_destroy(btc_backend **b);              /* NULL is fine; sets *b to NULL */
 const char *btc_backend_describe(const btc_backend *b); /* e.g. "cpu, 2 threads, avx2+fma, f32"; lives as long as b */
 int btc_backend_threads(const btc_backend *b);
+/* The device it computes on, with memory and use as they are now. false: the host, or it does not answer. Any thread, also beside
+ * the one that uses b. */
+bool btc_backend_device(const btc_backend *b, btc_device_info *out);
 /* true when this CPU multiplies bf16 natively, so that bf16 is the right default. Any thread. */
 bool btc_cpu_has_bf16(void);
 
 /* ---- devices ---- */
-
-typedef struct btc_device_info {
-  char name[96];                /* "NVIDIA H200" */
-  int major, minor, processors; /* compute capability, multiprocessors */
-  uint64_t memory_bytes, free_bytes;
-  char card[44]; /* "GPU-0123...": the card's own name, the same on every machine that asks for it */
-} btc_device_info;
 
 /* Whether a device name ("cpu", "plain", "cuda", "cuda:3") is one this build knows; the device itself may be missing. */
 bool btc_device_known(const char *kind);

@@ -105,7 +105,8 @@ btc_status btc_results_find(const char *where, btc_results_files *out, btc_error
   out->folder = folder  ? btc_strdup(where)
                 : slash ? btc_strndup(where, slash == where ? 1 : (size_t)(slash - where))
                         : btc_strdup(".");
-  btc_status st = out->folder ? BTC_OK : no_memory(err);
+  if (!out->folder) return no_memory(err);
+  btc_status st = BTC_OK;
   if (st == BTC_OK && folder) {
     st = in_folder(out, err);
   } else if (st == BTC_OK && ends_with(where, ".gpkg")) {

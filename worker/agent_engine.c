@@ -39,6 +39,7 @@ void engine_start(agent *a) {
   child_calls mine = calls;
   mine.ctx = a;
   a->child_ready = false;
+  a->devices.n = 0;
   a->load_failure[0] = 0;
   a->child_progress = 0;
   a->child_started_ns = a->progress_ns = btc_now_ns();
@@ -86,6 +87,7 @@ static void on_ready(void *ctx, const Btc__ChildReady *r) {
     agent_fail(a, err.code, "%s", err.message);
     return;
   }
+  btc_devices_set(&a->devices, r->devices, r->n_devices);
   if (a->phase == AGENT_LOADING) {
     if (first_ready(a, r, &err) != BTC_OK) {
       agent_fail(a, err.code, "%s", err.message);
@@ -115,6 +117,7 @@ static void on_started(void *ctx, const Btc__ChildStarted *s) {
   agent *a = ctx;
   for (size_t i = 0; i < s->n_ticket; i++) ledger_start(a->ledger, s->ticket[i], btc_loop_now_ns(a->loop));
   if (s->note && s->note[0]) agent_log(a, "engine-note", "what=\"%s\"", s->note);
+  if (s->n_devices) btc_devices_set(&a->devices, s->devices, s->n_devices);
   if (s->progress > a->child_progress || s->n_ticket) moved(a, 1);
   a->child_progress = s->progress;
   if (!s->n_ticket) return;

@@ -145,7 +145,8 @@ btc_status engine_member_create(const btc_worker_options *o, worker_engine **out
     pipe_options po = options_of(e, o);
     st = pipe_create_remote(o->model, WORKER_CHILD_CONTROL, WORKER_CHILD_LINKS, &po, &e->p, err);
   }
-  if (st == BTC_OK && e) st = open_items_of(e, o, err);
+  if (!e) return st;
+  if (st == BTC_OK) st = open_items_of(e, o, err);
   if (st == BTC_OK) st = measure(e, o, err);
   if (st == BTC_OK && o->memory_mib * 1048576 >= (double)e->base.caps.whole_bytes) {
     destroy(&e->base);

@@ -370,6 +370,7 @@ static void test_clients_see_jobs_and_workers(void **state) {
   assert_int_equal(r->workers_reply->n_workers, 1);
   assert_string_equal(r->workers_reply->workers[0]->worker, "w1");
   assert_string_equal(r->workers_reply->workers[0]->state, "up");
+  assert_int_equal(r->workers_reply->workers[0]->n_devices, 0); /* it told of none, as an older worker does */
   btc_wire_free(&r);
 }
 

@@ -89,6 +89,7 @@ static void init_worker(cluster *c, int i) {
   if (c->o.model) {
     args[n++] = "--model", args[n++] = c->o.model;
     args[n++] = "--threads", args[n++] = "1";
+    if (c->o.device) args[n++] = "--device", args[n++] = c->o.device;
     if (c->o.memory_mib > 0) args[n++] = "--name", args[n++] = name, args[n++] = "--memory", args[n++] = real(c->o.memory_mib);
   } else {
     args[n++] = "--engine", args[n++] = "stub";

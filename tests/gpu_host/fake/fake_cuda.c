@@ -1,7 +1,8 @@
 /*
  * The CUDA runtime as far as ops/cuda*.c uses it, on the host: memory is memory, a stream is the calling thread, kernels run on the
- * shim. FAKE_CUDA=0 leaves no device. FAKE_CUDA_FAIL=N:CODE makes the Nth call that can fail return CODE; codes that leave a real
- * context unusable stay for all later calls. Every device is a card of its own. Recording is refused, so steps are issued plainly.
+ * shim. Its 16 GiB are always a quarter full. FAKE_CUDA=0 leaves no device. FAKE_CUDA_FAIL=N:CODE makes the Nth call that can fail
+ * return CODE; codes that leave a real context unusable stay for all later calls. Every device is a card of its own. Recording is
+ * refused, so steps are issued plainly.
  */
 #include <cuda_runtime_api.h>
 #include <stdio.h>
@@ -70,6 +71,11 @@ cudaError_t cudaGetDeviceProperties(struct cudaDeviceProp *p, int device) {
 
 static _Thread_local int current;
 
+cudaError_t cudaDeviceGetPCIBusId(char *bus, int bytes, int device) {
+  snprintf(bus, (size_t)bytes, "0000:%02X:00.0", device);
+  return cudaSuccess;
+}
+
 cudaError_t cudaSetDevice(int device) {
   current = device;
   return step();
@@ -81,7 +87,8 @@ cudaError_t cudaGetDevice(int *device) {
 }
 
 cudaError_t cudaMemGetInfo(size_t *free_bytes, size_t *total) {
-  *free_bytes = *total = (size_t)1 << 34;
+  *total = (size_t)1 << 34;
+  *free_bytes = *total / 4 * 3;
   return step();
 }
 
