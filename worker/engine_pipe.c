@@ -23,6 +23,11 @@ static void on_done(void *ctx, void *tag, btc_result *r) {
   engine_items_done(&e->items, tag, r);
 }
 
+static void on_note(void *ctx, const char *text) {
+  const worker_sink *sink = ((pipe_engine *)ctx)->items.sink;
+  if (sink && sink->note) sink->note(sink->ctx, text);
+}
+
 static size_t room(const worker_engine *base) {
   return (size_t)pipe_room(((const pipe_engine *)base)->p);
 }
@@ -66,6 +71,7 @@ static pipe_options options_of(pipe_engine *e, const btc_worker_options *o) {
   po.precision = engine_precision(o);
   po.progress = &e->base.progress;
   po.done = on_done;
+  po.note = on_note;
   po.ctx = e;
   return po;
 }

@@ -388,7 +388,7 @@ btc_status btc_worker_child(const btc_worker_options *o, int fd, btc_error *err)
   s.fd = fd;
   s.bell = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
   btc_status st = s.bell >= 0 ? prepare(&s, o, err) : btc_fail(err, BTC_ERR_IO, "cannot make an event: %s", strerror(errno));
-  if (st != BTC_OK) {
+  if (st != BTC_OK || !s.engine) {
     say_failed(&s, err->message);
     return st;
   }

@@ -172,8 +172,8 @@ static btc_status form(shard *s, btc_error *err) {
 
 /* Something went wrong in this epoch. When an order waits, it is what ends the epoch. */
 static void give_up(shard *s, const btc_error *err) {
+  if (err->code != BTC_ERR_CANCELLED) report(s, SHARD_BROKEN, err); /* before the others see that links closed */
   drop_links(s);
-  if (err->code != BTC_ERR_CANCELLED) report(s, SHARD_BROKEN, err);
   if (err->code == BTC_ERR_DEVICE) _exit(EX_TEMPFAIL); /* a process never computes on after that: its parent starts another */
 }
 
@@ -215,6 +215,9 @@ static btc_status make_flow(shard *s, const btc_stage_item *items, int n, int la
 /* Room for what the driver says will come. A stage is made anew when it has another number of slots. */
 static btc_status reserve(shard *s, const shard_step *d, btc_error *err) {
   const btc_stage_item widest = d->items[0];
+  if (BTC_FAILS("shard_reserve_memory"))
+    return btc_fail(err, BTC_ERR_NOMEM, "not enough memory: a stage of %d slots of %lld positions", d->slots,
+                    (long long)d->slot_positions);
   if (!s->stage || s->slots != d->slots) {
     btc_stage_destroy(&s->stage);
     btc_stage_options so = {.backend = s->o.device,
@@ -234,8 +237,10 @@ static btc_status reserve(shard *s, const shard_step *d, btc_error *err) {
   if (st != BTC_OK || s->o.first > s->change || s->o.last <= s->change || d->n_places == s->places) return st;
   s->places = 0;
   shard_room_free(&s->features);
-  st = shard_room_make(&s->features, s->lane, d->n_places * s->m->tokens * s->m->hidden, err);
-  if (st == BTC_ERR_NOMEM) return btc_fail(err, st, "not enough memory for features of %d images", d->n_places);
+  const int64_t floats = d->n_places * s->m->tokens * s->m->hidden;
+  st = shard_room_make(&s->features, s->lane, floats, err);
+  if (st == BTC_ERR_NOMEM)
+    return btc_fail(err, st, "not enough memory: %lld bytes for features of %d images", 4 * (long long)floats, d->n_places);
   if (st == BTC_OK) s->places = d->n_places;
   return st;
 }

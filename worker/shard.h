@@ -42,6 +42,7 @@ typedef struct shard_order {
   uint32_t nccl;    /* tensors between ranks go by NCCL: all ranks have a card and the library */
   uint64_t epoch, max_bytes; /* of a frame; 0: what the model can need */
   uint8_t secret[BTC_LINK_SECRET];
+  char shrink[320]; /* driver: why less is to be held than in the epoch before, a rank had no memory; "": not so */
 } shard_order;
 
 typedef enum shard_said { SHARD_OPEN = 1, SHARD_READY, SHARD_BROKEN, SHARD_FAILED } shard_said;
