@@ -206,10 +206,15 @@ static void copy(shard *s, void *dst, const void *src, int64_t floats) {
     memcpy(dst, src, (size_t)floats * sizeof(float));
 }
 
+static btc_status grow(shard_room *r, btc_lane *lane, int64_t floats, btc_error *err) {
+  btc_status st = BTC_FAILS("shard_step_memory") ? BTC_ERR_NOMEM : shard_room_make(r, lane, floats, err);
+  if (st != BTC_ERR_NOMEM) return st;
+  return btc_fail(err, st, "not enough memory: %lld bytes for a step", 4 * (long long)floats);
+}
+
 /* For the stage's output: on the GPU when it goes out from there. */
 static btc_status make_flow(shard *s, const btc_stage_item *items, int n, int last, bool decode, btc_error *err) {
-  return shard_room_make(&s->flow, btc_link_is_carried(s->out) ? s->lane : NULL, btc_flow_floats(s->m, last, items, n, decode),
-                         err);
+  return grow(&s->flow, btc_link_is_carried(s->out) ? s->lane : NULL, btc_flow_floats(s->m, last, items, n, decode), err);
 }
 
 /* Room for what the driver says will come. A stage is made anew when it has another number of slots. */
@@ -277,7 +282,7 @@ static btc_status encode(shard *s, shard_step *d, btc_error *err) {
 /* Features of a prefill's images, side by side. */
 static btc_status gather(shard *s, shard_step *d, btc_error *err) {
   const int64_t image = s->m->tokens * s->m->hidden;
-  btc_status st = shard_room_make(&s->gathered, s->lane, d->n_places * image, err);
+  btc_status st = grow(&s->gathered, s->lane, d->n_places * image, err);
   for (int i = 0; st == BTC_OK && i < d->n_places; i++) {
     if (d->places[i] < 0 || d->places[i] >= s->places)
       return btc_fail(err, BTC_ERR_FORMAT, "step: features from place %d of %d", d->places[i], s->places);
@@ -290,7 +295,7 @@ static btc_status gather(shard *s, shard_step *d, btc_error *err) {
 /* Where the change maps of this step's pairs go. */
 static btc_status make_maps(shard *s, shard_step *d, btc_error *err) {
   int64_t cosines = shard_step_cosines(s->m, d->items, d->n), at = 0;
-  btc_status st = cosines ? shard_room_make(&s->cosine, NULL, cosines, err) : BTC_OK;
+  btc_status st = cosines ? grow(&s->cosine, NULL, cosines, err) : BTC_OK;
   for (int i = 0; st == BTC_OK && i < d->n; i++) {
     if (d->items[i].n_images != 2) continue;
     d->items[i].cosine = s->cosine.at + at;
@@ -342,7 +347,7 @@ static btc_status compute(shard *s, shard_step *d, btc_error *err) {
 /* The tensor of a frame that a carrier brings; its size has been checked against the step. */
 static btc_status take_tensor(shard *s, btc_link *from, shard_step *d, btc_error *err) {
   btc_link_wait w = wait_ms(s, 0);
-  btc_status st = shard_room_make(&s->arrived, s->lane, d->flow_floats, err);
+  btc_status st = grow(&s->arrived, s->lane, d->flow_floats, err);
   if (st == BTC_OK) st = btc_link_receive_carried(from, s->arrived.at, &w, err);
   d->flow = s->arrived.at;
   return st;

@@ -3,8 +3,6 @@
 
 #include <stdlib.h>
 
-#include "base/failpoint.h"
-
 void shard_room_free(shard_room *r) {
   if (r->lane)
     btc_lane_free(r->lane, r->at);
@@ -20,8 +18,8 @@ btc_status shard_room_make(shard_room *r, btc_lane *lane, int64_t floats, btc_er
   shard_room_free(r);
   if (lane)
     st = btc_lane_alloc(lane, (size_t)floats * sizeof *r->at, &p, err);
-  else if (BTC_FAILS("shard_step_memory") || !(p = btc_alloc((size_t)floats, sizeof *r->at)))
-    st = btc_fail(err, BTC_ERR_NOMEM, "not enough memory: %lld bytes for a step", 4 * (long long)floats);
+  else if (!(p = btc_alloc((size_t)floats, sizeof *r->at)))
+    st = btc_fail(err, BTC_ERR_NOMEM, "not enough memory: %lld bytes", 4 * (long long)floats);
   if (st == BTC_OK) *r = (shard_room){.at = p, .floats = floats, .lane = lane};
   return st;
 }
