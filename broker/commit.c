@@ -10,6 +10,7 @@
 #include <string.h>
 
 #include "grant.h"
+#include "recover.h"
 #include "session.h"
 
 enum { CHUNK = 32, MAX_TEXT = 4096 };
@@ -20,6 +21,7 @@ typedef struct pending {
   uint32_t mask;
   int waiting;
   bool lost, own;
+  btc_call *commit; /* for the journal, once Redis has it; or NULL */
 } pending;
 
 /* A record becomes a line of a file that others read: one object, one line. */
@@ -84,6 +86,7 @@ static void finish(pending *p) {
       btc_grant_poke(b, s);
     }
   }
+  free(p->commit);
   free(p);
 }
 
@@ -95,19 +98,17 @@ static void one_answer(pending *p, const char *what, const redisReply *r) {
   if (--p->waiting == 0) finish(p);
 }
 
-/* [own, new, seq]. A number below one that we saw: Redis was restored from an older state, and work that workers were acknowledged
- * for may be run again. */
+/* [own, new, seq] */
 static void on_commit(void *ctx, const redisReply *r) {
   pending *p = ctx;
   btc_broker *b = p->b;
   uint64_t seq = btc_answer_failed(r) ? 0 : btc_answer_u64(r, 2);
   BTC_FAILPOINT("after_commit");
-  if (seq && seq < b->seq) {
-    btc_log(BTC_LOG_ERROR, "history-lost", "seq=%" PRIu64 " before=%" PRIu64 " msg=\"Redis lost commits: their items run again\"",
-            seq, b->seq);
-    btc_metrics_add(b->metrics, BTC_METRIC_HISTORY_LOST, 1);
+  btc_recover_seen(b, seq);
+  if (seq) {
+    btc_recover_keep(b, p->commit, seq);
+    p->commit = NULL;
   }
-  if (seq) b->seq = seq;
   one_answer(p, "btc_commit", r);
 }
 
@@ -141,10 +142,12 @@ void btc_commit_results(btc_broker *b, btc_session *s, uint64_t req_id, const Bt
   }
   b->commits++;
   BTC_FAILPOINT("before_commit");
-  if (n_ok && btc_store_commit(b->store, &chunk, ok, n_ok, on_commit, p))
+  if (n_ok && btc_store_commit(b->store, &chunk, ok, n_ok, on_commit, p)) {
     p->waiting++;
-  else
+    p->commit = btc_recover_copy(b, (uint32_t)n_ok);
+  } else {
     p->lost = n_ok > 0;
+  }
   if (n_bad && btc_store_fail(b->store, &chunk, bad, n_bad, on_fail, p))
     p->waiting++;
   else

@@ -10,6 +10,7 @@
 #include "grant.h"
 #include "ingest.h"
 #include "pipes.h"
+#include "recover.h"
 #include "session.h"
 
 enum { EACH_100_MS = 2, EACH_250_MS = 5, EACH_1_S = 20, EACH_10_S = 200, STEP = 256, REAP_REST_MS = 2000 };
@@ -40,6 +41,7 @@ static void on_totals(void *ctx, const redisReply *r) {
   if (btc_broker_refused("btc_totals", r)) return;
   for (size_t i = 0; i < sizeof which / sizeof which[0]; i++) btc_metrics_set(b->metrics, which[i], (double)btc_answer_u64(r, i));
   btc_metrics_set(b->metrics, BTC_METRIC_OLDEST_READY_SECONDS, (double)btc_answer_u64(r, 8) / 1e3);
+  btc_recover_seen(b, btc_answer_u64(r, 9)); /* others' commits too: a broker that does nothing must notice a loss as well */
   btc_metrics_set(b->metrics, BTC_METRIC_FSYNC_MS, (double)btc_redis_lag_ms(b->redis));
 }
 
@@ -117,7 +119,8 @@ void btc_duties_tick(btc_broker *b) {
   if (t % EACH_100_MS == 0) btc_session_tick(b);
   if (!up && t % EACH_1_S == 0 && *btc_redis_trouble(b->redis)) /* also when it never was there */
     btc_metrics_health(b->metrics, BTC_HEALTH_REDIS, false, btc_redis_trouble(b->redis));
-  if (!up) return;
+  if (up && t % EACH_1_S == 0) btc_recover_tick(b);
+  if (!up || btc_recover_busy(b)) return;
   btc_grant_tick(b);
   if (t % EACH_100_MS == 0) {
     btc_store_call(b->store, on_promoted, b, "btc_promote", "200", NULL);

@@ -11,11 +11,12 @@ Invariants (tests/support/checker.c and tests/model check them):
   * a chunk stands in exactly one place: R in its tenant's list, S in a suspects' list, D in dly, H in its job's hd list, L in lease and own
   * lists may hold ids of chunks that are gone (removing from the middle of a list costs its length); an id stands in at most one list, once
   * a tenant is in its level's ring exactly while its list is not empty
+  * items beyond an open job's cursor are in no chunk; those of them that are done are so by results which Redis had lost (btc_recover)
 
 Every function does a bounded amount of work (STEP chunks or so); what is left of a cancel or a resume is in `sweep` and goes on in btc_promote.
 --]]
 
-local VERSION = 2 -- of these functions: a broker replaces an older library
+local VERSION = 3 -- of these functions: a broker replaces an older library
 local SCHEMA = 1  -- of the data: refused when newer than what we know
 local STEP = 256
 local WORD = 4294967296

@@ -26,9 +26,10 @@ local function commit_item(job, own, idx, id, record)
   return own and job.st == 'CXL' and 'canc' or nil
 end
 
+-- Beyond the job's cursor too: after Redis lost history, results come of chunks that it has not made again yet.
 local function offset_of(text, job, lo)
   local off = tonumber(text)
-  return off and off >= 0 and off < 32 and off % 1 == 0 and lo + off < job.cur and off or nil
+  return off and off >= 0 and off < 32 and off % 1 == 0 and lo + off < job.total and off or nil
 end
 
 register('btc_commit', {'allow-oom'}, function(a)
