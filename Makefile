@@ -55,7 +55,7 @@ test: build
 	tools/test-sanitized.sh $(SHARED) $(JOBS) $(TEST_JOBS) $(SANITIZED)
 
 test-long: test
-	BTCCHAT_LONG=1 ctest --test-dir $(BUILD) -R '^test_(chaos_long|captions|partition)[.]' --verbose --no-tests=error
+	BTCCHAT_LONG=1 ctest --test-dir $(BUILD) -R '^test_(chaos_long|captions|partition|members|pipe|pipe_full)[.]' --verbose --no-tests=error
 	tools/setup.sh --if-missing slurm-wlm munge && ctest --test-dir $(BUILD) -R '^slurm$$' --output-on-failure
 	tools/fuzz.sh 600
 

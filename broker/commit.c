@@ -22,6 +22,8 @@ typedef struct pending {
   int waiting;
   bool lost, own;
   btc_call *commit; /* for the journal, once Redis has it; or NULL */
+  char jid[BTC_JID];
+  uint64_t idx, n_ok; /* the first of its captions; how many */
 } pending;
 
 /* A record becomes a line of a file that others read: one object, one line. */
@@ -108,6 +110,7 @@ static void on_commit(void *ctx, const redisReply *r) {
   if (seq) {
     btc_recover_keep(b, p->commit, seq);
     p->commit = NULL;
+    if (btc_answer_u64(r, 1) == p->n_ok) btc_recover_done(b, p->jid, p->idx);
   }
   one_answer(p, "btc_commit", r);
 }
@@ -145,6 +148,9 @@ void btc_commit_results(btc_broker *b, btc_session *s, uint64_t req_id, const Bt
   if (n_ok && btc_store_commit(b->store, &chunk, ok, n_ok, on_commit, p)) {
     p->waiting++;
     p->commit = btc_recover_copy(b, (uint32_t)n_ok);
+    snprintf(p->jid, sizeof p->jid, "%s", m->jid);
+    p->idx = m->lo + ok[0].off;
+    p->n_ok = n_ok;
   } else {
     p->lost = n_ok > 0;
   }

@@ -15,6 +15,7 @@
 #include "broker/store.h"
 #include "net/outbox.h"
 #include "net/socket.h"
+#include "proto/devices.h"
 
 enum { BTC_JID = 65, BTC_NAME = 65, BTC_CLASS = 129, BTC_SESSIONS = 4096 };
 
@@ -62,7 +63,8 @@ typedef struct btc_session {
   int64_t outbox_ns;                               /* next time the outbox has something to do */
   uint64_t items_done, rss_bytes;
   double items_per_s;
-  uint64_t acks[64]; /* answered together when the turn ends */
+  btc_devices *devices; /* as it last told; NULL: it never had one */
+  uint64_t acks[64];    /* answered together when the turn ends */
   size_t n_acks;
   uint64_t finished[64]; /* chunks that it has just finished: a heartbeat sent before the acknowledgement still names them */
   size_t n_finished;

@@ -119,7 +119,7 @@ void btc_duties_tick(btc_broker *b) {
   if (t % EACH_100_MS == 0) btc_session_tick(b);
   if (!up && t % EACH_1_S == 0 && *btc_redis_trouble(b->redis)) /* also when it never was there */
     btc_metrics_health(b->metrics, BTC_HEALTH_REDIS, false, btc_redis_trouble(b->redis));
-  if (up && t % EACH_1_S == 0) btc_recover_tick(b);
+  if (up && t % EACH_250_MS == 0) btc_recover_tick(b);
   if (!up || btc_recover_busy(b)) return;
   btc_grant_tick(b);
   if (t % EACH_100_MS == 0) {

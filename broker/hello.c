@@ -29,17 +29,29 @@ static int64_t wall_ms(void) {
   return (int64_t)t.tv_sec * 1000 + t.tv_nsec / 1000000;
 }
 
+static json_t *devices_json(const btc_session *s) {
+  json_t *list = json_array();
+  for (size_t i = 0; list && s->devices && i < s->devices->n; i++) {
+    const Btc__Device *d = s->devices->list[i];
+    json_array_append_new(
+        list, json_pack("{s:s, s:I, s:I, s:o}", "name", d->name, "memory_bytes", (json_int_t)d->memory_bytes, "free_bytes",
+                        (json_int_t)d->free_bytes, "busy", d->busy_known ? json_real(d->busy) : json_null()));
+  }
+  return list;
+}
+
 /* What `workers` shows, as JSON. */
 static char *vitals(const btc_broker *b, const btc_session *s) {
   int64_t age_ms = (btc_loop_now_ns(b->loop) - s->born_ns) / 1000000, silent_ms = (btc_loop_now_ns(b->loop) - s->seen_ns) / 1000000;
-  json_t *o = json_pack("{s:s, s:s, s:s, s:s, s:s, s:I, s:I, s:I, s:f, s:I, s:I, s:I}", "state",
-                        s->draining  ? "draining"
-                        : s->suspect ? "silent"
-                                     : "up",
-                        "engine", s->engine, "model_name", s->model_name, "model_class", s->model_class, "program", s->program,
-                        "credits", (json_int_t)s->capacity, "in_hand", (json_int_t)s->owed, "items_done", (json_int_t)s->items_done,
-                        "items_per_s", s->items_per_s, "rss_bytes", (json_int_t)s->rss_bytes, "born_ms",
-                        (json_int_t)(wall_ms() - age_ms), "seen_ms", (json_int_t)(wall_ms() - silent_ms));
+  json_t *o =
+      json_pack("{s:s, s:s, s:s, s:s, s:s, s:I, s:I, s:I, s:f, s:I, s:I, s:I, s:o}", "state",
+                s->draining  ? "draining"
+                : s->suspect ? "silent"
+                             : "up",
+                "engine", s->engine, "model_name", s->model_name, "model_class", s->model_class, "program", s->program, "credits",
+                (json_int_t)s->capacity, "in_hand", (json_int_t)s->owed, "items_done", (json_int_t)s->items_done, "items_per_s",
+                s->items_per_s, "rss_bytes", (json_int_t)s->rss_bytes, "born_ms", (json_int_t)(wall_ms() - age_ms), "seen_ms",
+                (json_int_t)(wall_ms() - silent_ms), "devices", devices_json(s));
   char *text = o ? json_dumps(o, JSON_COMPACT) : NULL;
   json_decref(o);
   return text;
@@ -186,6 +198,7 @@ static btc_session *make(btc_broker *b, const btc_message *m) {
   }
   for (size_t i = 0; i < h->n_held; i++) s->held[i] = (btc_store_lease){h->held[i]->cid, h->held[i]->token, 0};
   s->n_held = h->n_held;
+  btc_session_devices(s, h->devices, h->n_devices);
   s->pipe = btc_pipe_caps_of(h);
   s->asks_not = s->pipe != NULL;
   return s;

@@ -401,6 +401,29 @@ static uint64_t ms_since(uint64_t wall_ms) {
   return wall_ms ? (uint64_t)(seconds_since(wall_ms) * 1e3) : 0;
 }
 
+static Btc__Device *make_device(const json_t *o) {
+  Btc__Device *d = btc_alloc_zero(1, sizeof *d);
+  const json_t *busy = json_object_get(o, "busy");
+  if (!d) return NULL;
+  btc__device__init(d);
+  set_text(&d->name, json_string_value(json_object_get(o, "name")));
+  d->memory_bytes = number_of(o, "memory_bytes");
+  d->free_bytes = number_of(o, "free_bytes");
+  d->busy_known = json_is_number(busy);
+  d->busy = json_number_value(busy);
+  return d;
+}
+
+/* Freed with the message. */
+static void add_devices(Btc__WorkerInfo *w, const json_t *list) {
+  size_t n = json_array_size(list);
+  if (!n || !(w->devices = btc_alloc_zero(n, sizeof *w->devices))) return;
+  for (size_t i = 0; i < n; i++) {
+    Btc__Device *d = make_device(json_array_get(list, i));
+    if (d) w->devices[w->n_devices++] = d;
+  }
+}
+
 static Btc__WorkerInfo *make_worker(const char *name, const redisReply *r) {
   json_error_t why;
   json_t *o = json_loads(btc_answer_text(r, 1), 0, &why);
@@ -421,6 +444,7 @@ static Btc__WorkerInfo *make_worker(const char *name, const redisReply *r) {
     w->rss_bytes = number_of(o, "rss_bytes");
     w->age_ms = ms_since(number_of(o, "born_ms"));
     w->last_seen_ms = ms_since(number_of(o, "seen_ms"));
+    add_devices(w, json_object_get(o, "devices"));
   }
   json_decref(o);
   return w;

@@ -35,11 +35,17 @@ static void destroy(btc_session *s) {
   }
   btc_outbox_destroy(&s->outbox, NULL);
   free(s->engine);
+  free(s->devices);
   free(s->model_name);
   free(s->program);
   free(s->held);
   btc_pipe_caps_free(&s->pipe);
   free(s);
+}
+
+void btc_session_devices(btc_session *s, Btc__Device *const *list, size_t n) {
+  if (n && !s->devices) s->devices = btc_alloc_zero(1, sizeof *s->devices);
+  if (s->devices) btc_devices_set(s->devices, list, n);
 }
 
 void btc_session_close(btc_broker *b, btc_session *s, const char *why) {
@@ -166,6 +172,7 @@ static void take_heartbeat(btc_broker *b, btc_session *s, uint64_t req_id, const
   s->items_done = hb->items_done;
   s->items_per_s = hb->items_per_s > 0 && hb->items_per_s < 1e9 ? hb->items_per_s : 0;
   s->rss_bytes = hb->rss_bytes;
+  btc_session_devices(s, hb->devices, hb->n_devices);
   int64_t heard_ns = s->seen_ns - (int64_t)hb->deaf_ms * 1000000;
   if (heard_ns > s->heard_ns) s->heard_ns = heard_ns;
   s->suspect = is_deaf(b, s);

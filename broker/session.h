@@ -18,6 +18,8 @@ btc_session *btc_session_find(const btc_broker *b, uint64_t id);
 btc_session *btc_session_named(const btc_broker *b, const char *name);
 void btc_session_ack(btc_broker *b, btc_session *s, uint64_t req_id);
 /* Ends a session here. Its leases stay: they are reaped by their owner's death or pass to its next session. */
+/* What it computes on, for `workers`; without memory for that nothing changes. */
+void btc_session_devices(btc_session *s, Btc__Device *const *list, size_t n);
 void btc_session_close(btc_broker *b, btc_session *s, const char *why);
 
 /* ---- chunks in hand (hand.c) ---- */

@@ -8,8 +8,8 @@
 #include "broker/sink_core.h"
 #include "broker/sink_items.h"
 
-#define BLOCK_MS "200"        /* a read waits so long for entries: sealing by time and the duty are not late by more */
-#define BLOCK_SCANNING_MS "1" /* with a hundred thousand jobs to look at, their ends must not wait for as many pauses */
+#define BLOCK_MS 200        /* a read waits so long for entries: sealing by time is not late by more */
+#define BLOCK_SCANNING_MS 1 /* with a hundred thousand jobs to look at, their ends must not wait for as many pauses */
 
 /* btc_sealed for some entries of a job ("" for entries that name none). */
 static bool say_sealed(btc_sink *s, const char *jid, const char (*id)[48], size_t n) {
@@ -154,11 +154,18 @@ bool btc_sink_claim(btc_sink *s) {
   return true;
 }
 
+/* A wait as long as the duty would end it again and again before anything is done. */
+static int64_t idle_ms(const btc_sink *s) {
+  int64_t share = s->o.duty_ms / 5;
+  return share < 1 ? 1 : share < BLOCK_MS ? share : BLOCK_MS;
+}
+
 bool btc_sink_read(btc_sink *s) {
-  char count[16];
+  char count[16], block[24];
   snprintf(count, sizeof count, "%d", BTC_SINK_PAGE);
-  redisReply *r = btc_sink_redis_say(s->redis, "XREADGROUP", "GROUP", "sink", s->broker, "COUNT", count, "BLOCK",
-                                     s->scanning ? BLOCK_SCANNING_MS : BLOCK_MS, "STREAMS", "@res", ">", (const char *)NULL);
+  snprintf(block, sizeof block, "%" PRId64, s->scanning ? BLOCK_SCANNING_MS : idle_ms(s));
+  redisReply *r = btc_sink_redis_say(s->redis, "XREADGROUP", "GROUP", "sink", s->broker, "COUNT", count, "BLOCK", block, "STREAMS",
+                                     "@res", ">", (const char *)NULL);
   if (!r) return false;
   bool taken = r->type != REDIS_REPLY_ERROR;
   if (!taken) { /* the stream or its group is gone: the broker makes them again */

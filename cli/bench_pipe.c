@@ -19,6 +19,7 @@
 
 typedef struct bench {
   const bench_pipe_options *o;
+  const char *device; /* chosen, no longer "auto" */
   int ranks, n;
   int cuts[PIPE_MAX_RANKS + 1];
   int64_t weights[PIPE_MAX_RANKS];
@@ -33,7 +34,7 @@ typedef struct bench {
 static btc_status cut(bench *b, const btc_model *m, btc_precision precision, btc_error *err) {
   static btc_plan_block block[BTC_PLAN_BLOCKS];
   const btc_load load = {.images = 2, .blocks = 1, .positions = m->block_tokens + 64, .pairs = m->change.layers >= 0};
-  const measure_options mo = {.device = b->o->model->device,
+  const measure_options mo = {.device = b->device,
                               .threads = (int)b->o->model->threads,
                               .bf16 = precision == BTC_PRECISION_BF16,
                               .slots = (int)b->o->slots,
@@ -142,14 +143,15 @@ static void print(const bench *b, pipe_driver *p) {
 }
 
 int bench_pipe(const bench_pipe_options *o) {
-  bench b = {.o = o, .n = (int)o->pairs, .ranks = (int)o->ranks};
+  bench b = {.o = o, .device = chosen_device(o->model), .n = (int)o->pairs, .ranks = (int)o->ranks};
   pipe_options po = pipe_options_default();
   btc_model *m = NULL;
   pipe_driver *p = NULL;
   btc_error err;
+  if (!b.device) return CLI_USAGE;
   int code = open_model(o->model, &m);
   if (code != CLI_OK) return code;
-  po.device = o->model->device;
+  po.device = b.device;
   po.threads = (int)o->model->threads;
   po.slots = (int)o->slots;
   po.max_tokens = (int)o->tokens;

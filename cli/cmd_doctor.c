@@ -74,11 +74,14 @@ static void check_gpu(findings *f) {
   if (n == 0) found(f, NOTE, "gpu", "%s: the CPU is used", err.message);
   for (int i = 0; i < n; i++) {
     btc_device_info d;
-    if (btc_device_query(i, &d, &err) == BTC_OK)
-      found(f, FINE, "gpu", "cuda:%d, %s, compute capability %d.%d, %.1f GB, %.1f GB free", i, d.name, d.major, d.minor,
-            (double)d.memory_bytes * 1e-9, (double)d.free_bytes * 1e-9);
-    else
+    char busy[32] = "";
+    if (btc_device_query(i, &d, &err) != BTC_OK) {
       found(f, NOTE, "gpu", "%s", err.message);
+      continue;
+    }
+    if (d.busy >= 0) snprintf(busy, sizeof busy, ", %.0f %% busy", d.busy * 100);
+    found(f, FINE, "gpu", "cuda:%d, %s, compute capability %d.%d, %.1f GB, %.1f GB free%s", i, d.name, d.major, d.minor,
+          (double)d.memory_bytes * 1e-9, (double)d.free_bytes * 1e-9, busy);
   }
 }
 

@@ -36,40 +36,47 @@ static void print_totals(const Btc__StatusReply *s) {
          s->paused ? "; PAUSED" : "", *s->message ? ": " : "", s->message);
 }
 
-static json_t *status_json(const Btc__StatusReply *s) {
+static json_t *status_json(const Btc__StatusReply *s, const Btc__WorkersReply *w) {
   json_t *jobs = json_array();
   for (size_t i = 0; jobs && i < s->n_jobs; i++) json_array_append_new(jobs, job_json(s->jobs[i]));
-  return json_pack("{s:o,s:I,s:I,s:I,s:I,s:I,s:f,s:b,s:s}", "jobs", jobs, "ready", (json_int_t)s->ready, "leased",
+  return json_pack("{s:o,s:I,s:I,s:I,s:I,s:I,s:f,s:b,s:s,s:o}", "jobs", jobs, "ready", (json_int_t)s->ready, "leased",
                    (json_int_t)s->leased, "delayed", (json_int_t)s->delayed, "suspects", (json_int_t)s->suspects, "workers",
-                   (json_int_t)s->workers, "items_per_s", s->items_per_s, "paused", (int)s->paused, "broker", s->broker);
+                   (json_int_t)s->workers, "items_per_s", s->items_per_s, "paused", (int)s->paused, "broker", s->broker, "devices",
+                   devices_json(w->workers, w->n_workers));
 }
 
-static int print_status(const Btc__StatusReply *s, bool one, bool json) {
-  if (json) return print_json(one ? job_json(s->jobs[0]) : status_json(s));
-  if (one) {
-    job_print(s->jobs[0]);
-  } else {
-    print_totals(s);
-    jobs_print(s->jobs, s->n_jobs);
-  }
+static int print_job(const Btc__StatusReply *s, bool json) {
+  if (json) return print_json(job_json(s->jobs[0]));
+  job_print(s->jobs[0]);
+  return CLI_OK;
+}
+
+static int print_all(const Btc__StatusReply *s, const Btc__WorkersReply *w, bool json) {
+  if (json) return print_json(status_json(s, w));
+  print_totals(s);
+  devices_print(w->workers, w->n_workers);
+  jobs_print(s->jobs, s->n_jobs);
   return CLI_OK;
 }
 
 static int show_status(btc_client *c, const char *jid, int64_t limit, bool watch, bool json) {
-  Btc__Envelope *reply = NULL;
+  Btc__Envelope *reply = NULL, *workers = NULL;
   btc_error err;
   if (watch) {
     int code = job_wait(c, jid, &reply);
     if (code != CLI_OK) return code;
-    code = print_status(reply->status_reply, true, json);
+    code = print_job(reply->status_reply, json);
     if (code == CLI_OK) code = job_code(reply->status_reply->jobs[0]);
     btc_wire_free(&reply);
     return code;
   }
   btc_status st = btc_client_status(c, jid, (uint32_t)limit, &reply, &err);
-  if (st != BTC_OK) return client_failed(c, NULL, st, &err);
-  int code = print_status(reply->status_reply, *jid, json);
+  if (st == BTC_OK && !*jid) st = btc_client_workers(c, &workers, &err);
+  int code = st != BTC_OK ? client_failed(c, NULL, st, &err)
+             : *jid       ? print_job(reply->status_reply, json)
+                          : print_all(reply->status_reply, workers->workers_reply, json);
   btc_wire_free(&reply);
+  btc_wire_free(&workers);
   return code;
 }
 

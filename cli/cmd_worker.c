@@ -205,6 +205,7 @@ static int run(int argc, char **argv) {
        .value = "LIST",
        .help = "stub: shares of ids that fail, as in crash=0.01,bad=0.01,transient=0.02,hang=0.001 (default none)"},
       {.name = "engine-child", .type = CLI_INT, .target = &n.engine_child, .value = "FD", .help = NULL, .low = 0, .high = 1048576},
+      {.name = "known", .type = CLI_TEXT, .target = &o.known, .value = "TEXT", .help = NULL},
       {.name = "shard", .type = CLI_INT, .target = &n.shard, .value = "FD", .help = NULL, .low = 0, .high = 1048576},
       {.name = "first", .type = CLI_INT, .target = &n.first, .value = "N", .help = NULL, .low = 0, .high = 1048576},
       {.name = "last", .type = CLI_INT, .target = &n.last, .value = "N", .help = NULL, .low = 0, .high = 1048576},

@@ -24,6 +24,16 @@ else()
   message(STATUS "CUDA kernels: not built (BTC_CUDA=${BTC_CUDA})")
 endif()
 
+# The NCCL link of pipelines (worker/link_nccl.c) needs its header; the library is loaded while the program runs.
+set(BTC_HAVE_NCCL OFF)
+if(BTC_HAVE_CUDA)
+  find_path(BTC_NCCL_INCLUDE nccl.h HINTS ${CUDAToolkit_INCLUDE_DIRS})
+  if(BTC_NCCL_INCLUDE)
+    set(BTC_HAVE_NCCL ON)
+  endif()
+  message(STATUS "NCCL link: ${BTC_NCCL_INCLUDE}")
+endif()
+
 file(GLOB BTC_CUDA_SOURCES CONFIGURE_DEPENDS ${CMAKE_SOURCE_DIR}/kernels/cuda/*.cu)
 if(BTC_HAVE_CUDA)
   add_library(btc_kernels_cuda STATIC ${BTC_CUDA_SOURCES})

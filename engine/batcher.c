@@ -139,6 +139,10 @@ const char *btc_batcher_describe(const btc_batcher *b) {
   return btc_stage_describe(b->stage);
 }
 
+bool btc_batcher_device(const btc_batcher *b, btc_device_info *out) {
+  return btc_stage_device(b->stage, out);
+}
+
 btc_precision btc_batcher_precision(const btc_batcher *b) {
   return b->precision;
 }

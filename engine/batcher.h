@@ -16,6 +16,7 @@
 #define BTC_BATCHER_H
 
 #include "engine.h"
+#include "ops/ops.h"
 
 typedef struct btc_batcher_options {
   const char *device; /* as in btc_session_options, like the next two */
@@ -58,6 +59,8 @@ bool btc_batcher_cancel(btc_batcher *b, const void *tag);
 btc_status btc_batcher_step(btc_batcher *b, btc_error *err);
 
 const char *btc_batcher_describe(const btc_batcher *b);
+/* The device it computes on, as it is now; false: the CPU, or no answer. Any thread. */
+bool btc_batcher_device(const btc_batcher *b, btc_device_info *out);
 btc_precision btc_batcher_precision(const btc_batcher *b);
 
 typedef struct btc_batcher_counts {

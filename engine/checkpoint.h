@@ -38,4 +38,12 @@ const btc_tensor_view *btc_checkpoint_at(const btc_checkpoint *c, btc_part part,
  * the tokenizer. Reads everything once (seconds for the full model); the result is kept. Thread: one at a time. */
 btc_status btc_checkpoint_fingerprint(btc_checkpoint *c, char out[72], btc_error *err);
 
+/* For whoever opens the same files again: a text that tells them by configs, tokenizer, and device, inode, size and times of the
+ * tensor files, with their fingerprint behind it. "" where files cannot be told so (btc_safetensors_stamp). Computes the
+ * fingerprint first when it is not known yet. */
+enum { BTC_KNOWN = 144 };
+btc_status btc_checkpoint_known(btc_checkpoint *c, char out[BTC_KNOWN], btc_error *err);
+/* Takes such a text. True: these are the same files, and their fingerprint is known without reading them. */
+bool btc_checkpoint_recognise(btc_checkpoint *c, const char *known);
+
 #endif

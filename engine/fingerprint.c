@@ -106,25 +106,79 @@ static btc_status describe_tensors(FILE *t, const btc_checkpoint *c, btc_error *
   return BTC_OK;
 }
 
+typedef btc_status describe_weights(FILE *t, const btc_checkpoint *c, btc_error *err);
+
+/* SHA-256 of what is cheap to read and of how `weights` describes the rest. */
+static btc_status digest(const btc_checkpoint *c, describe_weights *weights, char hex[65], btc_error *err) {
+  char *text = NULL;
+  size_t len = 0;
+  FILE *t = open_memstream(&text, &len);
+  if (!t) return btc_fail(err, BTC_ERR_NOMEM, "'%s': out of memory", c->dir);
+  describe_config(t, &c->config);
+  btc_status st = describe_tokenizer(t, c, err);
+  if (st == BTC_OK) st = weights(t, c, err);
+  bool written = !ferror(t);
+  if (fclose(t) != 0) written = false;
+  if (st == BTC_OK && !written) st = btc_fail(err, BTC_ERR_NOMEM, "'%s': out of memory", c->dir);
+  if (st == BTC_OK) btc_sha256_hex(text, len, hex);
+  free(text);
+  return st;
+}
+
 btc_status btc_checkpoint_fingerprint(btc_checkpoint *c, char out[72], btc_error *err) {
   if (!c->fingerprint[0]) {
-    char *text = NULL;
-    size_t len = 0;
-    FILE *t = open_memstream(&text, &len);
-    if (!t) return btc_fail(err, BTC_ERR_NOMEM, "'%s': out of memory", c->dir);
-    describe_config(t, &c->config);
-    btc_status st = describe_tokenizer(t, c, err);
-    if (st == BTC_OK) st = describe_tensors(t, c, err);
-    bool written = !ferror(t);
-    if (fclose(t) != 0) written = false;
-    if (st == BTC_OK && !written) st = btc_fail(err, BTC_ERR_NOMEM, "'%s': out of memory", c->dir);
-    if (st == BTC_OK) {
-      memcpy(c->fingerprint, "sha256:", 7);
-      btc_sha256_hex(text, len, c->fingerprint + 7);
-    }
-    free(text);
+    char hex[65];
+    btc_status st = digest(c, describe_tensors, hex, err);
     if (st != BTC_OK) return st;
+    snprintf(c->fingerprint, sizeof c->fingerprint, "sha256:%s", hex);
   }
   memcpy(out, c->fingerprint, sizeof c->fingerprint);
   return BTC_OK;
+}
+
+/* ---- the same files again ---- */
+
+static bool has_stamps(const btc_checkpoint *c) {
+  char stamp[BTC_STAMP];
+  for (int part = 0; part < BTC_PART_COUNT; part++)
+    for (size_t i = 0; i < c->part[part].n_files; i++) {
+      btc_safetensors_stamp(c->part[part].file[i], stamp);
+      if (!stamp[0]) return false;
+    }
+  return true;
+}
+
+/* Which tensors are taken from which file is told by an index beside them: so they are listed too. */
+static btc_status describe_files(FILE *t, const btc_checkpoint *c, btc_error *err) {
+  char stamp[BTC_STAMP];
+  (void)err;
+  for (int k = 0; k < BTC_PART_COUNT; k++) {
+    const btc_part_tensors *p = &c->part[k];
+    for (size_t i = 0; i < p->n_files; i++) {
+      btc_safetensors_stamp(p->file[i], stamp);
+      fprintf(t, "%s file %s\n", btc_part_folder[k], stamp);
+    }
+    for (size_t i = 0; i < p->n; i++)
+      fprintf(t, "%s is %s of %s\n", p->entry[i].name, p->entry[i].view->name, p->entry[i].view->path);
+  }
+  return BTC_OK;
+}
+
+btc_status btc_checkpoint_known(btc_checkpoint *c, char out[BTC_KNOWN], btc_error *err) {
+  char files[65], fingerprint[72];
+  out[0] = 0;
+  btc_status st = btc_checkpoint_fingerprint(c, fingerprint, err);
+  if (st != BTC_OK || !has_stamps(c)) return st;
+  st = digest(c, describe_files, files, err);
+  if (st == BTC_OK) snprintf(out, BTC_KNOWN, "%s %s", files, fingerprint);
+  return st;
+}
+
+bool btc_checkpoint_recognise(btc_checkpoint *c, const char *known) {
+  char files[65];
+  const size_t whole = 64 + 1 + 7 + 64;
+  if (strlen(known) != whole || strncmp(known + 64, " sha256:", 8) != 0 || !has_stamps(c)) return false;
+  if (digest(c, describe_files, files, NULL) != BTC_OK || strncmp(known, files, 64) != 0) return false;
+  snprintf(c->fingerprint, sizeof c->fingerprint, "%s", known + 65);
+  return true;
 }

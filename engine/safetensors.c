@@ -10,6 +10,7 @@
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "base/json.h"
@@ -28,7 +29,10 @@ struct btc_safetensors {
   btc_tensor_view *tensor; /* in order of data */
   size_t n;
   const btc_tensor_view **by_name;
+  char stamp[BTC_STAMP];
 };
+
+enum { SETTLED_S = 2 /* coarser times than any file system's, and a clock that is a little off */ };
 
 static const struct {
   const char *name;
@@ -165,7 +169,14 @@ static btc_status parse(btc_safetensors *f, btc_error *err) {
   return st;
 }
 
-static btc_status map_file(const char *path, const uint8_t **bytes, size_t *len, btc_error *err) {
+static void make_stamp(const struct stat *sb, char out[BTC_STAMP]) {
+  const int64_t changed = sb->st_ctim.tv_sec > sb->st_mtim.tv_sec ? sb->st_ctim.tv_sec : sb->st_mtim.tv_sec;
+  if (time(NULL) - changed <= SETTLED_S) return;
+  snprintf(out, BTC_STAMP, "%ju %ju %jd %jd.%09ld %jd.%09ld", (uintmax_t)sb->st_dev, (uintmax_t)sb->st_ino, (intmax_t)sb->st_size,
+           (intmax_t)sb->st_mtim.tv_sec, sb->st_mtim.tv_nsec, (intmax_t)sb->st_ctim.tv_sec, sb->st_ctim.tv_nsec);
+}
+
+static btc_status map_file(const char *path, const uint8_t **bytes, size_t *len, char stamp[BTC_STAMP], btc_error *err) {
   /* O_NONBLOCK: opening a FIFO must not wait for a writer that never comes */
   int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY);
   if (fd < 0)
@@ -185,6 +196,7 @@ static btc_status map_file(const char *path, const uint8_t **bytes, size_t *len,
       st = btc_fail(err, errno == ENOMEM ? BTC_ERR_NOMEM : BTC_ERR_IO, "cannot map '%s': %s", path, strerror(errno));
     *bytes = p;
     *len = (size_t)sb.st_size;
+    make_stamp(&sb, stamp);
   }
   close(fd);
   return st;
@@ -209,8 +221,11 @@ btc_status btc_safetensors_open(const char *path, btc_safetensors **out, btc_err
   const uint8_t *bytes = NULL;
   size_t len = 0;
   *out = NULL;
-  btc_status st = map_file(path, &bytes, &len, err);
-  return st == BTC_OK ? open_bytes(bytes, len, true, path, out, err) : st;
+  char stamp[BTC_STAMP] = "";
+  btc_status st = map_file(path, &bytes, &len, stamp, err);
+  if (st == BTC_OK) st = open_bytes(bytes, len, true, path, out, err);
+  if (st == BTC_OK) memcpy((*out)->stamp, stamp, sizeof stamp);
+  return st;
 }
 
 btc_status btc_safetensors_open_memory(const void *data, size_t len, const char *label, btc_safetensors **out, btc_error *err) {
@@ -228,6 +243,10 @@ void btc_safetensors_close(btc_safetensors **file) {
   free(f->tensor);
   free(f->by_name);
   free(f);
+}
+
+void btc_safetensors_stamp(const btc_safetensors *f, char out[BTC_STAMP]) {
+  memcpy(out, f->stamp, sizeof f->stamp);
 }
 
 size_t btc_safetensors_count(const btc_safetensors *f) {

@@ -40,6 +40,12 @@ const btc_tensor_view *btc_safetensors_at(const btc_safetensors *f, size_t i);  
 const btc_tensor_view *btc_safetensors_find(const btc_safetensors *f, const char *name); /* NULL when absent; O(log n) */
 uint64_t btc_safetensors_file_bytes(const btc_safetensors *f);
 
+/* Which file was mapped, and in which state: device, inode, bytes, times of the last change of content and of anything. The same
+ * text later means the same bytes. "" where that cannot be told: bytes in memory, or a file changed so shortly before it was opened
+ * that another change would have the same times. */
+enum { BTC_STAMP = 160 };
+void btc_safetensors_stamp(const btc_safetensors *f, char out[BTC_STAMP]);
+
 /* "[2, 3]" of at most size bytes, terminator included. For messages. */
 void btc_shape_text(int rank, const int64_t *dim, char *out, size_t size);
 

@@ -203,6 +203,10 @@ const char *btc_stage_describe(const btc_stage *s) {
   return btc_backend_describe(s->be);
 }
 
+bool btc_stage_device(const btc_stage *s, btc_device_info *out) {
+  return btc_backend_device(s->be, out);
+}
+
 btc_stage_times btc_stage_get_times(const btc_stage *s) {
   return s->times;
 }

@@ -78,6 +78,9 @@ typedef struct btc_stage btc_stage;
 
 btc_status btc_stage_create(const btc_model *m, int first, int last, const btc_stage_options *o, btc_stage **out, btc_error *err);
 void btc_stage_destroy(btc_stage **s);
+/* Reads and maps all weights of blocks [first,last) of a model in host memory, so that no step waits for a page, and those read in
+ * rows only (the table of embeddings) are there as well. progress as above. Waits for the disk; thread: any, steps may run. */
+void btc_stage_fetch(const btc_model *m, int first, int last, uint64_t *progress);
 /* Grows working memory so that these items can be prefilled and then decoded up to slot_positions positions each. All of the
  * stage's growing happens here; running allocates nothing. What slots hold is lost when they grow. NOMEM leaves it usable. */
 btc_status btc_stage_reserve(btc_stage *s, const btc_stage_item *items, int n, int64_t slot_positions, btc_error *err);
@@ -85,6 +88,7 @@ btc_status btc_stage_reserve(btc_stage *s, const btc_stage_item *items, int n, i
 btc_status btc_stage_shrink(btc_stage *s, int slots, btc_error *err);
 void btc_stage_set_tap(btc_stage *s, btc_tap *tap, void *user); /* NULL: none */
 const char *btc_stage_describe(const btc_stage *s);
+bool btc_stage_device(const btc_stage *s, btc_device_info *out); /* as btc_backend_device; any thread */
 
 /* Floats of the flow tensor before block i (i == block count: after the last) for a prefill or a decode step of these items. */
 int64_t btc_flow_floats(const btc_model *m, int i, const btc_stage_item *items, int n, bool decode);

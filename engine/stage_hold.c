@@ -1,17 +1,47 @@
-/* What a stage's blocks read besides activations, declared to its backend; and tensors of its memory handed to a tap. */
+/* What a stage's blocks read besides activations, declared to its backend or fetched from disk; and tensors of its memory handed to
+ * a tap. */
+#define _GNU_SOURCE
 #include <stdlib.h>
+#include <sys/mman.h>
+#include <unistd.h>
 
 #include "forward.h"
 
-/* Declares one after the other; after the first failure it does nothing more. */
+enum { FETCH_BYTES = 32 << 20 };
+
+/* One weight after the other goes to the backend, or without one into memory. After the first failure nothing more is done. */
 typedef struct holder {
   btc_backend *be;
+  uint64_t *progress;
   btc_status status;
   btc_error *err;
 } holder;
 
+#ifndef MADV_POPULATE_READ
+#define MADV_POPULATE_READ 22 /* Linux 5.14; the C library's headers may be older */
+#endif
+
+/* Older systems are asked page by page. */
+static void touch(const uint8_t *p, size_t n, size_t page) {
+  for (size_t i = 0; i < n; i += page) (void)*(const volatile uint8_t *)(p + i);
+}
+
+static void fetch(const holder *h, const btc_weight *w) {
+  const size_t page = (size_t)sysconf(_SC_PAGESIZE), bytes = (size_t)(w->rows * w->cols) * btc_dtype_size(w->dtype);
+  uint8_t *from = (uint8_t *)((uintptr_t)w->data / page * page), *end = (uint8_t *)(uintptr_t)w->data + bytes;
+  madvise(from, (size_t)(end - from), MADV_WILLNEED); /* the disk reads on while pages are mapped */
+  for (size_t n; from < end; from += n) {
+    n = (size_t)(end - from) < FETCH_BYTES ? (size_t)(end - from) : FETCH_BYTES;
+    if (madvise(from, n, MADV_POPULATE_READ) != 0) touch(from, n, page);
+    if (h->progress) __atomic_add_fetch(h->progress, 1, __ATOMIC_RELAXED);
+  }
+}
+
 static void hold(holder *h, const btc_weight *w, bool product) {
-  if (h->status == BTC_OK) h->status = btc_backend_hold(h->be, w, product, h->err);
+  if (!h->be)
+    fetch(h, w);
+  else if (h->status == BTC_OK)
+    h->status = btc_backend_hold(h->be, w, product, h->err);
 }
 
 static void matrix(holder *h, const btc_weight *w) {
@@ -104,13 +134,22 @@ static void block(holder *h, const btc_model *m, const btc_block *b) {
   }
 }
 
+static void blocks(holder *h, const btc_model *m, int first, int last) {
+  for (int i = first; i < last && h->status == BTC_OK; i++) {
+    btc_block b = btc_block_at(m, i);
+    block(h, m, &b);
+  }
+}
+
 btc_status btc_stage_hold(const btc_model *m, int first, int last, btc_backend *be, btc_error *err) {
   holder h = {.be = be, .status = BTC_OK, .err = err};
-  for (int i = first; i < last && h.status == BTC_OK; i++) {
-    btc_block b = btc_block_at(m, i);
-    block(&h, m, &b);
-  }
+  blocks(&h, m, first, last);
   return h.status;
+}
+
+void btc_stage_fetch(const btc_model *m, int first, int last, uint64_t *progress) {
+  holder h = {.progress = progress, .status = BTC_OK};
+  blocks(&h, m, first, last);
 }
 
 /* A tap sees host memory; without the memory for a copy it sees nothing, and a golden check misses the tensor. */

@@ -20,7 +20,7 @@ static size_t head_length(const uint8_t *head) {
 btc_status geo_frame_parse(const uint8_t *data, size_t len, json_t **out, btc_error *err) {
   static const btc_json_limits limits = {GEO_FRAME_MAX, 100000};
   *out = NULL;
-  if (len < HEAD) return btc_fail(err, BTC_ERR_FORMAT, "a frame of %zu bytes", len);
+  if (!data || len < HEAD) return btc_fail(err, BTC_ERR_FORMAT, "a frame of %zu bytes", len);
   size_t body = head_length(data);
   if (body > GEO_FRAME_MAX) return btc_fail(err, BTC_ERR_LIMIT, "a frame of %zu bytes, more than %zu", body, GEO_FRAME_MAX);
   if (body != len - HEAD) return btc_fail(err, BTC_ERR_FORMAT, "a frame says %zu bytes and has %zu", body, len - HEAD);

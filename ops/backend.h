@@ -36,6 +36,7 @@ typedef struct btc_ops_table {
   void (*free)(btc_backend *b, void *p);
   btc_status (*hold)(btc_backend *b, const btc_weight *w, bool product, btc_error *err);
   btc_status (*finish)(btc_backend *b, btc_error *err);
+  bool (*device)(const btc_backend *b, btc_device_info *out);
   void (*copy_2d)(btc_backend *b, void *dst, size_t dst_pitch, const void *src, size_t src_pitch, size_t width, int64_t rows);
   bool (*sequence_begin)(btc_backend *b, uint64_t key);
   void (*sequence_end)(btc_backend *b);

@@ -181,6 +181,7 @@ const btc_ops_table btc_ops_cuda = {
     .free = cuda_free,
     .hold = cuda_hold,
     .finish = cuda_finish,
+    .device = cuda_use,
     .copy_2d = cuda_copy_2d,
     .sequence_begin = cuda_sequence_begin,
     .sequence_end = cuda_sequence_end,

@@ -31,6 +31,10 @@ static bool is_lost(int rc) {
   }
 }
 
+btc_status cuda_status_of(int rc) {
+  return rc == cudaErrorMemoryAllocation ? BTC_ERR_NOMEM : is_lost(rc) ? BTC_ERR_DEVICE : BTC_ERR_INTERNAL;
+}
+
 static void keep(cuda_backend *c, btc_status st, const char *reason, const char *call, const char *file, int line) {
   const char *name = strrchr(file, '/');
   if (st == BTC_ERR_DEVICE) c->lost = true;
@@ -41,8 +45,7 @@ static void keep(cuda_backend *c, btc_status st, const char *reason, const char 
 bool cuda_note(cuda_backend *c, int rc, const char *call, const char *file, int line) {
   if (rc == cudaSuccess) return true;
   (void)cudaGetLastError(); /* a failure that is not sticky must not be found again by the next launch */
-  btc_status st = rc == cudaErrorMemoryAllocation ? BTC_ERR_NOMEM : is_lost(rc) ? BTC_ERR_DEVICE : BTC_ERR_INTERNAL;
-  keep(c, st, cudaGetErrorString((cudaError_t)rc), call, file, line);
+  keep(c, cuda_status_of(rc), cudaGetErrorString((cudaError_t)rc), call, file, line);
   return false;
 }
 
@@ -73,6 +76,12 @@ int btc_cuda_device_count(btc_error *err) {
   return 0;
 }
 
+/* As nvidia-smi -L prints it. */
+static void name_card(const cudaUUID_t *u, char out[44]) {
+  char *at = out + sprintf(out, "GPU-");
+  for (int i = 0; i < 16; i++) at += sprintf(at, "%s%02x", i == 4 || i == 6 || i == 8 || i == 10 ? "-" : "", (uint8_t)u->bytes[i]);
+}
+
 btc_status btc_cuda_device_query(int index, btc_device_info *out, btc_error *err) {
   *out = (btc_device_info){0};
   int n = btc_cuda_device_count(err);
@@ -88,23 +97,28 @@ btc_status btc_cuda_device_query(int index, btc_device_info *out, btc_error *err
     (void)cudaGetLastError();
     return btc_fail(err, BTC_ERR_UNSUPPORTED, "CUDA device %d cannot be used: %s", index, cudaGetErrorString(rc));
   }
+  out->index = index;
+  out->busy = -1;
   snprintf(out->name, sizeof out->name, "%.95s", p.name);
+  name_card(&p.uuid, out->card);
   out->major = p.major;
   out->minor = p.minor;
   out->processors = p.multiProcessorCount;
   out->memory_bytes = total;
   out->free_bytes = free_bytes;
+  cuda_read_use(out);
   return BTC_OK;
 }
 
 btc_status cuda_open(cuda_backend *c, const char *kind, btc_error *err) {
-  btc_device_info info;
+  btc_device_info info = {0};
   c->device = kind[4] == ':' ? (int)strtol(kind + 5, NULL, 10) : 0;
   btc_status st = btc_cuda_device_query(c->device, &info, err);
   if (st != BTC_OK) return st;
   if (info.major < 8)
     return btc_fail(err, BTC_ERR_UNSUPPORTED, "CUDA device %d (%s) has compute capability %d.%d; 8.0 or more is needed", c->device,
                     info.name, info.major, info.minor);
+  c->info = info;
   snprintf(c->base->description, sizeof c->base->description, "cuda:%d, %s, %llu GiB, %s", c->device, info.name,
            (unsigned long long)(info.memory_bytes >> 30), c->bf16 ? "bf16" : "f32");
   if (!CUDA_TRY(c, cudaStreamCreateWithFlags(&c->stream, cudaStreamNonBlocking))) return cuda_failure(c, err);

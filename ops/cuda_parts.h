@@ -36,6 +36,7 @@ typedef struct cuda_backend {
   btc_backend *base;
   int device;
   bool bf16;
+  btc_device_info info; /* as it was when it was opened */
   cudaStream_t stream;
   btc_error failed; /* code BTC_OK: nothing */
   bool lost;
@@ -88,6 +89,7 @@ typedef struct cuda_lt {
 btc_status cuda_lt_load(const cuda_lt **out, btc_error *err); /* cuda_lt.c; tests bring their own */
 
 /* ---- cuda_device.c ---- */
+btc_status cuda_status_of(int rc); /* NOMEM, DEVICE when nothing works any more, else INTERNAL */
 /* Classifies and keeps a failure; true when rc is success. */
 bool cuda_note(cuda_backend *c, int rc, const char *call, const char *file, int line);
 bool cuda_note_lt(cuda_backend *c, cublasStatus_t rc, const char *call, const char *file, int line);
@@ -101,6 +103,17 @@ btc_status cuda_hold(btc_backend *b, const btc_weight *w, bool product, btc_erro
 const cuda_constant *cuda_find(const cuda_backend *c, const void *host); /* NULL: not held */
 const float *cuda_vector(cuda_backend *c, const float *p);               /* a held vector's place; other memory as it is */
 void cuda_copy_2d(btc_backend *b, void *dst, size_t dst_pitch, const void *src, size_t src_pitch, size_t width, int64_t rows);
+
+/* ---- cuda_use.c ---- */
+bool cuda_use(const btc_backend *b, btc_device_info *out); /* as btc_backend_device */
+void cuda_read_use(btc_device_info *info);                 /* free_bytes and busy of info->index, as far as they can be had */
+
+/* NVIDIA's management library, as far as it is used; loaded when it is first asked. */
+typedef struct cuda_nvml {
+  int (*find)(const char *bus, void **device); /* 0 is success, here and below */
+  int (*busy)(void *device, unsigned percent[2]);
+} cuda_nvml;
+const cuda_nvml *cuda_nvml_load(void); /* cuda_nvml.c; NULL: not on this machine. Any thread; tests bring their own */
 
 /* ---- cuda_product.c ---- */
 btc_status cuda_products_open(cuda_backend *c, btc_error *err);

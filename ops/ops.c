@@ -75,6 +75,10 @@ int btc_backend_threads(const btc_backend *b) {
   return b->threads;
 }
 
+bool btc_backend_device(const btc_backend *b, btc_device_info *out) {
+  return b->table->device && b->table->device(b, out);
+}
+
 void btc_op_matmul(btc_backend *b, float *y, const float *x, int64_t m, const btc_weight *w, const btc_epilogue *e) {
   b->table->matmul(b, y, x, m, w, e);
 }

@@ -65,6 +65,15 @@ typedef enum btc_compute { BTC_COMPUTE_F32, BTC_COMPUTE_BF16 } btc_compute;
 
 typedef struct btc_backend btc_backend;
 
+typedef struct btc_device_info {
+  int index;                    /* N of "cuda:N" */
+  char name[96];                /* "NVIDIA H200" */
+  int major, minor, processors; /* compute capability, multiprocessors */
+  uint64_t memory_bytes, free_bytes;
+  double busy;   /* 0..1: share of the last moments in which anybody's work ran; negative: the driver does not tell */
+  char card[44]; /* "GPU-0123...": the card's own name, the same on every machine that asks for it */
+} btc_device_info;
+
 typedef struct btc_backend_options {
   const char *kind; /* "cpu" (the fast path), "plain" (the reference loops, slow: ground truth), "cuda" or "cuda:N" */
   int threads;      /* 1..256; 0 = all processors the process may run on */
@@ -79,16 +88,13 @@ btc_status btc_backend_create(const btc_backend_options *o, btc_backend **out, b
 void btc_backend_destroy(btc_backend **b);              /* NULL is fine; sets *b to NULL */
 const char *btc_backend_describe(const btc_backend *b); /* e.g. "cpu, 2 threads, avx2+fma, f32"; lives as long as b */
 int btc_backend_threads(const btc_backend *b);
+/* The device it computes on, with memory and use as they are now. false: the host, or it does not answer. Any thread, also beside
+ * the one that uses b. */
+bool btc_backend_device(const btc_backend *b, btc_device_info *out);
 /* true when this CPU multiplies bf16 natively, so that bf16 is the right default. Any thread. */
 bool btc_cpu_has_bf16(void);
 
 /* ---- devices ---- */
-
-typedef struct btc_device_info {
-  char name[96];                /* "NVIDIA H200" */
-  int major, minor, processors; /* compute capability, multiprocessors */
-  uint64_t memory_bytes, free_bytes;
-} btc_device_info;
 
 /* Whether a device name ("cpu", "plain", "cuda", "cuda:3") is one this build knows; the device itself may be missing. */
 bool btc_device_known(const char *kind);
@@ -98,6 +104,23 @@ int btc_device_count(btc_error *err);
 btc_status btc_device_query(int index, btc_device_info *out, btc_error *err); /* opens the device: takes a moment */
 /* What "auto" (or NULL) means: "cuda" when a device can be used, else "cpu". Other names are returned as they are. */
 const char *btc_device_choose(const char *kind);
+
+/*
+ * A lane: memory and a queue of work on a CUDA device beside any backend, for what passes between devices (worker/link_nccl.h).
+ * Its memory may be read and written by backends of the same device. Nothing here waits for the device, but that freeing memory
+ * waits for what still uses it. Thread: one, the one that made it.
+ */
+typedef struct btc_lane btc_lane;
+btc_status btc_lane_create(const char *device, btc_lane **out,
+                           btc_error *err); /* as a backend's kind; UNSUPPORTED: no such device */
+void btc_lane_destroy(btc_lane **l);        /* NULL is fine; its memory is freed before */
+void *btc_lane_queue(const btc_lane *l);    /* cudaStream_t */
+btc_status btc_lane_alloc(btc_lane *l, size_t bytes, void **out, btc_error *err); /* NOMEM; aligned for anything */
+void btc_lane_free(btc_lane *l, void *p);                                         /* NULL is fine */
+/* Puts a copy on the queue: between any two places of host and device memory. Host memory stays as it is until it is done. */
+btc_status btc_lane_copy(btc_lane *l, void *dst, const void *src, size_t bytes, btc_error *err);
+/* Is all done that was put on the queue? DEVICE: the device is lost, and the process had better end. */
+btc_status btc_lane_query(btc_lane *l, bool *done, btc_error *err);
 
 /* ---- memory ---- */
 

@@ -238,7 +238,7 @@ static btc_status remember(btc_index *x, const char *name, const file_state *f, 
 /* The state is taken before the file is read: what is written meanwhile is read again next time. */
 static btc_status update_file(btc_index *x, const char *path, bool (*cancelled)(void), btc_index_counts *out, btc_error *err) {
   const char *slash = strrchr(path, '/'), *name = slash ? slash + 1 : path;
-  file_state f;
+  file_state f = {0};
   bool known = false;
   btc_status st = state_of(path, &f, err);
   if (st == BTC_OK) st = btc_sql_run(x->db, "BEGIN IMMEDIATE", err);

@@ -135,6 +135,7 @@ btc_status btc_pictures_read(btc_pictures *p, const btc_pair_source *s, btc_imag
 
 btc_status btc_pictures_colour(const float *cosine, int64_t g, btc_image *out, double *top, btc_error *err) {
   *top = 0;
+  if (!cosine) return btc_fail(err, BTC_ERR_ARG, "no cosines");
   for (int64_t i = 0; i < g * g; i++) *top = fmax(*top, (1 - (double)cosine[i]) / 2);
   return btc_heatmap_render(cosine, g, NULL, BTC_HEATMAP_LEGEND_SIDE - 1, out, err); /* so small that it has no legend */
 }

@@ -39,13 +39,16 @@ void engine_start(agent *a) {
   child_calls mine = calls;
   mine.ctx = a;
   a->child_ready = false;
+  a->devices.n = 0;
   a->load_failure[0] = 0;
   a->child_progress = 0;
   a->child_started_ns = a->progress_ns = btc_now_ns();
   child_extra storage;
   const child_extra *extra;
   btc_status st = member_before_child(a, &storage, &extra, &err);
-  if (st == BTC_OK) st = child_start(a->loop, NULL, a->o, &mine, extra, &a->child, &err);
+  btc_worker_options o = *a->o;
+  o.known = a->known[0] ? a->known : NULL;
+  if (st == BTC_OK) st = child_start(a->loop, NULL, &o, &mine, extra, &a->child, &err);
   member_after_child(a, extra);
   if (st == BTC_OK) return;
   if (a->phase == AGENT_LOADING) {
@@ -84,6 +87,7 @@ static void on_ready(void *ctx, const Btc__ChildReady *r) {
     agent_fail(a, err.code, "%s", err.message);
     return;
   }
+  btc_devices_set(&a->devices, r->devices, r->n_devices);
   if (a->phase == AGENT_LOADING) {
     if (first_ready(a, r, &err) != BTC_OK) {
       agent_fail(a, err.code, "%s", err.message);
@@ -95,10 +99,12 @@ static void on_ready(void *ctx, const Btc__ChildReady *r) {
     agent_fail(a, BTC_ERR_MODEL, "the model's files have changed: it is now %s; start the worker again", r->model_class);
     return;
   }
+  snprintf(a->known, sizeof a->known, "%s", r->known);
   a->child_ready = true;
   a->failed_starts = 0;
   a->progress_ns = btc_now_ns();
-  agent_log(a, "engine-ready", "model=\"%s\" class=%s batch=%zu credits=%zu", a->model_name, a->model_class, a->batch, a->credits);
+  agent_log(a, "engine-ready", "model=\"%s\" class=%s files=%s batch=%zu credits=%zu", a->model_name, a->model_class,
+            r->recognised ? "known" : "read", a->batch, a->credits);
   if (a->welcomed) link_want_beat(a);
 }
 
@@ -111,6 +117,7 @@ static void on_started(void *ctx, const Btc__ChildStarted *s) {
   agent *a = ctx;
   for (size_t i = 0; i < s->n_ticket; i++) ledger_start(a->ledger, s->ticket[i], btc_loop_now_ns(a->loop));
   if (s->note && s->note[0]) agent_log(a, "engine-note", "what=\"%s\"", s->note);
+  if (s->n_devices) btc_devices_set(&a->devices, s->devices, s->n_devices);
   if (s->progress > a->child_progress || s->n_ticket) moved(a, 1);
   a->child_progress = s->progress;
   if (!s->n_ticket) return;

@@ -65,6 +65,8 @@ static void say_hello(agent *a) {
     hello.credits = (uint32_t)a->credits;
     hello.held = list;
     hello.n_held = list_held(a, held, list, most);
+    hello.devices = a->devices.list;
+    hello.n_devices = a->devices.n;
     member_fill_hello(a, &hello);
     e.hello = &hello;
     e.req_id = UNKEPT | ++a->beats;
@@ -187,6 +189,8 @@ static void say_heartbeat(agent *a) {
     beat.rss_bytes = engine_resident_bytes(a);
     beat.items_done = a->items_done;
     beat.items_per_s = a->items_per_s;
+    beat.devices = a->devices.list;
+    beat.n_devices = a->devices.n;
     member_fill_beat(a, &beat);
     beat.deaf_ms = (uint32_t)((btc_loop_now_ns(a->loop) - a->answered_ns) / AGENT_MS);
     beat.draining = a->phase > AGENT_WORKING || engine_hopeless(a); /* no grants, please */

@@ -67,7 +67,7 @@ static void say_ready(agent *a) {
   BTC_FAILPOINT("member_ready");
 }
 
-static void say_broken(agent *a, const char *pipe, uint64_t epoch, uint32_t rank, const char *cause) {
+static void say_broken(agent *a, const char *pipe, uint64_t epoch, uint32_t rank, btc_status st, const char *cause) {
   Btc__PipeBroken broken = BTC__PIPE_BROKEN__INIT;
   Btc__Envelope e = btc_wire_envelope(BTC__ENVELOPE__BODY_PIPE_BROKEN);
   char text[400];
@@ -79,15 +79,16 @@ static void say_broken(agent *a, const char *pipe, uint64_t epoch, uint32_t rank
   broken.epoch = epoch;
   broken.rank = rank;
   broken.cause = text;
+  broken.out_of_memory = st == BTC_ERR_NOMEM;
   agent_log(a, "pipe-broken", "pipe=%s epoch=%llu why=\"%s\"", pipe, (unsigned long long)epoch, text);
   if (btc_outbox_add(a->outbox, &e, NULL, &err) != BTC_OK) agent_log(a, "pipe-not-said", "why=\"%s\"", err.message);
 }
 
-void member_broken(agent *a, const char *cause) {
+void member_broken(agent *a, btc_status st, const char *cause) {
   member *m = a->member;
   if (m->st == MEMBER_IDLE) return;
   stop_epoch(a);
-  say_broken(a, m->id, m->epoch, m->rank, cause);
+  say_broken(a, m->id, m->epoch, m->rank, st, cause);
 }
 
 /* ---- forming ---- */
@@ -159,6 +160,7 @@ static void make_orders(agent *a, const Btc__PipeForm *f) {
     if (f->ranks[i]->first <= (uint32_t)m->change) o.entry = i;
   m->shard_order = m->driver_order = o;
   if (!o.ranks) return; /* refused before */
+  snprintf(m->driver_order.shrink, sizeof m->driver_order.shrink, "%s", f->out_of_memory);
   /* behind the last rank comes the driver, at rank 0's worker */
   member_split_endpoint(f->ranks[(f->rank + 1) % o.ranks]->endpoint, m->shard_order.next_host, &m->shard_order.next_port);
   m->driver_order.rank = o.ranks;
@@ -181,7 +183,7 @@ static void on_form(agent *a, const Btc__PipeForm *f) {
   if (!m || !m->on || f->epoch <= m->epoch) return;
   const char *why = refuse(a, f);
   if (why) {
-    say_broken(a, f->pipe, f->epoch, f->rank, why);
+    say_broken(a, f->pipe, f->epoch, f->rank, BTC_ERR_ARG, why);
     return;
   }
   stop_epoch(a);
@@ -199,7 +201,7 @@ static void on_form(agent *a, const Btc__PipeForm *f) {
   agent_log(a, "pipe-form", "pipe=%s epoch=%llu rank=%u ranks=%u blocks=%d-%d weights=%s", m->id, (unsigned long long)m->epoch,
             m->rank, m->ranks, first, last - 1, kept ? "kept" : "new");
   if (!kept && member_start_shard(a, first, last, &err) != BTC_OK)
-    member_broken(a, err.message);
+    member_broken(a, err.code, err.message);
   else
     member_try_order(a);
 }

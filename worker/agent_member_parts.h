@@ -42,7 +42,8 @@ bool member_split_endpoint(const char *text, char host[64], int32_t *port); /* "
 /* agent_member_form.c */
 void member_try_order(agent *a); /* orders go out when whoever gets them is there */
 void member_try_ready(agent *a);
-void member_broken(agent *a, const char *cause);  /* ends the epoch, and tells the broker */
+/* Ends the epoch, and tells the broker. NOMEM: a rank had no memory, and the next epoch is to hold less. */
+void member_broken(agent *a, btc_status st, const char *cause);
 void member_hand_back(agent *a, const char *why); /* all items */
 
 /* agent_member.c */

@@ -10,6 +10,7 @@
 #include "ledger.h"
 #include "net/loop.h"
 #include "net/outbox.h"
+#include "proto/devices.h"
 
 enum { AGENT_MAX_BROKERS = 16, AGENT_HEARTBEAT_MS = 1000 };
 #define AGENT_MS INT64_C(1000000) /* in ns */
@@ -52,7 +53,9 @@ typedef struct agent {
   member *member; /* NULL: it takes no part in pipelines */
   child *child;
   bool child_ready;
+  btc_devices devices; /* as the child last told; none while it is away */
   char model_class[96], model_name[128], load_failure[512];
+  char known[256];   /* of the model's files, as the last child said: the next one gets it */
   int failed_starts; /* in a row */
   int idle_deaths;   /* without an item started, in a row */
   int device_losses; /* without an item done, in a row */

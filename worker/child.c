@@ -273,6 +273,7 @@ static void make_arguments(arguments *a, const btc_worker_options *o) {
   add_number(a, "--max-tokens", o->max_tokens);
   if (o->pipe > 1) add_number(a, "--pipe", o->pipe);
   if (o->memory_mib > 0) add_real(a, "--memory", o->memory_mib);
+  add_text(a, "--known", o->known);
   add_number(a, "--stub-us", o->stub_us);
   add_text(a, "--stub-faults", o->stub_faults);
 }

@@ -8,6 +8,7 @@
 #include "agent.h"
 #include "item.h"
 #include "measure.h"
+#include "ops/ops.h"
 #include "proto/btcchat.pb-c.h"
 
 /* Borrowed for the call of run or add. */
@@ -36,9 +37,13 @@ struct worker_engine {
   int batch;            /* items that run takes at once */
   char model_class[96]; /* "sha256:...-bf16"; "stub" */
   char model_name[128];
-  uint64_t progress;   /* atomic: grows while run works; any thread may read it */
-  measure_result caps; /* of a part of the model; no blocks: the engine holds all of it */
-  int wake_fd;         /* readable: step has something to do although no item is open; 0: none */
+  char known[BTC_KNOWN]; /* of the model's files, see btc_checkpoint_known; "": nothing */
+  bool recognised;       /* they were, by what an earlier child had said, and not read */
+  uint64_t progress;     /* atomic: grows while run works; any thread may read it */
+  measure_result caps;   /* of a part of the model; no blocks: the engine holds all of it */
+  /* The device it computes on; NULL or false: the CPU, or not known. Any thread, while the engine works. */
+  bool (*device)(const worker_engine *e, btc_device_info *out);
+  int wake_fd; /* readable: step has something to do although no item is open; 0: none */
   /* Answers each of n <= batch items once. On an error the items not answered are the caller's to report. DEVICE, also from add and
    * step: the device is lost; what is not answered is no item's fault, and nothing more can be computed in this process. */
   btc_status (*run)(worker_engine *e, const worker_item *items, size_t n, const worker_sink *sink, btc_error *err);

@@ -68,8 +68,9 @@ static void say(const engine_items *e, work_item *it, uint64_t ticket, const wor
   sink->done(sink->ctx, ticket, &a);
 }
 
-btc_status engine_items_open(engine_items *e, btc_model *m, btc_precision p, const char *roots, size_t n, uint64_t *progress,
-                             btc_error *err) {
+btc_status engine_items_open(engine_items *e, btc_model *m, btc_precision p, const btc_worker_options *o, size_t n,
+                             uint64_t *progress, btc_error *err) {
+  const char *roots = o->roots;
   e->m = m;
   e->n = n;
   e->roots = btc_strdup(roots);
@@ -78,7 +79,9 @@ btc_status engine_items_open(engine_items *e, btc_model *m, btc_precision p, con
   btc_model_get_info(m, &info);
   e->windows = window_reader_create(roots, info.grid, progress);
   if (!e->list || !e->windows || (roots && !e->roots)) return btc_fail(err, BTC_ERR_NOMEM, "out of memory");
-  return record_model_fill(m, p, &e->record, err);
+  e->recognised = o->known && btc_checkpoint_recognise(m->ckpt, o->known);
+  btc_status st = record_model_fill(m, p, &e->record, err);
+  return st == BTC_OK ? btc_checkpoint_known(m->ckpt, e->known, err) : st;
 }
 
 void engine_items_close(engine_items *e) {
@@ -125,4 +128,6 @@ void engine_items_done(engine_items *e, open_item *o, const btc_result *r) {
 void engine_items_name(const engine_items *e, worker_engine *base) {
   snprintf(base->model_name, sizeof base->model_name, "%s", e->record.name);
   snprintf(base->model_class, sizeof base->model_class, "%s-%s", e->record.fingerprint, e->record.dtype);
+  snprintf(base->known, sizeof base->known, "%s", e->known);
+  base->recognised = e->recognised;
 }

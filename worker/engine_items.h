@@ -16,6 +16,8 @@ typedef struct open_item {
 typedef struct engine_items {
   btc_model *m; /* borrowed */
   record_model record;
+  char known[BTC_KNOWN]; /* see btc_checkpoint_known */
+  bool recognised;       /* the model's files were */
   char *roots;
   struct window_reader *windows;
   open_item *list; /* [n] */
@@ -24,9 +26,9 @@ typedef struct engine_items {
   bool failing;            /* the engine fails, not its items: what is answered now may well work later or elsewhere */
 } engine_items;
 
-/* progress: grows while windows are read. */
-btc_status engine_items_open(engine_items *e, btc_model *m, btc_precision p, const char *roots, size_t n, uint64_t *progress,
-                             btc_error *err);
+/* Of o: roots, and what is known of the model's files, which are read otherwise. progress: grows while windows are read. */
+btc_status engine_items_open(engine_items *e, btc_model *m, btc_precision p, const btc_worker_options *o, size_t n,
+                             uint64_t *progress, btc_error *err);
 void engine_items_close(engine_items *e);
 /* *out: an item to compute, its ask filled; NULL when it has been answered, for there is nothing to compute. An error is the
  * caller's to report. */
@@ -35,6 +37,6 @@ btc_status engine_items_add(engine_items *e, const worker_item *item, uint64_t t
 void engine_items_cancel(open_item *o); /* it could not be taken on after all */
 /* Says its answer; nothing when the device was lost, for then the process ends with the item in hand (engine.h). */
 void engine_items_done(engine_items *e, open_item *o, const btc_result *r);
-void engine_items_name(const engine_items *e, worker_engine *base); /* model_name and model_class */
+void engine_items_name(const engine_items *e, worker_engine *base); /* what it says of the model */
 
 #endif

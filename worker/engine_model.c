@@ -47,6 +47,10 @@ static btc_status step(worker_engine *base, const worker_sink *sink, btc_error *
   return st;
 }
 
+static bool device(const worker_engine *base, btc_device_info *out) {
+  return btc_batcher_device(((const model_engine *)base)->b, out);
+}
+
 static void destroy(worker_engine *base) {
   model_engine *e = (model_engine *)base;
   btc_batcher_destroy(&e->b);
@@ -65,8 +69,7 @@ static btc_status open_all(model_engine *e, const btc_worker_options *o, btc_err
   btc_status st = btc_model_open(o->model, &e->m, err);
   if (st == BTC_OK) st = btc_batcher_create(e->m, &bo, &e->b, err);
   if (st != BTC_OK) return st;
-  return engine_items_open(&e->items, e->m, btc_batcher_precision(e->b), o->roots, (size_t)btc_batcher_room(e->b),
-                           &e->base.progress, err);
+  return engine_items_open(&e->items, e->m, btc_batcher_precision(e->b), o, (size_t)btc_batcher_room(e->b), &e->base.progress, err);
 }
 
 btc_precision engine_precision(const btc_worker_options *o) {
@@ -78,7 +81,8 @@ btc_status engine_model_create(const btc_worker_options *o, worker_engine **out,
   if (!o->model) return btc_fail(err, BTC_ERR_ARG, "no model: give one with -m DIR or BTCCHAT_MODEL");
   model_engine *e = btc_alloc_zero(1, sizeof *e);
   if (!e) return btc_fail(err, BTC_ERR_NOMEM, "out of memory");
-  e->base = (worker_engine){.batch = o->batch, .room = room, .open = open_items, .add = add, .step = step, .destroy = destroy};
+  e->base = (worker_engine){
+      .batch = o->batch, .room = room, .open = open_items, .add = add, .step = step, .device = device, .destroy = destroy};
   btc_status st = open_all(e, o, err);
   if (st != BTC_OK) {
     destroy(&e->base);

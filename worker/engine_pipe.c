@@ -23,6 +23,11 @@ static void on_done(void *ctx, void *tag, btc_result *r) {
   engine_items_done(&e->items, tag, r);
 }
 
+static void on_note(void *ctx, const char *text) {
+  const worker_sink *sink = ((pipe_engine *)ctx)->items.sink;
+  if (sink && sink->note) sink->note(sink->ctx, text);
+}
+
 static size_t room(const worker_engine *base) {
   return (size_t)pipe_room(((const pipe_engine *)base)->p);
 }
@@ -66,6 +71,7 @@ static pipe_options options_of(pipe_engine *e, const btc_worker_options *o) {
   po.precision = engine_precision(o);
   po.progress = &e->base.progress;
   po.done = on_done;
+  po.note = on_note;
   po.ctx = e;
   return po;
 }
@@ -79,10 +85,10 @@ static btc_status new_engine(const btc_worker_options *o, pipe_engine **out, btc
 }
 
 static btc_status open_items_of(pipe_engine *e, const btc_worker_options *o, btc_error *err) {
-  btc_status st = engine_items_open(&e->items, pipe_model(e->p), pipe_precision(e->p), o->roots, (size_t)pipe_room(e->p),
-                                    &e->base.progress, err);
+  btc_status st =
+      engine_items_open(&e->items, pipe_model(e->p), pipe_precision(e->p), o, (size_t)pipe_room(e->p), &e->base.progress, err);
   if (st != BTC_OK) return st;
-  btc_shard_drop_weights(pipe_model(e->p)); /* the fingerprint read them all */
+  btc_shard_drop_weights(pipe_model(e->p)); /* the fingerprint may have read them all */
   engine_items_name(&e->items, &e->base);
   return BTC_OK;
 }
@@ -139,7 +145,8 @@ btc_status engine_member_create(const btc_worker_options *o, worker_engine **out
     pipe_options po = options_of(e, o);
     st = pipe_create_remote(o->model, WORKER_CHILD_CONTROL, WORKER_CHILD_LINKS, &po, &e->p, err);
   }
-  if (st == BTC_OK && e) st = open_items_of(e, o, err);
+  if (!e) return st;
+  if (st == BTC_OK) st = open_items_of(e, o, err);
   if (st == BTC_OK) st = measure(e, o, err);
   if (st == BTC_OK && o->memory_mib * 1048576 >= (double)e->base.caps.whole_bytes) {
     destroy(&e->base);

@@ -56,6 +56,7 @@ void btc_link_close(btc_link **l); /* NULL is fine */
 typedef struct btc_link_head {
   uint64_t step;
   uint16_t kind;
+  uint32_t carried; /* bytes of the tensor that the carrier brings; what sends a frame sets it */
 } btc_link_head;
 
 typedef struct btc_link_part { /* a piece of a body */
@@ -78,6 +79,25 @@ btc_status btc_link_take(btc_link *l, btc_link_head *h, const uint8_t **data, si
                          btc_error *err); /* *data NULL: none yet */
 int btc_link_fd(const btc_link *l);
 uint64_t btc_link_dropped(const btc_link *l); /* frames of other epochs */
+
+/* ---- carriers ---- */
+/* Takes tensors past the link: NCCL, from one GPU to another (link_nccl.h). The link keeps the hello, the epochs, the heads of all
+ * frames and thereby the order, and what belongs to a frame but its tensor. When either of the two fails, so does the wait in the
+ * other: with the link the carrier's peer has gone, and an epoch ends with its links. */
+typedef struct btc_link_carrier {
+  void *ctx; /* outlives the link */
+  /* Both return when the memory at data is the caller's again. */
+  btc_status (*send)(void *ctx, uint32_t to, const void *data, size_t bytes, const btc_link_wait *w, btc_error *err);
+  btc_status (*receive)(void *ctx, uint32_t from, void *data, size_t bytes, const btc_link_wait *w, btc_error *err);
+} btc_link_carrier;
+/* From now on the link has this carrier; both ends get theirs before they use it. */
+void btc_link_carry(btc_link *l, const btc_link_carrier *c);
+bool btc_link_is_carried(const btc_link *l);
+/* Like btc_link_send, with a tensor of 1..max_bytes for the carrier. */
+btc_status btc_link_send_carried(btc_link *l, const btc_link_head *h, const btc_link_part *parts, int n,
+                                 const btc_link_part *tensor, const btc_link_wait *w, btc_error *err);
+/* The tensor of the frame that was received or taken last, whose head said `carried` bytes. It comes before the next frame. */
+btc_status btc_link_receive_carried(btc_link *l, void *data, const btc_link_wait *w, btc_error *err);
 
 /* ---- parts that tests look at ---- */
 uint32_t btc_link_crc32c(uint32_t crc, const void *data, size_t n); /* begins with 0 */

@@ -1,7 +1,7 @@
 /*
  * The TCP link. Head of a frame, 48 bytes, little-endian:
  *   0 magic "BTCF"  4 version u16  6 kind u16  8 epoch u64  16 step u64  24 body bytes u64  32 sender's rank u32
- *   36 CRC-32C of the body u32  40 zero u32  44 CRC-32C of the 44 bytes before u32
+ *   36 CRC-32C of the body u32  40 bytes of its tensor that the carrier brings u32  44 CRC-32C of the 44 bytes before u32
  * The head has a checksum of its own, so that a damaged length is never waited for.
  * Hello: client HELLO (magic "BTCH", version, epoch, from, to, ranks, nonce), server nonce + MAC, client MAC. The server proves
  * itself first: a client never answers a stranger.
@@ -38,6 +38,8 @@ struct btc_link {
   uint8_t *out;
   size_t out_start, out_end, out_room;
   int64_t moved_ns; /* when the queue was last seen to move or to begin */
+  btc_link_carrier carrier;
+  uint32_t owed; /* bytes that the carrier brings before the next frame */
 };
 
 /* ---- bytes ---- */
@@ -291,7 +293,8 @@ static btc_status reserve_out(btc_link *l, size_t n, btc_error *err) {
   return BTC_OK;
 }
 
-btc_status btc_link_queue(btc_link *l, const btc_link_head *h, const btc_link_part *parts, int n, btc_error *err) {
+static btc_status queue_frame(btc_link *l, const btc_link_head *h, uint32_t carried, const btc_link_part *parts, int n,
+                              btc_error *err) {
   uint64_t bytes = 0;
   for (int i = 0; i < n; i++) bytes += parts[i].bytes;
   if (bytes > l->limits.max_bytes)
@@ -314,9 +317,14 @@ btc_status btc_link_queue(btc_link *l, const btc_link_head *h, const btc_link_pa
   put(head + 24, bytes, 8);
   put(head + 32, l->id.from, 4);
   put(head + 36, btc_link_crc32c(0, head + HEAD, (size_t)bytes), 4);
+  put(head + 40, carried, 4);
   put(head + 44, btc_link_crc32c(0, head, 44), 4);
   l->out_end += HEAD + (size_t)bytes;
   return BTC_OK;
+}
+
+btc_status btc_link_queue(btc_link *l, const btc_link_head *h, const btc_link_part *parts, int n, btc_error *err) {
+  return queue_frame(l, h, 0, parts, n, err);
 }
 
 bool btc_link_flushed(const btc_link *l) {
@@ -341,9 +349,8 @@ btc_status btc_link_flush(btc_link *l, btc_error *err) {
   return BTC_OK;
 }
 
-btc_status btc_link_send(btc_link *l, const btc_link_head *h, const btc_link_part *parts, int n, const btc_link_wait *w,
-                         btc_error *err) {
-  btc_status st = btc_link_queue(l, h, parts, n, err);
+static btc_status flush_all(btc_link *l, const btc_link_wait *w, btc_error *err) {
+  btc_status st = BTC_OK;
   while (st == BTC_OK) {
     st = btc_link_flush(l, err);
     if (st != BTC_OK || btc_link_flushed(l)) return st;
@@ -355,16 +362,25 @@ btc_status btc_link_send(btc_link *l, const btc_link_head *h, const btc_link_par
   return st;
 }
 
+btc_status btc_link_send(btc_link *l, const btc_link_head *h, const btc_link_part *parts, int n, const btc_link_wait *w,
+                         btc_error *err) {
+  btc_status st = btc_link_queue(l, h, parts, n, err);
+  return st == BTC_OK ? flush_all(l, w, err) : st;
+}
+
 /* ---- in ---- */
 
 /* The head is whole: is it one of ours? */
 static btc_status read_head(btc_link *l, btc_error *err) {
   const uint8_t *h = l->head;
-  if (get(h, 4) != FRAME_MAGIC || get(h + 4, 2) != VERSION || get(h + 40, 4) != 0)
+  if (get(h, 4) != FRAME_MAGIC || get(h + 4, 2) != VERSION)
     return btc_fail(err, BTC_ERR_FORMAT, "rank %u sent something that is no frame", l->id.from);
   if (get(h + 44, 4) != btc_link_crc32c(0, h, 44))
     return btc_fail(err, BTC_ERR_FORMAT, "rank %u sent a damaged frame head", l->id.from);
-  uint64_t bytes = get(h + 24, 8);
+  uint64_t bytes = get(h + 24, 8), carried = get(h + 40, 4);
+  if (carried && !l->carrier.receive)
+    return btc_fail(err, BTC_ERR_FORMAT, "rank %u sends a tensor by a carrier that this link has not", l->id.from);
+  if (carried > l->limits.max_bytes) bytes = carried;
   if (bytes > l->limits.max_bytes)
     return btc_fail(err, BTC_ERR_LIMIT, "rank %u sends a frame of %llu bytes, more than %zu", l->id.from, (unsigned long long)bytes,
                     l->limits.max_bytes);
@@ -400,6 +416,7 @@ btc_status btc_link_take(btc_link *l, btc_link_head *h, const uint8_t **data, si
   bool again = false;
   static const uint8_t nothing[1];
   *data = NULL;
+  if (l->owed) return btc_fail(err, BTC_ERR_INTERNAL, "a tensor of rank %u was not received", l->id.from);
   while (!again) {
     if (l->head_n < HEAD || l->body_n < l->body_bytes) {
       btc_status st = read_some(l, &again, err);
@@ -409,7 +426,8 @@ btc_status btc_link_take(btc_link *l, btc_link_head *h, const uint8_t **data, si
     if (get(l->head + 36, 4) != btc_link_crc32c(0, l->body, l->body_bytes))
       return btc_fail(err, BTC_ERR_FORMAT, "rank %u sent a damaged frame", l->id.from);
     bool ours = get(l->head + 8, 8) == l->id.epoch && get(l->head + 32, 4) == l->id.from;
-    *h = (btc_link_head){.step = get(l->head + 16, 8), .kind = (uint16_t)get(l->head + 6, 2)};
+    *h = (btc_link_head){
+        .step = get(l->head + 16, 8), .kind = (uint16_t)get(l->head + 6, 2), .carried = (uint32_t)get(l->head + 40, 4)};
     *bytes = l->body_bytes;
     l->head_n = l->body_n = l->body_bytes = 0;
     l->began_ns = 0;
@@ -417,6 +435,7 @@ btc_status btc_link_take(btc_link *l, btc_link_head *h, const uint8_t **data, si
       l->dropped++;
       continue;
     }
+    l->owed = h->carried;
     *data = l->body ? l->body : nothing;
     return BTC_OK;
   }
@@ -436,4 +455,62 @@ btc_status btc_link_receive(btc_link *l, btc_link_head *h, const uint8_t **data,
     st = wait_for(l->fd, POLLIN, &turn, l->began_ns ? "receiving the rest of a frame" : "waiting for a frame", err);
     if (st != BTC_OK) return st;
   }
+}
+
+/* ---- carriers ---- */
+
+void btc_link_carry(btc_link *l, const btc_link_carrier *c) {
+  l->carrier = *c;
+}
+
+bool btc_link_is_carried(const btc_link *l) {
+  return l->carrier.send != NULL;
+}
+
+typedef struct watch { /* the wait of a carrier's call */
+  btc_link *l;
+  const btc_link_wait *w;
+  bool closed;
+} watch;
+
+/* The caller says when to stop; so does the link, when its other end has closed it. */
+static bool watch_link(void *ctx) {
+  watch *x = ctx;
+  struct pollfd p = {.fd = x->l->fd, .events = POLLRDHUP};
+  x->closed = poll(&p, 1, 0) > 0;
+  return x->closed || (x->w->stop && x->w->stop(x->w->ctx));
+}
+
+static btc_link_wait watched(watch *x) {
+  btc_link_wait w = {.deadline_ns = btc_now_ns() + (int64_t)x->l->limits.frame_ms * 1000000, .stop = watch_link, .ctx = x};
+  if (x->w->deadline_ns && x->w->deadline_ns < w.deadline_ns) w.deadline_ns = x->w->deadline_ns;
+  return w;
+}
+
+static btc_status after_carrier(const watch *x, uint32_t peer, btc_status st, btc_error *err) {
+  if (st != BTC_ERR_CANCELLED || !x->closed) return st;
+  return btc_fail(err, BTC_ERR_IO, "rank %u closed the link within a tensor", peer);
+}
+
+btc_status btc_link_send_carried(btc_link *l, const btc_link_head *h, const btc_link_part *parts, int n,
+                                 const btc_link_part *tensor, const btc_link_wait *w, btc_error *err) {
+  watch x = {.l = l, .w = w};
+  if (!l->carrier.send || !tensor->bytes || tensor->bytes > l->limits.max_bytes)
+    return btc_fail(err, BTC_ERR_LIMIT, "a tensor of %zu bytes for a carrier, at most %zu can be", tensor->bytes,
+                    l->carrier.send ? l->limits.max_bytes : 0);
+  btc_status st = queue_frame(l, h, (uint32_t)tensor->bytes, parts, n, err);
+  if (st == BTC_OK) st = flush_all(l, w, err);
+  if (st != BTC_OK) return st;
+  btc_link_wait turn = watched(&x);
+  return after_carrier(&x, l->id.to, l->carrier.send(l->carrier.ctx, l->id.to, tensor->data, tensor->bytes, &turn, err), err);
+}
+
+btc_status btc_link_receive_carried(btc_link *l, void *data, const btc_link_wait *w, btc_error *err) {
+  watch x = {.l = l, .w = w};
+  if (!l->owed) return btc_fail(err, BTC_ERR_INTERNAL, "rank %u has sent no tensor", l->id.from);
+  btc_link_wait turn = watched(&x);
+  uint32_t bytes = l->owed;
+  btc_status st = l->carrier.receive(l->carrier.ctx, l->id.from, data, bytes, &turn, err);
+  if (st == BTC_OK) l->owed = 0;
+  return after_carrier(&x, l->id.from, st, err);
 }

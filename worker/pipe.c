@@ -68,7 +68,7 @@ static int processors(void) {
 
 btc_status pipe_make_groups(pipe_driver *p, int ranks, btc_error *err) {
   int n = p->o.groups ? p->o.groups : ranks + 1;
-  if (n > p->o.slots) n = p->o.slots;
+  if (n > p->slots) n = p->slots;
   for (int g = 0; g < p->n_groups; g++) free(p->group[g].row);
   free(p->group);
   p->n_groups = 0;
@@ -151,6 +151,7 @@ static btc_status new_driver(const char *model, const pipe_options *o, pipe_driv
   pipe_driver *p = *out = btc_alloc_zero(1, sizeof *p);
   if (!p) return btc_fail(err, BTC_ERR_NOMEM, "not enough memory for a pipeline");
   p->o = o ? *o : pipe_options_default();
+  p->slots = p->o.slots;
   p->listen_fd = p->bell = p->control = p->links_fd = -1;
   pthread_mutex_init(&p->lock, NULL);
   pthread_cond_init(&p->to_read, NULL);
@@ -228,6 +229,7 @@ const char *pipe_describe(const pipe_driver *p) {
 pipe_state pipe_get_state(const pipe_driver *p) {
   pipe_state s = {.epoch = p->epoch,
                   .ranks = p->n_ranks,
+                  .slots = p->slots,
                   .run_ms = p->run_ms,
                   .breaks = p->breaks,
                   .form_ms = p->form_ms,

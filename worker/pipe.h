@@ -10,6 +10,9 @@
  * items go on from the journal. They are prefilled again and their tokens fed again one by one rather than in one prefill: a
  * prefill sums in another order than decode steps do (ops.h), and bytes would differ.
  *
+ * A rank without memory for all slots ends the epoch, and the next one has half as many; bytes stay the same. With one slot the
+ * item under way fails with NOMEM, or all do when not even the usual fits.
+ *
  * The ranks are processes of this machine, started and watched here (pipe_create), or those of several workers, whose agents
  * start and watch them: then the agent tells when to form and when to go, and is told what broke (pipe_create_remote).
  *
@@ -40,6 +43,7 @@ typedef struct pipe_options {
   uint64_t *progress;         /* likewise */
   /* The answer of a submitted item, out of pipe_step; *r is the callee's to clear. NULL: only pipe_run is used. */
   void (*done)(void *ctx, void *tag, btc_result *r);
+  void (*note)(void *ctx, const char *text); /* a sentence for the log; may be NULL */
   void *ctx;
   /* tests */
   int fail_rank;     /* the first process of this rank gets BTC_FAIL=fail */
@@ -92,6 +96,7 @@ typedef struct pipe_state {
   double busy_ms[PIPE_MAX_RANKS]; /* spent in steps by the process that is there now; likewise */
   double run_ms;                  /* spent with an item open */
   int64_t breaks;                 /* epochs that ended */
+  int slots;                      /* items generated together now: fewer than asked for once a rank had no memory */
   double form_ms;                 /* the last formation, from the break's detection on */
   int64_t images, encoded;        /* asked for by items, seen by the tower */
   int64_t reused;                 /* positions copied from the constant beginning */

@@ -144,7 +144,7 @@ btc_status pipe_form(pipe_driver *p, btc_error *err) {
       return BTC_OK;
     }
     pipe_break(p, st, "%s", err->message);
-    if (st != BTC_ERR_IO) break; /* stopped, no memory, a model that does not open: trying again changes nothing */
+    if (st != BTC_ERR_IO && !p->dead) break; /* stopped, no memory, a model that does not open: trying again changes nothing */
   }
   return st;
 }

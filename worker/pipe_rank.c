@@ -15,7 +15,8 @@ static void set_cause(pipe_driver *p, btc_status st, const char *text) {
 void pipe_break(pipe_driver *p, btc_status st, const char *fmt, ...) {
   va_list ap;
   char text[sizeof p->cause.message];
-  if (p->fault) return;
+  bool tells_more = st == BTC_ERR_NOMEM && p->cause.code == BTC_ERR_IO && !p->dead;
+  if (p->fault && !tells_more) return;
   va_start(ap, fmt);
   vsnprintf(text, sizeof text, fmt, ap);
   va_end(ap);
@@ -23,11 +24,11 @@ void pipe_break(pipe_driver *p, btc_status st, const char *fmt, ...) {
 }
 
 /* A death explains the links that closed before it was known. */
-static void mourn(pipe_driver *p, int r, const char *how) {
+static void mourn(pipe_driver *p, int r, const char *how, bool oom) {
   char text[256];
   if (p->dead) return;
   snprintf(text, sizeof text, "rank %d %s", r, how);
-  set_cause(p, BTC_ERR_IO, text);
+  set_cause(p, oom ? BTC_ERR_NOMEM : BTC_ERR_IO, text);
   p->dead = true;
 }
 
@@ -50,7 +51,7 @@ btc_status pipe_rank_start(pipe_driver *p, int r, btc_error *err) {
 
 static void replace_wedged(pipe_driver *p, int r, const char *how) {
   shard_process *k = &p->rank[r].process;
-  mourn(p, r, how);
+  mourn(p, r, how, false);
   if (!p->o.leave_wedged) {
     shard_process_end(k);
     return;
@@ -69,9 +70,10 @@ static void watch_rank(pipe_driver *p, int r) {
   shard_process *k = &p->rank[r].process;
   shard_report w;
   char how[64];
+  bool oom;
   while (shard_process_hear(k, &w)) hear(p, r, &w);
-  if (shard_process_died(k, how)) {
-    mourn(p, r, how);
+  if (shard_process_died(k, how, &oom)) {
+    mourn(p, r, how, oom);
     return;
   }
   if (k->pid && !k->open && btc_now_ns() - k->started_ns > (int64_t)p->o.open_ms * 1000000)

@@ -19,8 +19,9 @@
 #include "engine.h"
 #include "child.h"
 #include "frame.h"
+#include "proto/devices.h"
 
-enum { QUEUE = 1024, TICK_MS = 250, FLUSH_NS = 2000000 };
+enum { QUEUE = 1024, TICK_MS = 250, DEVICE_MS = 1000, FLUSH_NS = 2000000 };
 
 typedef struct waiting {
   uint64_t ticket;
@@ -39,7 +40,8 @@ typedef struct server {
   pthread_mutex_t out_lock;
   frame_buffer out;
   int64_t flushed_ns;
-  uint64_t told; /* progress last sent */
+  uint64_t told;     /* progress last sent */
+  int64_t device_ns; /* when the device was last told */
   /* the batch that runs: engine loop only */
   waiting *batch; /* [engine->batch] */
   worker_item *items;
@@ -67,7 +69,25 @@ static void say(server *s, const Btc__Envelope *e, bool flush) {
   pthread_mutex_unlock(&s->out_lock);
 }
 
+/* The engine's device as a message has it. */
+static void read_device(const server *s, btc_devices *d) {
+  btc_device_info info;
+  Btc__Device one = BTC__DEVICE__INIT, *list = &one;
+  char name[BTC_DEVICE_NAME];
+  d->n = 0;
+  if (!s->engine->device || !s->engine->device(s->engine, &info)) return;
+  snprintf(name, sizeof name, "cuda:%d, %s", info.index, info.name);
+  child_clean_text(name);
+  one.name = name;
+  one.memory_bytes = info.memory_bytes;
+  one.free_bytes = info.free_bytes;
+  one.busy_known = info.busy >= 0;
+  one.busy = info.busy;
+  btc_devices_set(d, &list, 1);
+}
+
 static void say_ready(server *s) {
+  btc_devices devices;
   Btc__ChildReady ready = BTC__CHILD_READY__INIT;
   Btc__Envelope env = btc_wire_envelope(BTC__ENVELOPE__BODY_CHILD_READY);
   env.child_ready = &ready;
@@ -80,6 +100,11 @@ static void say_ready(server *s) {
   ready.fixed_bytes = s->engine->caps.fixed_bytes;
   ready.slots = s->engine->caps.slots;
   ready.whole_bytes = s->engine->caps.whole_bytes;
+  ready.known = s->engine->known;
+  ready.recognised = s->engine->recognised;
+  read_device(s, &devices);
+  ready.devices = devices.list;
+  ready.n_devices = devices.n;
   say(s, &env, true);
 }
 
@@ -101,6 +126,22 @@ static void say_started(server *s, uint64_t *tickets, size_t n) {
   started.n_ticket = n;
   started.progress = __atomic_load_n(&s->engine->progress, __ATOMIC_RELAXED);
   say(s, &env, true);
+}
+
+/* How full and busy the device is, now and then. Progress is told elsewhere: a stuck kernel keeps a device busy, too. */
+static void say_device(server *s) {
+  Btc__ChildStarted started = BTC__CHILD_STARTED__INIT;
+  Btc__Envelope env = btc_wire_envelope(BTC__ENVELOPE__BODY_CHILD_STARTED);
+  btc_devices devices;
+  int64_t now = btc_now_ns();
+  if (!s->engine->device || now - s->device_ns < DEVICE_MS * INT64_C(1000000)) return;
+  s->device_ns = now;
+  read_device(s, &devices);
+  env.child_started = &started;
+  started.progress = s->told;
+  started.devices = devices.list;
+  started.n_devices = devices.n;
+  if (devices.n) say(s, &env, true);
 }
 
 /* Told with the progress made, which it does not turn. */
@@ -167,6 +208,7 @@ static void *read_ahead(void *ctx) {
     struct pollfd p = {.fd = s->fd, .events = POLLIN};
     if (poll(&p, 1, TICK_MS) == 0) {
       tell_progress(s);
+      say_device(s);
       continue;
     }
     if (frame_read(&in, s->fd) == FRAME_CLOSED) _exit(0);
@@ -182,6 +224,7 @@ static void *read_ahead(void *ctx) {
       _exit(1);
     }
     tell_progress(s);
+    say_device(s);
   }
   return NULL;
 }
@@ -345,7 +388,7 @@ btc_status btc_worker_child(const btc_worker_options *o, int fd, btc_error *err)
   s.fd = fd;
   s.bell = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
   btc_status st = s.bell >= 0 ? prepare(&s, o, err) : btc_fail(err, BTC_ERR_IO, "cannot make an event: %s", strerror(errno));
-  if (st != BTC_OK) {
+  if (st != BTC_OK || !s.engine) {
     say_failed(&s, err->message);
     return st;
   }

@@ -4,6 +4,7 @@
 
 #include <errno.h>
 #include <poll.h>
+#include <pthread.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -107,8 +108,8 @@ static btc_status form(shard *s, btc_error *err) {
 
 /* Something went wrong in this epoch. When an order waits, it is what ends the epoch. */
 static void give_up(shard *s, const btc_error *err) {
+  if (err->code != BTC_ERR_CANCELLED) report(s, SHARD_BROKEN, err); /* before the others see that links closed */
   drop_links(s);
-  if (err->code != BTC_ERR_CANCELLED) report(s, SHARD_BROKEN, err);
   if (err->code == BTC_ERR_DEVICE) _exit(EX_TEMPFAIL); /* a process never computes on after that: its parent starts another */
 }
 
@@ -136,9 +137,10 @@ static void obey(shard *s) {
 static btc_status grow(float **p, int64_t *room, int64_t floats, btc_error *err) {
   if (floats <= *room) return BTC_OK;
   free(*p);
+  *p = NULL;
   *room = 0;
-  if (!(*p = btc_alloc((size_t)floats, sizeof **p)))
-    return btc_fail(err, BTC_ERR_NOMEM, "not enough memory for a step of %lld numbers", (long long)floats);
+  if (BTC_FAILS("shard_step_memory") || !(*p = btc_alloc((size_t)floats, sizeof **p)))
+    return btc_fail(err, BTC_ERR_NOMEM, "not enough memory: %lld bytes for a step", 4 * (long long)floats);
   *room = floats;
   return BTC_OK;
 }
@@ -146,6 +148,9 @@ static btc_status grow(float **p, int64_t *room, int64_t floats, btc_error *err)
 /* Room for what the driver says will come. A stage is made anew when it has another number of slots. */
 static btc_status reserve(shard *s, const shard_step *d, btc_error *err) {
   const btc_stage_item widest = d->items[0];
+  if (BTC_FAILS("shard_reserve_memory"))
+    return btc_fail(err, BTC_ERR_NOMEM, "not enough memory: a stage of %d slots of %lld positions", d->slots,
+                    (long long)d->slot_positions);
   if (!s->stage || s->slots != d->slots) {
     btc_stage_destroy(&s->stage);
     btc_stage_options so = {.backend = s->o.device,
@@ -165,8 +170,11 @@ static btc_status reserve(shard *s, const shard_step *d, btc_error *err) {
   if (st != BTC_OK || s->o.first > s->change || s->o.last <= s->change || d->n_places == s->places) return st;
   free(s->features);
   s->places = 0;
-  s->features = btc_alloc((size_t)d->n_places, (size_t)(s->m->tokens * s->m->hidden) * sizeof *s->features);
-  if (!s->features) return btc_fail(err, BTC_ERR_NOMEM, "not enough memory for features of %d images", d->n_places);
+  const int64_t image = s->m->tokens * s->m->hidden * (int64_t)sizeof *s->features;
+  s->features = btc_alloc((size_t)d->n_places, (size_t)image);
+  if (!s->features)
+    return btc_fail(err, BTC_ERR_NOMEM, "not enough memory: %lld bytes for features of %d images", (long long)(d->n_places * image),
+                    d->n_places);
   s->places = d->n_places;
   return BTC_OK;
 }
@@ -344,6 +352,18 @@ static btc_status open_all(shard *s, btc_error *err) {
   return st;
 }
 
+static void *fetch(void *ctx) {
+  shard *s = ctx;
+  btc_stage_fetch(s->m, s->o.first, s->o.last, &s->page->alive);
+  return NULL;
+}
+
+/* Beside forming and the first steps. A card has its own copy of the weights, made from the files by the stage. */
+static void fetch_weights(shard *s) {
+  pthread_t t;
+  if (strcmp(s->o.device, "cuda") != 0 && pthread_create(&t, NULL, fetch, s) == 0) pthread_detach(t);
+}
+
 btc_status btc_shard_run(const btc_shard_options *o, btc_error *err) {
   static shard s;
   sigset_t none;
@@ -358,6 +378,9 @@ btc_status btc_shard_run(const btc_shard_options *o, btc_error *err) {
   s.page = page;
   btc_status st = open_all(&s, err);
   report(&s, st == BTC_OK ? SHARD_OPEN : SHARD_FAILED, st == BTC_OK ? NULL : err);
-  if (st == BTC_OK) serve(&s);
+  if (st == BTC_OK) {
+    fetch_weights(&s);
+    serve(&s);
+  }
   return st;
 }

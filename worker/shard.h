@@ -12,7 +12,7 @@
 #include "engine/stage.h"
 #include "link.h"
 
-enum { SHARD_VERSION = 2, SHARD_FD = 3, SHARD_PAGE_FD = 4, SHARD_LINKS_FD = 5 };
+enum { SHARD_VERSION = 3, SHARD_FD = 3, SHARD_PAGE_FD = 4, SHARD_LINKS_FD = 5 };
 
 /* What both processes see. The counters grow only. */
 typedef struct shard_page {
@@ -41,6 +41,7 @@ typedef struct shard_order {
   uint32_t outside; /* the previous node connects to the listening socket that came with us (SHARD_LINKS_FD), not to our own */
   uint64_t epoch, max_bytes; /* of a frame; 0: what the model can need */
   uint8_t secret[BTC_LINK_SECRET];
+  char shrink[320]; /* driver: why less is to be held than in the epoch before, a rank had no memory; "": not so */
 } shard_order;
 
 typedef enum shard_said { SHARD_OPEN = 1, SHARD_READY, SHARD_BROKEN, SHARD_FAILED } shard_said;

@@ -16,6 +16,8 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include "child.h"
+
 extern char **environ;
 
 /* ---- birth ---- */
@@ -99,6 +101,7 @@ btc_status shard_process_start(shard_process *k, const shard_start *o, btc_error
   k->pid = pid;
   k->pidfd = (int)syscall(SYS_pidfd_open, pid, 0); /* only wakes us: -1 is fine */
   k->started_ns = k->seen_ns = btc_now_ns();
+  k->oom_kills = child_oom_kills();
   return BTC_OK;
 }
 
@@ -121,10 +124,14 @@ void shard_process_end(shard_process *k) {
   shard_process_forget(k);
 }
 
-bool shard_process_died(shard_process *k, char how[64]) {
+bool shard_process_died(shard_process *k, char how[64], bool *oom) {
   int status;
+  *oom = false;
   if (!k->pid || waitpid(k->pid, &status, WNOHANG) != k->pid) return false;
-  if (WIFSIGNALED(status))
+  if (WIFSIGNALED(status)) *oom = WTERMSIG(status) == SIGKILL && k->oom_kills >= 0 && child_oom_kills() > k->oom_kills;
+  if (*oom)
+    snprintf(how, 64, "was killed for memory");
+  else if (WIFSIGNALED(status))
     snprintf(how, 64, "died by signal %d", WTERMSIG(status));
   else
     snprintf(how, 64, "exited with code %d", WEXITSTATUS(status));

@@ -23,6 +23,7 @@ typedef struct shard_process {
   int control, pidfd; /* readable when it has said something, or has died; pidfd may be -1 */
   shard_page *page;   /* not NULL while it lives */
   int64_t started_ns;
+  int64_t oom_kills;    /* of our memory cgroup when it was started; -1: not known */
   bool open;            /* the model is open and the port known */
   int port;             /* on the loopback address */
   uint64_t ready_epoch; /* formed */
@@ -37,8 +38,8 @@ void shard_process_forget(shard_process *k); /* closes what is ours of it, and l
 void shard_process_order(const shard_process *k, const shard_order *o);
 /* The next thing it said, which is noted above. */
 bool shard_process_hear(shard_process *k, shard_report *out);
-/* Has it died? how: "died by signal 9". It is forgotten then. */
-bool shard_process_died(shard_process *k, char how[64]);
+/* Has it died? how: "died by signal 9"; oom: the system killed it for memory. It is forgotten then. */
+bool shard_process_died(shard_process *k, char how[64], bool *oom);
 /* It lives, but for wedge_ms has neither moved nor used its processor. */
 bool shard_process_stands_still(shard_process *k, int wedge_ms);
 

@@ -67,15 +67,17 @@ end
 local HOLD_MS = 3000
 
 register('btc_recover', {'allow-oom'}, function(a)
-  local mine, here = tonumber(a[1]), tonumber(call('GET', P .. 'seq') or '0')
-  if not mine then return bad('arguments') end
-  if mine > here then
+  local mine, here, jid, idx = tonumber(a[1]), tonumber(call('GET', P .. 'seq') or '0'), a[2], tonumber(a[3])
+  if not mine or not idx then return bad('arguments') end
+  -- Others may have committed since, so that the number is higher than ever: then the newest item this broker knows to be done tells.
+  local gone = jid ~= '' and call('EXISTS', P .. 'job:' .. jid) == 1 and call('GETBIT', P .. 'dn:' .. jid, idx) == 0
+  if mine > here or gone then
     local since = call('EXISTS', P .. 'hold') == 1 and string.match(call('GET', P .. 'lost') or '', ':(%d+)$')
     now()
     call('SET', P .. 'lost', string.format('%.0f%03d:%.0f', clock, usec % 1000, math.min(here, tonumber(since or nil) or here)))
-    call('SET', P .. 'seq', string.format('%.0f', mine))
+    call('SET', P .. 'seq', string.format('%.0f', math.max(mine, here)))
     call('SET', P .. 'hold', '1', 'PX', HOLD_MS)
-    event('history-lost', '', mine - here .. ' commits')
+    event('history-lost', '', '')
   end
   return call('GET', P .. 'lost') or ''
 end)

@@ -1,10 +1,11 @@
 /*
- * The full-size model over four ranks: each holds the weights of its range and little more (BTCCHAT_LONG=1: it makes a checkpoint
- * of 6.3 GB, unless BTCCHAT_FULL_MODEL names one, and takes minutes).
+ * The full-size model over four ranks: each holds the weights of its range, no more and no less (BTCCHAT_LONG=1: it makes a
+ * checkpoint of 6.3 GB, unless BTCCHAT_FULL_MODEL names one, and takes minutes).
  */
 #include <stdio.h>
 #include <unistd.h>
 
+#include "daemon.h"
 #include "program.h"
 #include "test.h"
 #include "tiny_checkpoint.h"
@@ -12,7 +13,7 @@
 #include "worker/pipe.h"
 #include "worker/shard.h"
 
-enum { RANKS = 4, ITEMS = 2, TOKENS = 3 };
+enum { RANKS = 4, ITEMS = 2, TOKENS = 3, PATIENCE_MS = 120000 };
 
 static const char *full_model(void) {
   static char dir[300];
@@ -41,6 +42,14 @@ static void run(pipe_driver *p) {
   }
 }
 
+/* Pages of a rank's weights come in the background. */
+static int64_t resident(pid_t pid, int64_t at_least) {
+  int64_t have;
+  for (int64_t end = test_now_ms() + PATIENCE_MS; (have = usage_mapped(pid, ".safetensors")) < at_least; test_sleep_ms(100))
+    if (test_now_ms() > end) break;
+  return have;
+}
+
 static void test_pipe_full_size_ranks_hold_their_weights_only(void **state) {
   (void)state;
   int cuts[RANKS + 1];
@@ -62,12 +71,13 @@ static void test_pipe_full_size_ranks_hold_their_weights_only(void **state) {
   if (pipe_create(dir, cuts, RANKS, &o, &p, &err) != BTC_OK) fail_msg("%s", err.message);
   run(p);
   for (int r = 0; r < RANKS; r++) {
-    int64_t bytes = 0, have = usage_mapped(pipe_get_state(p).pid[r], ".safetensors");
+    int64_t bytes = 0;
     for (int i = cuts[r]; i < cuts[r + 1]; i++) bytes += btc_block_at(m, i).weight_bytes;
+    int64_t have = resident(pipe_get_state(p).pid[r], bytes - bytes / 10);
     print_message("rank %d, blocks %d to %d: %lld MiB of weights, %lld MiB resident\n", r, cuts[r], cuts[r + 1] - 1,
                   (long long)(bytes >> 20), (long long)(have >> 20));
     assert_true(have <= bytes + bytes / 10);
-    assert_true(have >= bytes / 2); /* it has worked: the table of embeddings is read in rows, all else as a whole */
+    assert_true(have >= bytes - bytes / 10);
   }
   int64_t own = usage_mapped(getpid(), ".safetensors");
   assert_true(own < (int64_t)64 << 20); /* the driver reads none */

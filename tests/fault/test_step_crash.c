@@ -12,7 +12,7 @@
 #include "cluster.h"
 #include "test.h"
 
-enum { MAX_POINTS = 96, ITEMS = 160, SINGLES = 24 };
+enum { MAX_POINTS = 96, ITEMS = 160, SINGLES = 24, GOES = 5 };
 
 typedef struct point {
   char name[64];
@@ -92,11 +92,11 @@ typedef struct loss {
 static void lose_history(cluster *c, loss *l) {
   int committed = atoi(redis_say(c->redis, "t", "HGET $stat committed"));
   if (l->step == LOSS_WANTED) {
-    redis_server_keep(c->redis);
+    redis_server_save(c->redis);
     l->committed = committed;
     l->step = LOSS_KEPT;
   } else if (l->step == LOSS_KEPT && committed >= l->committed + 30) {
-    redis_server_roll_back(c->redis);
+    redis_server_rollback(c->redis);
     l->step = LOSS_DONE;
   }
 }
@@ -106,7 +106,7 @@ static bool scenario(const point *p, int passage) {
   static cluster c;
   daemon_process submit;
   char env[96], jid[96] = "", faults[128];
-  bool died = false, drained = false, rolls_back = strcmp(p->name, "recover_repeated") == 0;
+  bool died = false, drained = false, rolls_back = strcmp(p->name, "recover_repeated") == 0 || strcmp(p->name, "recover_sent") == 0;
   loss l = {rolls_back ? LOSS_WANTED : LOSS_NONE, 0};
   snprintf(env, sizeof env, "BTC_FAIL=%s:%d", p->name, passage);
   snprintf(faults, sizeof faults, "bad=0.02,transient=0.05,marks=%s", test_tmp_dir());
@@ -162,7 +162,8 @@ static void check_points(const char *folder, bool in_worker) {
   const char *only = getenv("BTCCHAT_POINT");
   for (size_t i = 0; i < n; i++) {
     if (only && strcmp(only, list[i].name) != 0) continue;
-    bool hit = scenario(&list[i], 1);
+    bool hit = false; /* a worker drained before it had work passes few points: another go */
+    for (int go = 0; go < GOES && !hit; go++) hit = scenario(&list[i], 1);
     print_message("%s: %s\n", list[i].name, hit ? "killed" : "NOT REACHED");
     missed += !hit;
   }

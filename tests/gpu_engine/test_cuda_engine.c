@@ -60,6 +60,34 @@ static void test_cuda_engine_no_device_is_said(void **state) {
   assert_non_null(strstr(err.message, "device 7"));
 }
 
+static void test_cuda_engine_device_is_told(void **state) {
+  (void)state;
+  btc_error err = {0};
+  btc_backend *b = NULL;
+  btc_device_info d;
+  btc_backend_options o = {.kind = "cuda", .max_cols = 8};
+  assert_int_equal(btc_backend_create(&o, &b, &err), BTC_OK);
+  assert_true(btc_backend_device(b, &d));
+  assert_string_equal(d.name, "host shim");
+  assert_int_equal(d.index, 0);
+  assert_true(d.memory_bytes == (uint64_t)1 << 34 && d.free_bytes == d.memory_bytes / 4 * 3);
+  assert_true(d.busy < 0);
+  setenv("FAKE_NVML", "93", 1);
+  assert_true(btc_backend_device(b, &d));
+  assert_true(d.busy == 0.93);
+  assert_int_equal(btc_device_query(0, &d, &err), BTC_OK);
+  assert_true(d.busy == 0.93);
+  unsetenv("FAKE_NVML");
+  setenv("FAKE_CUDA_FAIL", "1:214", 1);
+  assert_false(btc_backend_device(b, &d));
+  unsetenv("FAKE_CUDA_FAIL");
+  btc_backend_destroy(&b);
+  o.kind = "cpu";
+  assert_int_equal(btc_backend_create(&o, &b, &err), BTC_OK);
+  assert_false(btc_backend_device(b, &d));
+  btc_backend_destroy(&b);
+}
+
 /* Every call that can fail, failing: creation either works or says why and leaves nothing behind (ASan). */
 static void test_cuda_engine_every_failure_of_creation(void **state) {
   (void)state;
@@ -90,6 +118,7 @@ static const struct CMUnitTest tests[] = {
     cmocka_unit_test(test_cuda_engine_golden_bf16),
     cmocka_unit_test(test_cuda_engine_golden_plain_products),
     cmocka_unit_test(test_cuda_engine_no_device_is_said),
+    cmocka_unit_test(test_cuda_engine_device_is_told),
     cmocka_unit_test(test_cuda_engine_every_failure_of_creation),
 };
 

@@ -316,6 +316,18 @@ static void test_cli_failed_make_model_can_be_tried_again(void **state) {
   program_clear(&r);
 }
 
+/* As docs/performance.md gives them: with the options that nobody changes. */
+static void test_cli_bench_measures(void **state) {
+  (void)state;
+  static const char *const what[] = {"pipe", "batching"};
+  for (size_t i = 0; i < sizeof what / sizeof what[0]; i++) {
+    program_result r = RUN("bench", what[i], "-m", model(), "--pairs", "4");
+    if (r.code) fail_msg("bench %s: %s", what[i], r.err);
+    assert_non_null(strstr(r.out, i ? "items/s" : "bubble"));
+    program_clear(&r);
+  }
+}
+
 static void test_cli_inspect_and_doctor_report(void **state) {
   (void)state;
   program_result r = RUN("inspect", model(), "--json");
@@ -355,6 +367,7 @@ int main(int argc, char **argv) {
       cmocka_unit_test(test_cli_prompt_comes_from_a_file),
       cmocka_unit_test(test_cli_full_disk_is_not_success),
       cmocka_unit_test(test_cli_failed_make_model_can_be_tried_again),
+      cmocka_unit_test(test_cli_bench_measures),
       cmocka_unit_test(test_cli_inspect_and_doctor_report),
   };
   if (argc > 1) cmocka_set_test_filter(argv[1]);

@@ -31,7 +31,7 @@ static void start_broker(int i) {
                         "1500",      NULL};
   daemon_init(&w.broker[i], "broker", args);
   daemon_start(&w.broker[i]);
-  daemon_wait_log(&w.broker[i], "ready clients=", 10000);
+  daemon_wait_log(&w.broker[i], "ready clients=", 40000);
 }
 
 static int set_up(void **state) {
@@ -55,7 +55,7 @@ static const char *say(const char *command) {
 }
 
 static void wait_for(const char *command, const char *reply) {
-  for (int64_t end = test_now_ms() + 15000; strcmp(say(command), reply) != 0; test_sleep_ms(10))
+  for (int64_t end = test_now_ms() + 40000; strcmp(say(command), reply) != 0; test_sleep_ms(10))
     if (test_now_ms() > end) fail_msg("%s: %s in place of %s", command, say(command), reply);
 }
 
@@ -103,7 +103,7 @@ typedef struct order { /* a PipeForm, as far as tests look at it */
 
 /* Heartbeats keep members alive while a test waits. */
 static Btc__Envelope *take(fake_peer *p, fake_peer *const *others, int n, Btc__Envelope__BodyCase body) {
-  for (int64_t end = test_now_ms() + 12000; test_now_ms() < end;) {
+  for (int64_t end = test_now_ms() + 40000; test_now_ms() < end;) {
     for (int i = 0; i < n; i++)
       if (others[i]) peer_beat(others[i], NULL, 0, 0);
     Btc__Envelope *e = peer_take(p, body, 300);
@@ -194,7 +194,7 @@ static void test_pipes_forms_and_goes(void **state) {
   Btc__PipesRequest m = BTC__PIPES_REQUEST__INIT;
   e.pipes_request = &m;
   /* what its ranks measure is shown */
-  int64_t end = test_now_ms() + 15000;
+  int64_t end = test_now_ms() + 40000;
   while (strcmp(say("HGET $pipe:p1 load"), "31 0.9 31 0.8 ") != 0 && strcmp(say("HGET $pipe:p1 load"), "31 0.8 31 0.9 ") != 0) {
     assert_true(test_now_ms() < end);
     beat_load(p[0], 1, 0.9);
@@ -301,6 +301,37 @@ static void test_pipes_breaks_when_a_rank_says_so(void **state) {
   leave(p, 2);
 }
 
+/* Rank 0 hears of it with the next order, also when another rank was quicker to say that its links closed. */
+static void test_pipes_tell_of_memory_that_ran_out(void **state) {
+  (void)state;
+  fake_peer *p[2] = {join("a"), join("b")};
+  for (int round = 0; round < 3; round++) {
+    uint64_t epoch = 0;
+    for (int i = 0; i < 2; i++) {
+      Btc__Envelope *e = take(p[i], p, 2, BTC__ENVELOPE__BODY_PIPE_FORM);
+      epoch = e->pipe_form->epoch;
+      assert_int_equal(epoch, round + 1);
+      if (round)
+        assert_non_null(strstr(e->pipe_form->out_of_memory, "b: not enough memory: 7 MB"));
+      else
+        assert_string_equal(e->pipe_form->out_of_memory, "");
+      btc_wire_free(&e);
+    }
+    for (int i = round; i < 2; i++) { /* both say so, or b alone */
+      Btc__PipeBroken m = BTC__PIPE_BROKEN__INIT;
+      Btc__Envelope e = btc_wire_envelope(BTC__ENVELOPE__BODY_PIPE_BROKEN);
+      m.pipe = (char *)"p1";
+      m.epoch = epoch;
+      m.out_of_memory = i == 1;
+      m.cause = (char *)(i == 1 ? "not enough memory: 7 MB" : "a link closed");
+      e.pipe_broken = &m;
+      Btc__Envelope *a = peer_answer(p[i], peer_send(p[i], &e), BTC__ENVELOPE__BODY_ACK);
+      btc_wire_free(&a);
+    }
+  }
+  leave(p, 2);
+}
+
 static void test_pipes_deadline_breaks_a_formation(void **state) {
   (void)state;
   fake_peer *p[3] = {join("a"), join("b"), NULL};
@@ -323,7 +354,7 @@ static void survive(bool drained) {
   fake_peer *p[2] = {join("a"), join("b")};
   uint64_t epoch = form_two(p);
   if (drained)
-    assert_int_equal(daemon_stop(&w.broker[0], 10000), 0);
+    assert_int_equal(daemon_stop(&w.broker[0], 40000), 0);
   else
     daemon_kill(&w.broker[0]);
   *w.clients[0] = 0;
@@ -389,6 +420,7 @@ static const struct CMUnitTest tests[] = {
     cmocka_unit_test_setup_teardown(test_pipes_leaves_replicas_and_other_models_alone, set_up, tear_down),
     cmocka_unit_test_setup_teardown(test_pipes_replaces_a_lost_rank_by_the_spare, set_up, tear_down),
     cmocka_unit_test_setup_teardown(test_pipes_breaks_when_a_rank_says_so, set_up, tear_down),
+    cmocka_unit_test_setup_teardown(test_pipes_tell_of_memory_that_ran_out, set_up, tear_down),
     cmocka_unit_test_setup_teardown(test_pipes_deadline_breaks_a_formation, set_up, tear_down),
     cmocka_unit_test_setup_teardown(test_pipes_survive_their_broker, set_up, tear_down),
     cmocka_unit_test_setup_teardown(test_pipes_survive_a_drain_of_their_broker, set_up, tear_down),

@@ -134,7 +134,7 @@ static bool published(const char *jid) {
 }
 
 static void wait_published(const char *jid) {
-  for (int64_t end = btc_now_ns() + 15000000000; !published(jid); usleep(10000))
+  for (int64_t end = btc_now_ns() + 60000000000; !published(jid); usleep(10000))
     if (btc_now_ns() > end)
       fail_msg("%s: %ld of %ld recorded, res %s", jid, number("HGET $job:%s rec", jid), number("HGET $job:%s done", jid),
                redis_say(redis, "q", "XLEN $res"));
@@ -319,7 +319,7 @@ static void kill_at(const char *point, int nth, bool must_die) {
                           .duty_ms = 300};
     btc_sink *s;
     if (btc_sink_start(&o, &s, NULL) != BTC_OK) _exit(3);
-    for (int i = 0; i < 500 && !published("j"); i++) usleep(10000);
+    for (int i = 0; i < 3000 && !published("j"); i++) usleep(10000);
     usleep(200000); /* the last steps come after the note of the finish */
     _exit(0);
   }

@@ -20,7 +20,7 @@
 #include "tiny_checkpoint.h"
 #include "worker/engine.h"
 
-enum { MOST = 2048, PATIENCE_MS = 20000 };
+enum { MOST = 2048, PATIENCE_MS = 60000 };
 
 typedef struct got {
   uint64_t cid, idx, req_id;
@@ -300,13 +300,13 @@ static void expect_caption(const got *g) {
 
 static void daemon_wait_ready(fake *f) {
   WAIT_FOR(f, f->beats > 0);
-  daemon_wait_log(&worker, "ready name=w1", 5000);
+  daemon_wait_log(&worker, "ready name=w1", PATIENCE_MS);
 }
 
 static int stop(fake *f) {
   daemon_signal(&worker, SIGTERM);
   WAIT_FOR(f, f->byes > 0);
-  return daemon_wait(&worker, 5000);
+  return daemon_wait(&worker, PATIENCE_MS);
 }
 
 static void kill_worker(void) {
@@ -541,7 +541,7 @@ static void test_worker_drains_on_sigterm(void **state) {
   WAIT_FOR(&f, f.started_mask != 0);
   daemon_signal(&worker, SIGTERM);
   WAIT_FOR(&f, f.byes > 0);
-  assert_int_equal(daemon_wait(&worker, 5000), 0);
+  assert_int_equal(daemon_wait(&worker, PATIENCE_MS), 0);
   assert_true(f.draining);
   assert_int_equal(f.free_items, 0);
   assert_in_range(f.n_results, 2, 6); /* what the child had: a batch running, one read ahead */
@@ -568,7 +568,7 @@ static void test_worker_drains_when_the_broker_asks(void **state) {
   e.req_id = ++f.req;
   say(&f, &e);
   WAIT_FOR(&f, f.byes > 0);
-  assert_int_equal(daemon_wait(&worker, 5000), 0);
+  assert_int_equal(daemon_wait(&worker, PATIENCE_MS), 0);
   assert_int_equal(f.n_results, 4);
   assert_int_equal(f.n_released, 0);
   fake_close(&f);
@@ -590,7 +590,7 @@ static void test_worker_second_signal_hands_back_at_once(void **state) {
   assert_int_equal(f.byes, 0);
   daemon_signal(&worker, SIGTERM);
   WAIT_FOR(&f, f.byes > 0);
-  assert_int_equal(daemon_wait(&worker, 5000), 0);
+  assert_int_equal(daemon_wait(&worker, PATIENCE_MS), 0);
   assert_int_equal(f.n_released, 2);
   assert_int_equal(f.n_results, 0);
   fake_close(&f);
@@ -887,6 +887,22 @@ static void test_worker_model_sorts_unreadable_images(void **state) {
   fake_close(&f);
 }
 
+/* A child that follows another does not read the model's files to tell which they are: at full size that takes seconds. */
+static void test_worker_engine_restarts_without_reading_the_files(void **state) {
+  (void)state;
+  char model[300];
+  fake f;
+  snprintf(model, sizeof model, "%s/models/nano", getenv("BTCCHAT_SOURCE"));
+  fake_open(&f);
+  START(&f, "-m", model, "--threads", "1", "--batch", "2");
+  assert_true(daemon_said(&worker, "files=read"));
+  assert_false(daemon_said(&worker, "files=known"));
+  kill(child_of(worker.pid), SIGKILL);
+  WAIT_FOR(&f, daemon_said(&worker, "files=known"));
+  assert_int_equal(stop(&f), 0);
+  fake_close(&f);
+}
+
 /* A model that vanishes under a running worker: items go back, no new ones are wanted, and work goes on when the model is there
  * again. */
 static void test_worker_gives_back_what_it_cannot_do(void **state) {
@@ -944,6 +960,7 @@ static const struct CMUnitTest tests[] = {
     cmocka_unit_test_teardown(test_worker_model_equals_caption_pairs, after),
     cmocka_unit_test_teardown(test_worker_pipeline_equals_caption_pairs, after),
     cmocka_unit_test_teardown(test_worker_model_sorts_unreadable_images, after),
+    cmocka_unit_test_teardown(test_worker_engine_restarts_without_reading_the_files, after),
     cmocka_unit_test_teardown(test_worker_gives_back_what_it_cannot_do, after),
 };
 BTC_TEST_MAIN(tests)

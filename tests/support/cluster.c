@@ -91,6 +91,7 @@ static void init_worker(cluster *c, int i) {
   if (c->o.model) {
     args[n++] = "--model", args[n++] = c->o.model;
     args[n++] = "--threads", args[n++] = "1";
+    if (c->o.device) args[n++] = "--device", args[n++] = c->o.device;
     if (c->o.memory_mib > 0) args[n++] = "--name", args[n++] = name, args[n++] = "--memory", args[n++] = real(c->o.memory_mib);
   } else {
     args[n++] = "--engine", args[n++] = "stub";
@@ -129,9 +130,9 @@ void cluster_prepare(cluster *c, const cluster_options *o) {
 void cluster_start(cluster *c, const cluster_options *o) {
   cluster_prepare(c, o);
   for (int i = 0; i < c->o.brokers; i++) cluster_start_broker(c, i);
-  for (int i = 0; i < c->o.brokers; i++) daemon_wait_log(&c->broker[i], "ready clients=", 10000);
+  for (int i = 0; i < c->o.brokers; i++) daemon_wait_log(&c->broker[i], "ready clients=", 40000);
   for (int i = 0; i < c->o.workers; i++) cluster_start_worker(c, i);
-  for (int i = 0; i < c->o.workers; i++) daemon_wait_log(&c->worker[i], "ready name=", 20000);
+  for (int i = 0; i < c->o.workers; i++) daemon_wait_log(&c->worker[i], "ready name=", 40000);
 }
 
 void cluster_stop(cluster *c) {

@@ -23,9 +23,9 @@ void peer_send_bytes(fake_peer *p, const void *data, size_t len);
 Btc__Envelope *peer_take_any(fake_peer *p, int64_t end_ms);
 /* The next message with this body within ms, others are dropped; NULL: none came. btc_wire_free it. */
 Btc__Envelope *peer_take(fake_peer *p, Btc__Envelope__BodyCase body, int ms);
-/* Fails the test when there is none in 5 s. */
+/* Fails the test when there is none in 30 s. */
 Btc__Envelope *peer_expect(fake_peer *p, Btc__Envelope__BodyCase body);
-/* An Ack, Nack or Reply that names req_id, in 5 s; fails the test when it is of another kind. */
+/* An Ack, Nack or Reply that names req_id, in 30 s; fails the test when it is of another kind. */
 Btc__Envelope *peer_answer(fake_peer *p, uint64_t req_id, Btc__Envelope__BodyCase body);
 
 /* ---- workers ---- */

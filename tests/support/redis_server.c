@@ -1,7 +1,6 @@
 #define _GNU_SOURCE
 #include "redis_server.h"
 
-#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <signal.h>
@@ -122,53 +121,19 @@ void redis_server_restart(redis_server *r) {
   if (!wait_until_ready(r)) fail_msg("redis-server does not start again; see %s/redis.log", r->dir);
 }
 
-static void copy_file(const char *from, const char *to) {
-  char buffer[65536];
-  int in = open(from, O_RDONLY | O_CLOEXEC), out = open(to, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
-  assert_true(in >= 0 && out >= 0);
-  for (ssize_t n; (n = read(in, buffer, sizeof buffer)) != 0;) {
-    assert_true(n > 0);
-    assert_int_equal(write(out, buffer, (size_t)n), n);
-  }
-  close(in);
-  close(out);
+static void shell(const char *format, const redis_server *r) {
+  char command[512];
+  snprintf(command, sizeof command, format, r->dir, r->dir, r->dir);
+  if (system(command) != 0) fail_msg("failed: %s", command);
 }
 
-/* Of a folder without folders in it; what is in `to` goes. */
-static void copy_folder(const char *from, const char *to) {
-  char a[512], b[512];
-  const struct dirent *e;
-  mkdir(to, 0700);
-  DIR *d = opendir(to);
-  assert_non_null(d);
-  while ((e = readdir(d)))
-    if (e->d_name[0] != '.') unlinkat(dirfd(d), e->d_name, 0);
-  closedir(d);
-  d = opendir(from);
-  assert_non_null(d);
-  while ((e = readdir(d))) {
-    if (e->d_name[0] == '.') continue;
-    snprintf(a, sizeof a, "%s/%s", from, e->d_name);
-    snprintf(b, sizeof b, "%s/%s", to, e->d_name);
-    copy_file(a, b);
-  }
-  closedir(d);
+void redis_server_save(redis_server *r) {
+  shell("rm -rf '%s/saved' && cp -r '%s/appendonlydir' '%s/saved'", r);
 }
 
-static void copy_data(const redis_server *r, const char *from, const char *to) {
-  char a[160], b[160];
-  snprintf(a, sizeof a, "%s/%s", r->dir, from);
-  snprintf(b, sizeof b, "%s/%s", r->dir, to);
-  copy_folder(a, b);
-}
-
-void redis_server_keep(redis_server *r) {
-  copy_data(r, "appendonlydir", "kept");
-}
-
-void redis_server_roll_back(redis_server *r) {
+void redis_server_rollback(redis_server *r) {
   redis_server_kill(r);
-  copy_data(r, "kept", "appendonlydir");
+  shell("rm -rf '%s/appendonlydir' && cp -r '%s/saved' '%s/appendonlydir'", r);
   redis_server_restart(r);
 }
 

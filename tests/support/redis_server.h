@@ -20,10 +20,10 @@ void redis_server_kill(redis_server *r);
 /* Starts it again on its data and waits until it answers. The port and the socket stay. */
 void redis_server_restart(redis_server *r);
 
-/* Copies the append-only files as they are now; roll_back kills the server, puts the copy in their place and starts it again: it
- * has lost what came in between. */
-void redis_server_keep(redis_server *r);
-void redis_server_roll_back(redis_server *r);
+/* History taken back: save copies the append-only file as it is now, also under load (a command that was half written is not
+ * there); rollback kills the server and starts it on that copy. */
+void redis_server_save(redis_server *r);
+void redis_server_rollback(redis_server *r);
 
 const char *redis_server_url(const redis_server *r);     /* unix:///PATH */
 const char *redis_server_tcp_url(const redis_server *r); /* redis://127.0.0.1:PORT */

@@ -1,14 +1,16 @@
 /*
  * The CUDA runtime as far as ops/cuda*.c uses it, on the host: memory is memory, a stream is the calling thread, kernels run on the
- * shim. FAKE_CUDA=0 leaves no device. FAKE_CUDA_FAIL=N:CODE makes the Nth call that can fail return CODE; codes that leave a real
- * context unusable stay for all later calls. Recording is refused, so steps are issued plainly.
+ * shim. Its 16 GiB are always a quarter full. FAKE_CUDA=0 leaves no device. FAKE_CUDA_FAIL=N:CODE makes the Nth call that can fail
+ * return CODE; codes that leave a real context unusable stay for all later calls. Every device is a card of its own. Recording is
+ * refused, so steps are issued plainly.
  */
 #include <cuda_runtime_api.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
-static cudaError_t last, sticky;
+static _Thread_local cudaError_t last;
+static cudaError_t sticky;
 static long calls;
 
 static cudaError_t answer(cudaError_t rc) {
@@ -59,21 +61,34 @@ cudaError_t cudaGetDeviceCount(int *n) {
 }
 
 cudaError_t cudaGetDeviceProperties(struct cudaDeviceProp *p, int device) {
-  (void)device;
   memset(p, 0, sizeof *p);
+  memset(p->uuid.bytes, device + 1, sizeof p->uuid.bytes);
   snprintf(p->name, sizeof p->name, "host shim");
   p->major = 9;
   p->multiProcessorCount = 1;
   return cudaSuccess;
 }
 
+static _Thread_local int current;
+
+cudaError_t cudaDeviceGetPCIBusId(char *bus, int bytes, int device) {
+  snprintf(bus, (size_t)bytes, "0000:%02X:00.0", device);
+  return cudaSuccess;
+}
+
 cudaError_t cudaSetDevice(int device) {
-  (void)device;
+  current = device;
   return step();
 }
 
+cudaError_t cudaGetDevice(int *device) {
+  *device = current;
+  return cudaSuccess;
+}
+
 cudaError_t cudaMemGetInfo(size_t *free_bytes, size_t *total) {
-  *free_bytes = *total = (size_t)1 << 34;
+  *total = (size_t)1 << 34;
+  *free_bytes = *total / 4 * 3;
   return step();
 }
 
@@ -117,6 +132,14 @@ cudaError_t cudaStreamDestroy(cudaStream_t s) {
 
 cudaError_t cudaStreamSynchronize(cudaStream_t s) {
   (void)s;
+  return step();
+}
+
+/* What a library has put on a stream may take its time: it sets this. */
+int (*fake_cuda_busy)(cudaStream_t s);
+
+cudaError_t cudaStreamQuery(cudaStream_t s) {
+  if (fake_cuda_busy && fake_cuda_busy(s)) return answer(cudaErrorNotReady);
   return step();
 }
 
