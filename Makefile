@@ -12,8 +12,8 @@ PACKAGES := build-essential cmake ninja-build pkg-config libjansson-dev libsente
   libmicrohttpd-dev libsqlite3-dev libjs-leaflet redis-server luajit
 # Scenes are a gigabyte of libraries, which the demo does without: `make demo` first, then `make build` or `make test` adds them.
 GEO_PACKAGES := libgdal-dev libseccomp-dev libkissfft-dev gdal-bin python3-gdal python3-rasterio
-# Tests alone open the gallery in a browser.
-PAGE_PACKAGES := chromium chromium-driver python3-selenium
+# Tests alone open the gallery in a browser, and read a Landsat pair that a package of R brings.
+TEST_PACKAGES := chromium chromium-driver python3-selenium r-cran-satellite
 SANITIZED := asan tsan
 
 .PHONY: help setup build demo test test-long bench lint format install clean
@@ -50,12 +50,12 @@ demo: $(BUILD)/.ready
 	tools/demo.sh $(BUILD)/btcchat $(SHARED)
 
 test: build
-	tools/setup.sh --if-missing $(PAGE_PACKAGES)
+	tools/setup.sh --if-missing $(TEST_PACKAGES)
 	ctest --test-dir $(BUILD) -j $(TEST_JOBS) -E '^slurm$$' --output-on-failure --no-tests=error
 	tools/test-sanitized.sh $(SHARED) $(JOBS) $(TEST_JOBS) $(SANITIZED)
 
 test-long: test
-	BTCCHAT_LONG=1 ctest --test-dir $(BUILD) -R '^test_(chaos_long|captions|partition)[.]' --verbose --no-tests=error
+	BTCCHAT_LONG=1 ctest --test-dir $(BUILD) -R '^test_(chaos_long|captions|partition|members|pipe|pipe_full)[.]' --verbose --no-tests=error
 	tools/setup.sh --if-missing slurm-wlm munge && ctest --test-dir $(BUILD) -R '^slurm$$' --output-on-failure
 	tools/fuzz.sh 600
 

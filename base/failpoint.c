@@ -12,6 +12,7 @@ enum { MAX_POINTS = 16, MAX_NAME = 63 };
 static struct {
   char name[MAX_NAME + 1];
   atomic_long left;
+  bool on; /* from then on */
 } points[MAX_POINTS];
 static int n_points;
 static pthread_once_t once = PTHREAD_ONCE_INIT;
@@ -24,7 +25,9 @@ static void read_environment(void) {
     size_t len = strcspn(s, ":,");
     if (len > 0 && len <= MAX_NAME) {
       memcpy(points[n_points].name, s, len);
-      long n = s[len] == ':' ? strtol(s + len + 1, NULL, 10) : 1;
+      char *end = NULL;
+      long n = s[len] == ':' ? strtol(s + len + 1, &end, 10) : 1;
+      points[n_points].on = end && *end == '+';
       atomic_init(&points[n_points].left, n > 0 ? n : 1);
       n_points++;
     }
@@ -34,8 +37,17 @@ static void read_environment(void) {
   __atomic_store_n(&btc_failpoints_armed, n_points, __ATOMIC_RELEASE);
 }
 
-void btc_failpoint_pass(const char *name) {
+bool btc_failpoint_fails(const char *name) {
+  bool fails = false;
   pthread_once(&once, read_environment);
-  for (int i = 0; i < n_points; i++)
-    if (strcmp(points[i].name, name) == 0 && atomic_fetch_sub(&points[i].left, 1) == 1) raise(SIGKILL);
+  for (int i = 0; i < n_points; i++) {
+    if (strcmp(points[i].name, name) != 0) continue;
+    long left = atomic_fetch_sub(&points[i].left, 1);
+    fails |= left == 1 || (left < 1 && points[i].on);
+  }
+  return fails;
+}
+
+void btc_failpoint_pass(const char *name) {
+  if (btc_failpoint_fails(name)) raise(SIGKILL);
 }

@@ -18,8 +18,8 @@
 #include "http.h"
 #include "ingest.h"
 #include "jobs.h"
-#include "journal.h"
 #include "pipes.h"
+#include "recover.h"
 #include "request.h"
 #include "session.h"
 #include "sink.h"
@@ -125,7 +125,7 @@ static void on_up(void *ctx) {
   btc_broker *b = ctx;
   btc_metrics_health(b->metrics, BTC_HEALTH_REDIS, true, "");
   btc_metrics_health(b->metrics, BTC_HEALTH_LIBRARY, true, "");
-  btc_duties_up(b);
+  btc_recover_begin(b);
   if (b->started) {
     btc_metrics_add(b->metrics, BTC_METRIC_REDIS_RECONNECTS, 1);
     return;
@@ -177,7 +177,7 @@ static bool take_client(void *ctx) {
 /* Stop taking and granting, let what is on its way to Redis arrive, tell the workers, go. */
 static void drain_step(btc_broker *b) {
   int64_t now = btc_loop_now_ns(b->loop);
-  bool quiet = !b->commits && !btc_io_pending(b->io);
+  bool quiet = !b->commits && !btc_io_pending(b->io) && !btc_recover_busy(b);
   if (!b->told && (quiet || !btc_redis_is_up(b->redis) || now > b->stop_ns)) {
     btc_session_flush(b);
     btc_session_farewell(b);
@@ -327,11 +327,11 @@ static btc_status make(btc_broker *b, btc_error *err) {
   if (st == BTC_OK) st = catch_signals(b, err);
   if (st == BTC_OK && !(b->metrics = btc_metrics_create(b->o->queue, b->name))) st = btc_fail(err, BTC_ERR_NOMEM, "out of memory");
   if (st == BTC_OK) st = open_sockets(b, err);
-  if (st == BTC_OK) st = btc_journal_create(b, err);
   if (st == BTC_OK) st = btc_jobs_create(b, err);
   if (st == BTC_OK) st = btc_expander_create(b, err);
   if (st == BTC_OK) st = btc_ingest_create(b, err);
   if (st == BTC_OK) st = btc_pipes_create(b, err);
+  if (st == BTC_OK) st = btc_recover_create(b, err);
   if (st == BTC_OK) st = btc_io_create(b->loop, &io, &b->io, err);
   if (st == BTC_OK && b->o->http) st = btc_http_start(b->o->http, b->metrics, &b->http, err);
   if (st == BTC_OK) st = connect_redis(b, err);
@@ -347,11 +347,11 @@ static void end(btc_broker *b) {
   btc_io_destroy(&b->io);
   btc_store_destroy(&b->store);
   btc_store_destroy(&b->feed_store);
+  btc_recover_destroy(b);
   btc_pipes_destroy(b);
   btc_ingest_destroy(b);
   btc_expander_destroy(b);
   btc_jobs_destroy(b);
-  btc_journal_destroy(b);
   btc_session_destroy_all(b);
   btc_http_stop(&b->http);
   btc_socket_close(&b->clients);

@@ -23,6 +23,7 @@ typedef struct btc_broker_options {
   int64_t pipe_form_ms;                           /* a pipe that is not ready after this is broken, default 60 s */
   int64_t max_jobs, max_items, max_out, max_dead; /* admission and bounds, see docs/operations.md */
   int64_t window_chunks;                          /* live chunks of one job, default 256 */
+  int64_t journal_mib;                            /* memory for what is repeated when Redis lost it (recover.h), 0: none */
   bool verbose;
 } btc_broker_options;
 btc_broker_options btc_broker_options_default(void);

@@ -10,7 +10,7 @@
 #include <string.h>
 
 #include "grant.h"
-#include "journal.h"
+#include "recover.h"
 #include "session.h"
 
 enum { CHUNK = 32, MAX_TEXT = 4096 };
@@ -21,7 +21,9 @@ typedef struct pending {
   uint32_t mask;
   int waiting;
   bool lost, own;
-  btc_journal_entry *copy;
+  btc_call *commit; /* for the journal, once Redis has it; or NULL */
+  char jid[BTC_JID];
+  uint64_t idx, n_ok; /* the first of its captions; how many */
 } pending;
 
 /* A record becomes a line of a file that others read: one object, one line. */
@@ -86,7 +88,7 @@ static void finish(pending *p) {
       btc_grant_poke(b, s);
     }
   }
-  btc_journal_free(p->copy);
+  free(p->commit);
   free(p);
 }
 
@@ -98,21 +100,18 @@ static void one_answer(pending *p, const char *what, const redisReply *r) {
   if (--p->waiting == 0) finish(p);
 }
 
-/* [own, new, seq]. A number below the last one: Redis was restored from an older state. */
+/* [own, new, seq] */
 static void on_commit(void *ctx, const redisReply *r) {
   pending *p = ctx;
   btc_broker *b = p->b;
   uint64_t seq = btc_answer_failed(r) ? 0 : btc_answer_u64(r, 2);
   BTC_FAILPOINT("after_commit");
-  if (seq && btc_answer_u64(r, 1) > 0)
-    btc_journal_keep(b, p->copy);
-  else
-    btc_journal_free(p->copy);
-  p->copy = NULL;
-  if (seq && seq < b->seq)
-    btc_journal_lost(b, seq);
-  else if (seq)
-    b->seq = seq;
+  btc_recover_seen(b, seq);
+  if (seq) {
+    btc_recover_keep(b, p->commit, seq);
+    p->commit = NULL;
+    if (btc_answer_u64(r, 1) == p->n_ok) btc_recover_done(b, p->jid, p->idx);
+  }
   one_answer(p, "btc_commit", r);
 }
 
@@ -146,11 +145,15 @@ void btc_commit_results(btc_broker *b, btc_session *s, uint64_t req_id, const Bt
   }
   b->commits++;
   BTC_FAILPOINT("before_commit");
-  if (n_ok) p->copy = btc_journal_copy(&chunk, ok, n_ok);
-  if (n_ok && btc_store_commit(b->store, &chunk, ok, n_ok, on_commit, p))
+  if (n_ok && btc_store_commit(b->store, &chunk, ok, n_ok, on_commit, p)) {
     p->waiting++;
-  else
+    p->commit = btc_recover_copy(b, (uint32_t)n_ok);
+    snprintf(p->jid, sizeof p->jid, "%s", m->jid);
+    p->idx = m->lo + ok[0].off;
+    p->n_ok = n_ok;
+  } else {
     p->lost = n_ok > 0;
+  }
   if (n_bad && btc_store_fail(b->store, &chunk, bad, n_bad, on_fail, p))
     p->waiting++;
   else

@@ -73,6 +73,7 @@ typedef struct btc_session {
 struct btc_expander;
 struct btc_ingest;
 struct btc_jobs;
+struct btc_recovery;
 
 typedef struct btc_broker {
   const btc_broker_options *o;
@@ -89,12 +90,12 @@ typedef struct btc_broker {
   struct btc_ingest *ingest;
   struct btc_jobs *jobs;
   struct btc_pipes *pipes;
+  struct btc_recovery *recovery;
   btc_session *sessions;
   size_t n_sessions;
   bool draining;
   int commits;  /* Results on their way to Redis */
-  uint64_t seq; /* number of the last commit */
-  struct btc_journal *journal;
+  uint64_t seq; /* highest commit number seen: Redis lost history when it knows less */
   uint64_t random;
   int64_t ticked_ns; /* last look at the sessions */
   uint64_t messages, bad_messages, ticks;

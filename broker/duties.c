@@ -9,8 +9,8 @@
 #include "expand.h"
 #include "grant.h"
 #include "ingest.h"
-#include "journal.h"
 #include "pipes.h"
+#include "recover.h"
 #include "session.h"
 
 enum { EACH_100_MS = 2, EACH_250_MS = 5, EACH_1_S = 20, EACH_10_S = 200, STEP = 256, REAP_REST_MS = 2000 };
@@ -41,6 +41,7 @@ static void on_totals(void *ctx, const redisReply *r) {
   if (btc_broker_refused("btc_totals", r)) return;
   for (size_t i = 0; i < sizeof which / sizeof which[0]; i++) btc_metrics_set(b->metrics, which[i], (double)btc_answer_u64(r, i));
   btc_metrics_set(b->metrics, BTC_METRIC_OLDEST_READY_SECONDS, (double)btc_answer_u64(r, 8) / 1e3);
+  btc_recover_seen(b, btc_answer_u64(r, 9)); /* others' commits too: a broker that does nothing must notice a loss as well */
   btc_metrics_set(b->metrics, BTC_METRIC_FSYNC_MS, (double)btc_redis_lag_ms(b->redis));
 }
 
@@ -101,7 +102,6 @@ static void own_numbers(btc_broker *b) {
 
 void btc_duties_up(btc_broker *b) {
   int64_t now = btc_loop_now_ns(b->loop);
-  btc_journal_up(b);
   /* While Redis was away nobody could extend: what our workers hold comes first, what expired is looked at afterwards. */
   for (btc_session *s = b->sessions; s; s = s->next) s->extend_ns = s->refresh_ns = 0;
   b->reap_ns = now + (int64_t)REAP_REST_MS * 1000000;
@@ -117,10 +117,10 @@ void btc_duties_tick(btc_broker *b) {
   bool up = btc_redis_is_up(b->redis);
   if (t % EACH_1_S == 0) own_numbers(b);
   if (t % EACH_100_MS == 0) btc_session_tick(b);
-  if (t % EACH_250_MS == 0) btc_journal_tick(b);
   if (!up && t % EACH_1_S == 0 && *btc_redis_trouble(b->redis)) /* also when it never was there */
     btc_metrics_health(b->metrics, BTC_HEALTH_REDIS, false, btc_redis_trouble(b->redis));
-  if (!up) return;
+  if (up && t % EACH_250_MS == 0) btc_recover_tick(b);
+  if (!up || btc_recover_busy(b)) return;
   btc_grant_tick(b);
   if (t % EACH_100_MS == 0) {
     btc_store_call(b->store, on_promoted, b, "btc_promote", "200", NULL);

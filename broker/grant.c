@@ -10,7 +10,7 @@
 #include <string.h>
 
 #include "jobs.h"
-#include "journal.h"
+#include "recover.h"
 #include "session.h"
 
 enum { ITEMS = 32, CHUNKS = 64 /* of one claim, queue/claim.lua */, LAG_MS = 2000, HOLD_MS = 500, CLASSES = 32 };
@@ -217,7 +217,7 @@ static bool wants(const btc_broker *b, const btc_session *s) {
 }
 
 static bool may_claim(const btc_broker *b) {
-  return !b->draining && btc_redis_is_up(b->redis) && btc_redis_lag_ms(b->redis) < LAG_MS && !btc_journal_holds(b);
+  return !b->draining && btc_redis_is_up(b->redis) && !btc_recover_busy(b) && btc_redis_lag_ms(b->redis) < LAG_MS;
 }
 
 static void claim_now(btc_broker *b, btc_session *s) {

@@ -7,6 +7,7 @@
 #include <string.h>
 
 #include "grant.h"
+#include "recover.h"
 #include "submit.h"
 
 enum { BATCH = 64, PENDING = 4, DEADLINE_MS = 6000 /* a read blocks for 1 s */, RETRY_MS = 1000, MAX_KEY = 256 };
@@ -17,6 +18,7 @@ typedef struct batch {
   btc_broker *b;
   char tenant[BTC_NAME], model_class[BTC_CLASS];
   uint32_t pri;
+  btc_call *call; /* for the journal, or NULL */
   size_t n;
   char *id[BATCH], *key[BATCH], *text[BATCH];
 } batch;
@@ -41,6 +43,7 @@ btc_status btc_ingest_create(btc_broker *b, btc_error *err) {
 
 static void free_batch(batch *t) {
   if (!t) return;
+  free(t->call);
   for (size_t i = 0; i < t->n; i++) {
     free(t->id[i]);
     free(t->key[i]);
@@ -95,6 +98,9 @@ static void on_ingested(void *ctx, const redisReply *r) {
   } else if (strcmp(btc_answer_text(r, 0), "BUSY") == 0) {
     BTC_LOG_LIMITED(BTC_LOG_WARN, "ingest-busy", "msg=\"%s\"", btc_answer_text(r, 2));
     if (b->ingest) hold(b->ingest, (int64_t)btc_answer_u64(r, 1));
+  } else {
+    btc_recover_keep(b, t->call, 0);
+    t->call = NULL;
   }
   free_batch(t);
   one_done(b);
@@ -108,6 +114,8 @@ static void ingest_now(batch *t) {
   for (size_t i = 0; i < t->n; i++) entry[i] = (btc_store_entry){t->id[i], t->key[i], t->text[i]};
   BTC_FAILPOINT("before_ingest");
   if (btc_store_ingest(b->store, jid, t->tenant, t->pri, t->model_class, entry, t->n, on_ingested, t)) {
+    free(t->call);
+    t->call = btc_recover_copy(b, 0);
     btc_grant_wake(b, t->model_class, t->n); /* the claim follows in the same write, and shares its fsync */
     return;
   }
@@ -336,6 +344,7 @@ static bool read_now(btc_broker *b, bool mine) {
  * all of them, so that it never meets one under way. */
 void btc_ingest_poke(btc_broker *b) {
   struct btc_ingest *g = b->ingest;
+  if (btc_recover_busy(b)) return; /* what Redis lost comes first: an entry that is back in `in` keeps its job */
   if (btc_redis_is_up(b->redis)) send_kept(g);
   bool may =
       !g->reading && g->pending < (g->mine ? 1 : PENDING) && !b->draining && btc_redis_is_up(b->redis) && btc_redis_is_up(b->feed);

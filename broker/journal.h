@@ -1,38 +1,34 @@
 /*
- * The last commits of this broker, in memory, for a Redis that comes back without them: a replica that was behind when it took
- * over, a restored file (queue.md 2.12). Workers were acknowledged for these results and have forgotten them. When history is lost
- * they are committed once more before anything is handed out, so that their items do not run again; the done bits make that
- * harmless.
+ * What this broker has had Redis do in the last 60 s and would have it do again should Redis lose it: commits, submissions,
+ * entries taken in, cancellations (recover.h). Oldest first.
  *
- * Kept are 60 s of commits, at most 32 MiB. What is older, or was committed by a broker that died too, runs again: nothing is lost
- * by that but time. Thread: the loop's.
+ * In memory, and bounded by bytes: Redis loses acknowledged writes when its own machine does (appendfsync everysec, a failover to
+ * a replica that was behind, a restored copy), not when a broker dies, and a file of our own would have to be synced before every
+ * acknowledgement, a second fsync beside Redis's. A broker that dies in the same moment takes its journal with it: the items
+ * run again, and the sink still writes each of them once. Thread: the loop's.
  */
 #ifndef BTC_BROKER_JOURNAL_H
 #define BTC_BROKER_JOURNAL_H
 
-#include "broker/core.h"
+#include "broker/store.h"
 
-enum { BTC_JOURNAL_SECONDS = 60, BTC_JOURNAL_BYTES = 32 << 20 };
+enum { BTC_JOURNAL_KEEP_MS = 60000, BTC_JOURNAL_DROPPED = 8192 };
 
-typedef struct btc_journal_entry btc_journal_entry;
+typedef struct btc_journal btc_journal;
+btc_journal *btc_journal_create(int64_t max_bytes); /* NULL: no memory */
+void btc_journal_destroy(btc_journal **j);
 
-btc_status btc_journal_create(btc_broker *b, btc_error *err); /* b->journal */
-void btc_journal_destroy(btc_broker *b);
+/* Takes c over. What is older than BTC_JOURNAL_KEEP_MS, or too much, is dropped: the oldest first. */
+void btc_journal_add(btc_journal *j, btc_call *c, int64_t now_ns);
+void btc_journal_trim(btc_journal *j, int64_t now_ns);
+/* All of it, as the caller's list; the journal is empty then. */
+btc_call *btc_journal_take(btc_journal *j);
+/* A list of calls that are older than all there are. */
+void btc_journal_put_back(btc_journal *j, btc_call *list);
 
-/* A copy of a commit on its way to Redis, the caller's until it is kept or freed. NULL: no memory, then it is not covered. */
-btc_journal_entry *btc_journal_copy(const btc_store_chunk *c, const btc_store_result *r, size_t n);
-void btc_journal_free(btc_journal_entry *e);
-/* Redis has it: takes the entry, which may be NULL. */
-void btc_journal_keep(btc_broker *b, btc_journal_entry *e);
-
-/* Redis is connected (again): is the newest commit still there? Until that is answered, and what is missing is committed again for
- * the first time, nobody may claim. */
-void btc_journal_up(btc_broker *b);
-/* `seq` has fallen to `now` although the connection held. */
-void btc_journal_lost(btc_broker *b, uint64_t now);
-/* Claims must wait; for 10 s at most, since items that run again do no harm. */
-bool btc_journal_holds(const btc_broker *b);
-/* Forgets what is too old; tries again what Redis does not know yet. Often. */
-void btc_journal_tick(btc_broker *b);
+size_t btc_journal_bytes(const btc_journal *j);
+/* Items of dropped commits with numbers above seq: lost for good should Redis know nothing above it. The last
+ * BTC_JOURNAL_DROPPED dropped commits are remembered; more: at least so many. */
+uint64_t btc_journal_dropped(const btc_journal *j, uint64_t seq);
 
 #endif

@@ -46,8 +46,9 @@ typedef enum btc_metric {
   BTC_METRIC_BAD_MESSAGES,
   BTC_METRIC_REDIS_RECONNECTS,
   BTC_METRIC_HISTORY_LOST,     /* Redis lost history: `seq` fell */
-  BTC_METRIC_HISTORY_RESTORED, /* items committed again out of the journal */
-  BTC_METRIC_JOURNAL_BYTES,
+  BTC_METRIC_HISTORY_RESTORED, /* items that it had lost and has again, out of the journal */
+  BTC_METRIC_HISTORY_TOO_OLD,  /* items that it had lost and the journal had dropped */
+  BTC_METRIC_JOURNAL_BYTES,    /* gauge */
   /* the sink's */
   BTC_METRIC_SINK_ACTIVE,  /* 1: this broker has the duty */
   BTC_METRIC_SINK_BLOCKED, /* 1: the results folder takes nothing */

@@ -16,5 +16,6 @@ btc_broker_options btc_broker_options_default(void) {
                               .max_items = 1000000000,
                               .max_out = 1000000,
                               .max_dead = 100000,
-                              .window_chunks = 256};
+                              .window_chunks = 256,
+                              .journal_mib = 32};
 }

@@ -18,7 +18,12 @@ typedef struct pipeline {
   unsigned ready; /* ranks whose Ready came */
   bool going;     /* Redis is asked to call it ACTIVE */
   int64_t deadline_ns;
-  int failures; /* formations in a row that came to nothing */
+  int failures;      /* formations in a row that came to nothing */
+  char oom[300];     /* what a rank of this epoch said when its memory ran out: for rank 0, with the next order to form */
+  int ooms;          /* epochs of which that was the end, without one that lasted */
+  int64_t active_ns; /* when it became ACTIVE last */
+  bool nccl;         /* tensors go by NCCL in this epoch */
+  int nccl_failures; /* such epochs that came to an early end, without one that lasted */
 } pipeline;
 
 struct btc_pipes {

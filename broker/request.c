@@ -8,6 +8,7 @@
 
 #include "grant.h"
 #include "pipes.h"
+#include "recover.h"
 #include "session.h"
 #include "submit.h"
 
@@ -22,9 +23,14 @@ btc_request *btc_request_new(btc_broker *b, const btc_message *m) {
   return q;
 }
 
+void btc_request_free(btc_request *q) {
+  free(q->call);
+  free(q);
+}
+
 void btc_request_send(btc_request *q, Btc__Envelope *e) {
   btc_broker_send(q->b, q->b->clients, &q->peer, e);
-  free(q);
+  btc_request_free(q);
 }
 
 void btc_request_reply(btc_request *q, bool ok, const char *jid, const char *message) {
@@ -41,7 +47,7 @@ void btc_request_reply(btc_request *q, bool ok, const char *jid, const char *mes
 
 void btc_request_later(btc_request *q, const char *why, uint32_t retry_ms) {
   btc_broker_nack(q->b, q->b->clients, &q->peer, q->req_id, BTC__NACK_CODE__NACK_BUSY, why, retry_ms ? retry_ms : RETRY_MS);
-  free(q);
+  btc_request_free(q);
 }
 
 /* ---- submit ---- */
@@ -78,7 +84,7 @@ static void take_submit(btc_broker *b, btc_message *m) {
     snprintf(why, sizeof why, "the allow-list does not let this key submit for tenant '%.64s' with priority %u", tenant,
              s->priority);
     btc_broker_nack(b, b->clients, &m->from, m->req_id, BTC__NACK_CODE__NACK_DENIED, why, 0);
-    free(q);
+    btc_request_free(q);
     return;
   }
   Btc__Envelope *e = m->envelope;
@@ -103,6 +109,7 @@ static void command(btc_request *q) {
     sent = btc_store_call(s, on_commanded, q, functions[q->verb], q->jid, *q->text ? q->text : "paused by hand", NULL);
   else
     sent = btc_store_call(s, on_commanded, q, functions[q->verb], q->jid, NULL);
+  if (sent && q->verb == BTC__VERB__VERB_CANCEL) q->call = btc_recover_copy(q->b, 0); /* of these the one that nothing takes back */
   if (!sent) btc_request_later(q, "Redis is away", 0);
 }
 
@@ -151,7 +158,11 @@ static void on_commanded(void *ctx, const redisReply *r) {
     return;
   }
   btc_log(BTC_LOG_INFO, "job-command", "jid=%s verb=%s state=%s", *q->jid ? q->jid : "-", names[q->verb], state);
-  if (q->verb == BTC__VERB__VERB_CANCEL) revoke_cancelled(q->b, r);
+  if (q->verb == BTC__VERB__VERB_CANCEL) {
+    revoke_cancelled(q->b, r);
+    btc_recover_keep(q->b, q->call, 0);
+    q->call = NULL;
+  }
   if (q->verb == BTC__VERB__VERB_RESUME) btc_grant_poke_all(q->b);
   btc_request_reply(q, true, q->jid, state);
 }
@@ -183,7 +194,7 @@ static void take_command(btc_broker *b, const btc_message *m) {
   if (all && !may_rule(m->role)) {
     btc_broker_nack(b, b->clients, &m->from, m->req_id, BTC__NACK_CODE__NACK_DENIED,
                     "only an admin's key may pause or resume the queue", 0);
-    free(q);
+    btc_request_free(q);
     return;
   }
   q->verb = c->verb;

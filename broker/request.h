@@ -25,9 +25,11 @@ typedef struct btc_request {
   bool finished; /* results: of the job */
   uint64_t epoch;
   char cursor[128];
+  btc_call *call; /* for the journal, or NULL */
 } btc_request;
 
 btc_request *btc_request_new(btc_broker *b, const btc_message *m);
+void btc_request_free(btc_request *q);
 void btc_request_reply(btc_request *q, bool ok, const char *jid, const char *message); /* and frees it */
 void btc_request_later(btc_request *q, const char *why, uint32_t retry_ms);            /* Nack BUSY, and frees it */
 void btc_request_send(btc_request *q, Btc__Envelope *e);                               /* and frees it */

@@ -18,19 +18,6 @@ enum { F_ST, F_EPOCH, F_ROUTE, F_DONE, F_DEAD, F_CANC, F_MANIFEST, F_BASE, FIELD
 
 /* ---- what is known of a finish ---- */
 
-/* The finish (epoch) that the folder's errors.jsonl belongs to, -1 when none. */
-static int64_t noted_epoch(const btc_sink *s, const char *jid) {
-  char *path = NULL;
-  json_t *doc = NULL;
-  int64_t epoch = -1;
-  if (asprintf(&path, "%s/%s/.finished.json", s->results, jid) < 0) return -1;
-  if (btc_json_read(path, &btc_json_config_limits, &doc, NULL) == BTC_OK && json_is_integer(json_object_get(doc, "epoch")))
-    epoch = json_integer_value(json_object_get(doc, "epoch"));
-  json_decref(doc);
-  free(path);
-  return epoch;
-}
-
 static redisReply *ask_job(btc_sink *s, const char *jid) {
   char key[80];
   snprintf(key, sizeof key, "@job:%s", jid);
@@ -49,6 +36,24 @@ static bool is_over(const redisReply *job) {
 
 static uint64_t number(const redisReply *job, size_t field) {
   return strtoull(btc_reply_text(job, field), NULL, 10);
+}
+
+static bool is_noted(const json_t *doc, const char *name, const redisReply *job, size_t field) {
+  const json_t *v = json_object_get(doc, name);
+  return json_is_integer(v) && (uint64_t)json_integer_value(v) == number(job, field);
+}
+
+/* The folder's errors.jsonl belongs to this finish. Not only the epoch: a Redis that lost the finish gets to it again, and items
+ * may have ended otherwise this time. */
+static bool is_published(const btc_sink *s, const char *jid, const redisReply *job) {
+  char *path = NULL;
+  json_t *doc = NULL;
+  if (asprintf(&path, "%s/%s/.finished.json", s->results, jid) < 0) return false;
+  bool same = btc_json_read(path, &btc_json_config_limits, &doc, NULL) == BTC_OK && is_noted(doc, "epoch", job, F_EPOCH) &&
+              is_noted(doc, "done", job, F_DONE) && is_noted(doc, "dead", job, F_DEAD) && is_noted(doc, "cancelled", job, F_CANC);
+  json_decref(doc);
+  free(path);
+  return same;
 }
 
 /* ---- finishing one ---- */
@@ -83,7 +88,7 @@ static btc_status note_finish(btc_sink *s, btc_part_job *part, const redisReply 
 typedef enum finished { FINISH_DONE, FINISH_LATER } finished;
 
 static finished finish_with(btc_sink *s, const char *jid, const redisReply *job) {
-  if (!is_over(job) || noted_epoch(s, jid) == (int64_t)number(job, F_EPOCH)) return FINISH_DONE;
+  if (!is_over(job) || is_published(s, jid, job)) return FINISH_DONE;
   sink_job *j = btc_sink_job(s, jid);
   if (!j) return FINISH_LATER;
   if (btc_part_sealed(j->part) + btc_part_waiting(j->part) < number(job, F_DONE))
@@ -162,7 +167,7 @@ void btc_sink_scan_begin(btc_sink *s) {
 
 static void look_at(btc_sink *s, const char *jid) {
   redisReply *job = btc_results_jid_valid(jid) ? ask_job(s, jid) : NULL;
-  if (job && is_over(job) && noted_epoch(s, jid) != (int64_t)number(job, F_EPOCH)) wait_for(s, jid);
+  if (job && is_over(job) && !is_published(s, jid, job)) wait_for(s, jid);
   if (job) freeReplyObject(job);
 }
 

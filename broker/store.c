@@ -232,6 +232,33 @@ bool btc_store_bye(btc_store *s, const char *name, uint64_t incarnation, btc_red
   return send(s, answer, ctx);
 }
 
+btc_call *btc_store_copy(const btc_store *s) {
+  size_t n = (size_t)s->n, bytes = sizeof(btc_call) + n * sizeof(size_t);
+  for (size_t i = 0; i < n; i++) bytes += s->len[i];
+  btc_call *c = btc_alloc(bytes, 1);
+  if (!c) return NULL;
+  *c = (btc_call){.bytes = bytes, .argc = s->n};
+  char *text = (char *)(c->len + n);
+  for (size_t i = 0; i < n; i++) {
+    c->len[i] = s->len[i];
+    memcpy(text, s->v[i], s->len[i]);
+    text += s->len[i];
+  }
+  return c;
+}
+
+bool btc_store_repeat(btc_store *s, const btc_call *c, btc_redis_answer answer, void *ctx) {
+  const char *at = (const char *)(c->len + c->argc);
+  while (s->cap < c->argc)
+    if (!grow(s)) return false;
+  for (int i = 0; i < c->argc; i++) {
+    s->v[i] = at;
+    s->len[i] = c->len[i];
+    at += c->len[i];
+  }
+  return btc_redis_send(s->redis, c->argc, s->v, s->len, 0, answer, ctx);
+}
+
 bool btc_store_call(btc_store *s, btc_redis_answer answer, void *ctx, const char *function, ...) {
   va_list ap;
   va_start(ap, function);

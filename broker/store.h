@@ -73,6 +73,19 @@ bool btc_store_command(btc_store *s, btc_redis_answer answer, void *ctx, const c
 /* "<prefix><kind><rest>" in a buffer that lives until the next call: a key's name. */
 const char *btc_store_key(btc_store *s, const char *kind, const char *rest);
 
+/* A call as it was sent, in one block, to be sent again: what the journal is made of (journal.h). free it. */
+typedef struct btc_call {
+  struct btc_call *next;
+  int64_t at_ns;  /* when Redis had answered it */
+  uint64_t seq;   /* of a commit: its number; else 0 */
+  uint32_t items; /* of a commit: its items; else 0 */
+  size_t bytes;   /* of the block */
+  int argc;
+  size_t len[]; /* [argc], then the texts one behind the other */
+} btc_call;
+btc_call *btc_store_copy(const btc_store *s); /* of the call that was sent last; NULL: no memory */
+bool btc_store_repeat(btc_store *s, const btc_call *c, btc_redis_answer answer, void *ctx);
+
 /* ---- replies ---- */
 const char *btc_answer_text(const redisReply *r, size_t i);          /* element i as text, "" when it is none */
 uint64_t btc_answer_u64(const redisReply *r, size_t i);              /* element i as a number, 0 when it is none */

@@ -11,6 +11,7 @@
 
 #include "expand.h"
 #include "grant.h"
+#include "recover.h"
 
 enum {
   MAX_ITEMS = 1000,
@@ -32,6 +33,7 @@ typedef struct submission {
   size_t n_items;
   btc_submit_done done;
   void *ctx;
+  btc_call *call; /* for the journal, or NULL */
 } submission;
 
 void btc_new_jid(btc_broker *b, char jid[BTC_JID]) {
@@ -80,6 +82,7 @@ static void finish(submission *s, const btc_submit_outcome *o) {
   s->done(s->ctx, o);
   for (size_t i = 0; i < s->n_items; i++) free(s->item[i]);
   free(s->item);
+  free(s->call);
   free(s->dups);
   btc_wire_free(&s->envelope);
   free(s);
@@ -113,6 +116,8 @@ static void on_submitted(void *ctx, const redisReply *r) {
   }
   btc_submit_outcome o = {.end = BTC_SUBMIT_DONE, .jid = btc_answer_text(r, 1), .message = "", .existed = strcmp(word, "OLD") == 0};
   if (!o.existed) {
+    btc_recover_keep(b, s->call, 0);
+    s->call = NULL;
     btc_log(BTC_LOG_INFO, "job-new", "jid=%s tenant=%s items=%" PRIu64 " route=%s", o.jid, *s->m->tenant ? s->m->tenant : "default",
             s->n_items ? (uint64_t)s->n_items : s->m->manifest_items, s->route);
     if (!s->n_items) btc_expander_tick(b);
@@ -142,10 +147,12 @@ static void submit_now(submission *s) {
                               .item = (const char *const *)s->item,
                               .n_items = s->n_items};
   BTC_FAILPOINT("before_submit");
-  if (!btc_store_submit(s->b->store, &out, on_submitted, s))
+  if (!btc_store_submit(s->b->store, &out, on_submitted, s)) {
     later(s, "Redis is away", 0);
-  else if (is_inline && !m->delay_ms)
-    btc_grant_wake(s->b, m->model_class, s->n_items); /* the claim follows in the same write */
+    return;
+  }
+  s->call = btc_recover_copy(s->b, 0);
+  if (is_inline && !m->delay_ms) btc_grant_wake(s->b, m->model_class, s->n_items); /* the claim follows in the same write */
 }
 
 /* ---- what the io thread checks ---- */

@@ -71,6 +71,8 @@ static int run(int argc, char **argv) {
       NUMBER(max_out, "max-out", 1, 1e9, "records that nobody has taken beyond which no work is handed out (default 1000000)"),
       NUMBER(max_dead, "max-dead", 0, 1e9, "dead items at which a job pauses itself; 0 never (default 100000)"),
       NUMBER(window_chunks, "window", 8, 100000, "chunks of one job that are in Redis at once (default 256)"),
+      NUMBER(journal_mib, "journal", 0, 1024,
+             "MiB of memory for the last 60 s of results, repeated when Redis comes back without them; 0 for none (default 32)"),
       {.name = "verbose", .letter = 'v', .type = CLI_FLAG, .target = &o.verbose, .help = "more log lines on stderr"},
   };
   char **args;

@@ -106,10 +106,10 @@ btc_status btc_results_find(const char *where, btc_results_files *out, btc_error
                 : slash ? btc_strndup(where, slash == where ? 1 : (size_t)(slash - where))
                         : btc_strdup(".");
   if (!out->folder) return no_memory(err);
-  btc_status st = BTC_OK;
-  if (st == BTC_OK && folder) {
+  btc_status st;
+  if (folder) {
     st = in_folder(out, err);
-  } else if (st == BTC_OK && ends_with(where, ".gpkg")) {
+  } else if (ends_with(where, ".gpkg")) {
     char *path = NULL;
     if (asprintf(&path, "%.*s.jsonl", (int)(strlen(where) - 5), where) < 0) path = NULL;
     if (path && access(path, R_OK) != 0) {
@@ -118,7 +118,7 @@ btc_status btc_results_find(const char *where, btc_results_files *out, btc_error
     } else {
       st = add(out, path, err);
     }
-  } else if (st == BTC_OK) {
+  } else {
     st = add(out, btc_strdup(where), err);
   }
   if (st != BTC_OK) btc_results_files_free(out);

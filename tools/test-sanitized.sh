@@ -3,9 +3,10 @@
 set -euo pipefail
 shared=$1 jobs=$2 test_jobs=$3
 shift 3
-# What hurts whole queues for minutes runs in the release build only (cmake/tests.cmake), and so do scenes, whose helper shuts itself in,
-# and what runs none of our C.
-heavy='^(test_(captions|chaos|chaos_long|members|partition|pipe|pipe_full|pipes|report|run|scene|step_crash)[.]|model_queue$|slurm$|bench_)'
+# What hurts whole queues for minutes runs in the release build only (cmake/tests.cmake), and so does what runs none of our C; of scenes
+# one runs, the others take the same way.
+heavy='^(test_(captions|chaos|chaos_long|members|partition|pipe|pipe_full|pipes|run|step_crash)[.]|model_queue$|slurm$|bench_)'
+heavy+='|^test_scene[.]test_scene_(in|of|that|with|records|dry|goes|leaves|full|over)_'
 # What has threads; the parsers' tests would be slow under TSan and show nothing.
 threads='ops|kernels|session|stage|batcher|loop|keys|socket|client|io|results|http|sink|worker'
 for kind in "$@"; do

@@ -67,34 +67,35 @@ btc_status member_start_shard(agent *a, int first, int last, btc_error *err) {
 static void hear_shard(agent *a, const shard_report *w) {
   member *m = a->member;
   if (w->said == SHARD_OPEN) member_try_order(a);
-  if (w->said == SHARD_FAILED) member_broken(a, w->message);
+  if (w->said == SHARD_FAILED) member_broken(a, (btc_status)w->status, w->message);
   if (w->epoch != m->epoch) return;
   if (w->said == SHARD_READY) m->shard_ready = true;
-  if (w->said == SHARD_BROKEN) member_broken(a, w->message);
+  if (w->said == SHARD_BROKEN) member_broken(a, (btc_status)w->status, w->message);
 }
 
 static void hear_driver(agent *a, const shard_report *w) {
   member *m = a->member;
   if (w->version != SHARD_VERSION || w->epoch != m->epoch || !member_drives(m)) return;
   if (w->said == SHARD_READY) m->driver_ready = true;
-  if (w->said == SHARD_BROKEN) member_broken(a, w->message);
+  if (w->said == SHARD_BROKEN) member_broken(a, (btc_status)w->status, w->message);
 }
 
 static void listen_to_both(agent *a) {
   member *m = a->member;
   shard_report w;
   char how[64], cause[128];
+  bool oom;
   int control = m->shard.control, pidfd = m->shard.pidfd;
   while (shard_process_hear(&m->shard, &w)) hear_shard(a, &w);
   while (m->control >= 0 && recv(m->control, &w, sizeof w, MSG_DONTWAIT) == (ssize_t)sizeof w) {
     w.message[sizeof w.message - 1] = 0;
     hear_driver(a, &w);
   }
-  if (m->shard.pid && shard_process_died(&m->shard, how)) {
+  if (m->shard.pid && shard_process_died(&m->shard, how, &oom)) {
     forget_fd(a, control);
     forget_fd(a, pidfd);
     snprintf(cause, sizeof cause, "its process %s", how);
-    member_broken(a, cause);
+    member_broken(a, oom ? BTC_ERR_NOMEM : BTC_ERR_IO, cause);
   }
   member_try_ready(a);
 }
@@ -113,7 +114,7 @@ static void watch_shard(agent *a) {
   if (m->shard.open && shard_process_stands_still(&m->shard, WEDGE_MS)) why = "its process stands still";
   if (!why) return;
   end_shard(a);
-  member_broken(a, why);
+  member_broken(a, BTC_ERR_IO, why);
 }
 
 /* With items in hand it turns its counter; one that neither does nor uses its processor is stopped or stuck. */
@@ -175,12 +176,13 @@ void member_child_died(agent *a) {
   forget_fd(a, m->control);
   close(m->control);
   m->control = -1;
-  if (member_drives(m)) member_broken(a, "the driver died");
+  if (member_drives(m)) member_broken(a, BTC_ERR_IO, "the driver died");
 }
 
 /* Owns what it keeps of the message. */
 static btc_status keep_caps(member *m, const Btc__ChildReady *r, btc_error *err) {
-  measure_result c = {.n = r->n_blocks, .slots = r->slots, .fixed_bytes = r->fixed_bytes};
+  measure_result c = {.n = r->n_blocks, .slots = r->slots, .fixed_bytes = r->fixed_bytes, .nccl = (int)r->nccl};
+  snprintf(c.card, sizeof c.card, "%s", r->card);
   c.block = btc_alloc_zero(c.n, sizeof *c.block);
   c.list = btc_alloc_zero(c.n, sizeof *c.list);
   m->blocks = 0;
@@ -222,6 +224,8 @@ void member_fill_hello(const agent *a, Btc__Hello *h) {
   h->slots = m->caps.slots;
   h->site = (char *)a->o->site;
   h->endpoint = (char *)m->endpoint;
+  h->nccl = (uint32_t)m->caps.nccl;
+  h->card = (char *)m->caps.card;
 }
 
 void member_fill_beat(agent *a, Btc__Heartbeat *beat) {

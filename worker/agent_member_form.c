@@ -8,16 +8,14 @@
  * are handed back when another worker drives, or when no pipe came about for RELEASE_MS.
  */
 #define _GNU_SOURCE
-#include <arpa/inet.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "agent_member_parts.h"
 #include "base/failpoint.h"
-#include "pipe.h"
 
-enum { RELEASE_MS = 10000, FRAME_MS = 600000 };
+enum { RELEASE_MS = 10000 };
 
 bool member_drives(const member *m) {
   return m->st != MEMBER_IDLE && m->rank == 0;
@@ -67,7 +65,7 @@ static void say_ready(agent *a) {
   BTC_FAILPOINT("member_ready");
 }
 
-static void say_broken(agent *a, const char *pipe, uint64_t epoch, uint32_t rank, const char *cause) {
+static void say_broken(agent *a, const char *pipe, uint64_t epoch, uint32_t rank, btc_status st, const char *cause) {
   Btc__PipeBroken broken = BTC__PIPE_BROKEN__INIT;
   Btc__Envelope e = btc_wire_envelope(BTC__ENVELOPE__BODY_PIPE_BROKEN);
   char text[400];
@@ -79,15 +77,16 @@ static void say_broken(agent *a, const char *pipe, uint64_t epoch, uint32_t rank
   broken.epoch = epoch;
   broken.rank = rank;
   broken.cause = text;
+  broken.out_of_memory = st == BTC_ERR_NOMEM;
   agent_log(a, "pipe-broken", "pipe=%s epoch=%llu why=\"%s\"", pipe, (unsigned long long)epoch, text);
   if (btc_outbox_add(a->outbox, &e, NULL, &err) != BTC_OK) agent_log(a, "pipe-not-said", "why=\"%s\"", err.message);
 }
 
-void member_broken(agent *a, const char *cause) {
+void member_broken(agent *a, btc_status st, const char *cause) {
   member *m = a->member;
   if (m->st == MEMBER_IDLE) return;
   stop_epoch(a);
-  say_broken(a, m->id, m->epoch, m->rank, cause);
+  say_broken(a, m->id, m->epoch, m->rank, st, cause);
 }
 
 /* ---- forming ---- */
@@ -112,60 +111,6 @@ void member_try_ready(agent *a) {
   say_ready(a);
 }
 
-/* "10.0.0.7:7420" */
-bool member_split_endpoint(const char *text, char host[64], int32_t *port) {
-  const char *colon = strrchr(text, ':');
-  char *end;
-  struct in_addr address;
-  if (!colon || colon == text || (size_t)(colon - text) >= 64) return false;
-  memcpy(host, text, (size_t)(colon - text));
-  host[colon - text] = 0;
-  long n = strtol(colon + 1, &end, 10);
-  *port = (int32_t)n;
-  return end != colon + 1 && !*end && n >= 0 && n <= 65535 && inet_pton(AF_INET, host, &address) == 1;
-}
-
-static const char *refuse(const agent *a, const Btc__PipeForm *f) {
-  const member *m = a->member;
-  char host[64];
-  int32_t port;
-  if (f->n_ranks < 1 || f->n_ranks > PIPE_MAX_RANKS || f->rank >= f->n_ranks || f->secret.len != BTC_LINK_SECRET || !*f->pipe ||
-      strlen(f->pipe) >= sizeof m->id)
-    return "the order to form makes no sense";
-  if (strcmp(f->model_class, a->model_class) != 0) return "another model is ordered than the one we have";
-  if (strcmp(f->ranks[f->rank]->worker, a->name) != 0) return "the rank is another worker's";
-  for (size_t i = 0; i < f->n_ranks; i++) {
-    const Btc__PipeRank *r = f->ranks[i];
-    if (r->first != (i ? f->ranks[i - 1]->last : 0) || r->last <= r->first || r->last > (uint32_t)m->blocks)
-      return "the ranks do not divide the model";
-    if (!member_split_endpoint(r->endpoint, host, &port) || !port) return "a rank's endpoint is no ADDRESS:PORT";
-  }
-  return f->ranks[f->n_ranks - 1]->last == (uint32_t)m->blocks ? NULL : "the ranks do not divide the model";
-}
-
-static void make_orders(agent *a, const Btc__PipeForm *f) {
-  member *m = a->member;
-  uint32_t deadline = f->deadline_ms < 1000 ? 1000 : f->deadline_ms > 600000 ? 600000 : f->deadline_ms;
-  shard_order o = {.version = SHARD_VERSION,
-                   .told = SHARD_FORM,
-                   .rank = f->rank,
-                   .ranks = (uint32_t)f->n_ranks,
-                   .form_ms = (int32_t)deadline,
-                   .frame_ms = FRAME_MS,
-                   .outside = f->rank > 0,
-                   .epoch = f->epoch};
-  memcpy(o.secret, f->secret.data, sizeof o.secret);
-  for (uint32_t i = 0; i < o.ranks; i++)
-    if (f->ranks[i]->first <= (uint32_t)m->change) o.entry = i;
-  m->shard_order = m->driver_order = o;
-  if (!o.ranks) return; /* refused before */
-  /* behind the last rank comes the driver, at rank 0's worker */
-  member_split_endpoint(f->ranks[(f->rank + 1) % o.ranks]->endpoint, m->shard_order.next_host, &m->shard_order.next_port);
-  m->driver_order.rank = o.ranks;
-  snprintf(m->driver_order.next_host, sizeof m->driver_order.next_host, "127.0.0.1");
-  member_split_endpoint(f->ranks[o.entry]->endpoint, m->driver_order.entry_host, &m->driver_order.entry_port);
-}
-
 /* Another worker drives, or nobody: what we have goes back. */
 void member_hand_back(agent *a, const char *why) {
   member *m = a->member;
@@ -177,11 +122,13 @@ void member_hand_back(agent *a, const char *why) {
 
 static void on_form(agent *a, const Btc__PipeForm *f) {
   member *m = a->member;
+  shard_order rank, driver;
   btc_error err;
   if (!m || !m->on || f->epoch <= m->epoch) return;
-  const char *why = refuse(a, f);
+  const member_self self = {.name = a->name, .model_class = a->model_class, .blocks = m->blocks, .change = m->change};
+  const char *why = member_order_read(f, &self, &rank, &driver);
   if (why) {
-    say_broken(a, f->pipe, f->epoch, f->rank, why);
+    say_broken(a, f->pipe, f->epoch, f->rank, BTC_ERR_ARG, why);
     return;
   }
   stop_epoch(a);
@@ -192,14 +139,15 @@ static void on_form(agent *a, const Btc__PipeForm *f) {
   m->ranks = (uint32_t)f->n_ranks;
   m->ordered = m->shard_ready = m->driver_ready = false;
   m->st = MEMBER_FORMING;
-  make_orders(a, f);
+  m->shard_order = rank;
+  m->driver_order = driver;
   BTC_FAILPOINT("member_form");
   int first = (int)f->ranks[f->rank]->first, last = (int)f->ranks[f->rank]->last;
   bool kept = m->shard.pid && m->first == first && m->last == last;
-  agent_log(a, "pipe-form", "pipe=%s epoch=%llu rank=%u ranks=%u blocks=%d-%d weights=%s", m->id, (unsigned long long)m->epoch,
-            m->rank, m->ranks, first, last - 1, kept ? "kept" : "new");
+  agent_log(a, "pipe-form", "pipe=%s epoch=%llu rank=%u ranks=%u blocks=%d-%d weights=%s tensors=%s", m->id,
+            (unsigned long long)m->epoch, m->rank, m->ranks, first, last - 1, kept ? "kept" : "new", f->nccl ? "nccl" : "links");
   if (!kept && member_start_shard(a, first, last, &err) != BTC_OK)
-    member_broken(a, err.message);
+    member_broken(a, err.code, err.message);
   else
     member_try_order(a);
 }

@@ -5,6 +5,7 @@
 
 #include "agent_member.h"
 #include "measure.h"
+#include "member_order.h"
 #include "shard_process.h"
 
 typedef enum member_state { MEMBER_IDLE, MEMBER_FORMING, MEMBER_READY, MEMBER_ACTIVE } member_state;
@@ -18,7 +19,7 @@ struct member {
   shard_process shard;
   int first, last; /* of its process */
   member_state st;
-  char id[33];
+  char id[MEMBER_PIPE_NAME];
   uint64_t epoch;
   uint32_t rank, ranks;
   shard_order shard_order, driver_order;
@@ -35,14 +36,14 @@ struct member {
   Btc__PipeLoad load;
 };
 
-bool member_drives(const member *m);                                        /* is rank 0 of an epoch that is not over */
-bool member_idle_too_long(const agent *a);                                  /* without a pipe that computes */
-bool member_split_endpoint(const char *text, char host[64], int32_t *port); /* "10.0.0.7:7420" */
+bool member_drives(const member *m);       /* is rank 0 of an epoch that is not over */
+bool member_idle_too_long(const agent *a); /* without a pipe that computes */
 
 /* agent_member_form.c */
 void member_try_order(agent *a); /* orders go out when whoever gets them is there */
 void member_try_ready(agent *a);
-void member_broken(agent *a, const char *cause);  /* ends the epoch, and tells the broker */
+/* Ends the epoch, and tells the broker. NOMEM: a rank had no memory, and the next epoch is to hold less. */
+void member_broken(agent *a, btc_status st, const char *cause);
 void member_hand_back(agent *a, const char *why); /* all items */
 
 /* agent_member.c */

@@ -10,6 +10,9 @@
  * items go on from the journal. They are prefilled again and their tokens fed again one by one rather than in one prefill: a
  * prefill sums in another order than decode steps do (ops.h), and bytes would differ.
  *
+ * A rank without memory for all slots ends the epoch, and the next one has half as many; bytes stay the same. With one slot the
+ * item under way fails with NOMEM, or all do when not even the usual fits.
+ *
  * The ranks are processes of this machine, started and watched here (pipe_create), or those of several workers, whose agents
  * start and watch them: then the agent tells when to form and when to go, and is told what broke (pipe_create_remote).
  *
@@ -22,9 +25,16 @@
 
 enum { PIPE_MAX_RANKS = 16 };
 
+/* How tensors pass from rank to rank. AUTO: by NCCL where every rank has a card of its own and NCCL's library, else by the links;
+ * and by the links, too, after two attempts over NCCL have failed. NCCL: so, or not at all; ranks that share a card are hosts of
+ * their own to it. */
+typedef enum pipe_tensors { PIPE_TENSORS_AUTO, PIPE_TENSORS_TCP, PIPE_TENSORS_NCCL } pipe_tensors;
+bool pipe_tensors_named(const char *name, pipe_tensors *out); /* "auto", "tcp", "nccl"; NULL is auto */
+
 typedef struct pipe_options {
   const char *program; /* NULL: our own (/proc/self/exe); it must know `worker --shard` */
-  const char *device;  /* "cpu" or "plain" */
+  const char *device;  /* "cpu", "plain", "cuda:N"; "cuda": rank r is on card r, modulo their number */
+  pipe_tensors tensors;
   btc_precision precision;
   int threads;                /* of each rank; 0: this machine's processors shared out */
   int slots;                  /* items generated together, 1..256, default 16 */
@@ -40,6 +50,7 @@ typedef struct pipe_options {
   uint64_t *progress;         /* likewise */
   /* The answer of a submitted item, out of pipe_step; *r is the callee's to clear. NULL: only pipe_run is used. */
   void (*done)(void *ctx, void *tag, btc_result *r);
+  void (*note)(void *ctx, const char *text); /* a sentence for the log; may be NULL */
   void *ctx;
   /* tests */
   int fail_rank;     /* the first process of this rank gets BTC_FAIL=fail */
@@ -92,6 +103,8 @@ typedef struct pipe_state {
   double busy_ms[PIPE_MAX_RANKS]; /* spent in steps by the process that is there now; likewise */
   double run_ms;                  /* spent with an item open */
   int64_t breaks;                 /* epochs that ended */
+  bool nccl;                      /* tensors go by NCCL in this epoch */
+  int slots;                      /* items generated together now: fewer than asked for once a rank had no memory */
   double form_ms;                 /* the last formation, from the break's detection on */
   int64_t images, encoded;        /* asked for by items, seen by the tower */
   int64_t reused;                 /* positions copied from the constant beginning */

@@ -136,8 +136,7 @@ static btc_status turn(pipe_driver *p, btc_error *err) {
 }
 
 void pipe_start_epoch(pipe_driver *p) {
-  p->formed = p->beginning_flies = false;
-  p->positions = p->images = 0;
+  p->formed = p->beginning_flies = p->reserved = false;
   p->step[0] = p->step[1] = 0;
   for (int g = 0; g < p->n_groups; g++) p->group[g].flying = false;
   for (int i = 0; i < PIPE_ENCODES; i++) p->encode[i].flying = false;
@@ -157,6 +156,7 @@ static btc_status mourn(pipe_driver *p, btc_error *err) {
   if (!was_formed) return BTC_OK;
   p->breaks++;
   if (!p->open) return BTC_OK;
+  if (p->cause.code == BTC_ERR_NOMEM && !p->remote) return pipe_shrink(p, &p->cause, err);
   p->futile = p->new_token ? 1 : p->futile + 1;
   p->new_token = false;
   if (p->futile <= p->o.max_breaks) return BTC_OK;
@@ -172,10 +172,7 @@ static btc_status make_whole(pipe_driver *p, bool *idle, btc_error *err) {
   if (!p->remote) pipe_wait_for_death(p);
   if (p->fault && p->formed) st = mourn(p, err);
   if (st != BTC_OK) return st;
-  if (p->remote) {
-    pipe_remote_form(p, idle);
-    return BTC_OK;
-  }
+  if (p->remote) return pipe_remote_form(p, idle, err);
   return p->fault || !p->formed ? pipe_form(p, err) : BTC_OK;
 }
 

@@ -69,7 +69,11 @@ struct pipe_driver {
   btc_sampler *sampler;
   btc_precision precision;
   int n_ranks, n_groups, entry; /* entry: see shard_order */
+  int slots;                    /* in use: o.slots, or fewer since memory ran out (pipe_shrink.c) */
   int towers;                   /* ranks with a part of the tower */
+  int cards;                    /* of this machine, when the device is "cuda" without a number */
+  bool nccl;                    /* see pipe_state */
+  char no_nccl[200];            /* why not; "": nobody would expect it */
   pipe_rank rank[PIPE_MAX_RANKS];
   char describe[160];
   /* epoch */
@@ -83,7 +87,8 @@ struct pipe_driver {
   btc_error cause;
   int64_t fault_ns, breaks;
   double form_ms, run_ms;
-  int64_t positions, images; /* reserved in this epoch: of a slot, of an item */
+  bool reserved;
+  int64_t positions, images; /* reserved in this epoch, or in the last one: of a slot, of an item */
   /* orders of an agent */
   bool remote;
   int control, links_fd;
@@ -127,7 +132,7 @@ btc_status pipe_rank_start(pipe_driver *p, int r, btc_error *err);
 /* Reads what ranks say, and looks after those that died or stand still. Sets p->fault. */
 void pipe_watch(pipe_driver *p);
 bool pipe_has_fault(void *driver); /* pipe_watch as a link's stop */
-/* Ends the epoch. The first cause is kept, unless a later one is a death. */
+/* Ends the epoch. The first cause is kept, unless a later one is a death, or a rank's lack of memory, which closes links too. */
 void pipe_break(pipe_driver *p, btc_status st, const char *fmt, ...) __attribute__((format(printf, 3, 4)));
 
 /* pipe_form.c */
@@ -139,8 +144,12 @@ btc_status pipe_close_ring(pipe_driver *p, const shard_order *o, int listen_fd, 
 
 /* pipe_remote.c */
 void pipe_remote_watch(pipe_driver *p);
-/* Brings the epoch on as far as the agent has ordered. *idle: there is none, and no order to form one. */
-void pipe_remote_form(pipe_driver *p, bool *idle);
+/* Brings the epoch on as far as the agent has ordered. *idle: there is none, and no order to form one. NOMEM as of pipe_shrink. */
+btc_status pipe_remote_form(pipe_driver *p, bool *idle, btc_error *err);
+
+/* pipe_shrink.c */
+/* A rank ran out of memory, and the epoch is over: less is held in the next one. NOMEM: there is nothing left to give up. */
+btc_status pipe_shrink(pipe_driver *p, const btc_error *why, btc_error *err);
 
 /* pipe_read.c */
 btc_status pipe_reader_start(pipe_driver *p, btc_error *err);

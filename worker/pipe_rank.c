@@ -1,6 +1,7 @@
 /* The ranks of a pipeline on this machine: started, watched, replaced. */
 #include <stdio.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "pipe_parts.h"
 
@@ -15,7 +16,8 @@ static void set_cause(pipe_driver *p, btc_status st, const char *text) {
 void pipe_break(pipe_driver *p, btc_status st, const char *fmt, ...) {
   va_list ap;
   char text[sizeof p->cause.message];
-  if (p->fault) return;
+  bool tells_more = st == BTC_ERR_NOMEM && p->cause.code == BTC_ERR_IO && !p->dead;
+  if (p->fault && !tells_more) return;
   va_start(ap, fmt);
   vsnprintf(text, sizeof text, fmt, ap);
   va_end(ap);
@@ -23,24 +25,40 @@ void pipe_break(pipe_driver *p, btc_status st, const char *fmt, ...) {
 }
 
 /* A death explains the links that closed before it was known. */
-static void mourn(pipe_driver *p, int r, const char *how) {
+static void mourn(pipe_driver *p, int r, const char *how, bool oom) {
   char text[256];
   if (p->dead) return;
   snprintf(text, sizeof text, "rank %d %s", r, how);
-  set_cause(p, BTC_ERR_IO, text);
+  set_cause(p, oom ? BTC_ERR_NOMEM : BTC_ERR_IO, text);
   p->dead = true;
+}
+
+/* Of this rank. */
+static void name_device(const pipe_driver *p, int r, char out[24]) {
+  if (p->cards)
+    snprintf(out, 24, "cuda:%d", r % p->cards);
+  else
+    snprintf(out, 24, "%.15s", p->o.device);
+}
+
+static bool shares_card(const pipe_driver *p) {
+  return strncmp(p->o.device, "cuda", 4) == 0 && p->n_ranks > p->cards;
 }
 
 btc_status pipe_rank_start(pipe_driver *p, int r, btc_error *err) {
   pipe_rank *k = &p->rank[r];
+  char device[24], host[32];
+  name_device(p, r, device);
+  snprintf(host, sizeof host, "btcchat-%d-%d", (int)getpid(), r);
   const shard_start o = {.program = p->o.program,
                          .model = p->model_dir,
-                         .device = p->o.device,
+                         .device = device,
                          .dtype = p->precision == BTC_PRECISION_BF16 ? "bf16" : "f32",
                          .threads = p->o.threads,
                          .first = k->first,
                          .last = k->last,
                          .links_fd = -1,
+                         .host = p->o.tensors == PIPE_TENSORS_NCCL && shares_card(p) ? host : NULL,
                          .fail = p->o.fail && p->o.fail_rank == r && k->starts == 0 ? p->o.fail : NULL};
   shard_process_end(&k->process);
   btc_status st = shard_process_start(&k->process, &o, err);
@@ -50,7 +68,7 @@ btc_status pipe_rank_start(pipe_driver *p, int r, btc_error *err) {
 
 static void replace_wedged(pipe_driver *p, int r, const char *how) {
   shard_process *k = &p->rank[r].process;
-  mourn(p, r, how);
+  mourn(p, r, how, false);
   if (!p->o.leave_wedged) {
     shard_process_end(k);
     return;
@@ -69,9 +87,10 @@ static void watch_rank(pipe_driver *p, int r) {
   shard_process *k = &p->rank[r].process;
   shard_report w;
   char how[64];
+  bool oom;
   while (shard_process_hear(k, &w)) hear(p, r, &w);
-  if (shard_process_died(k, how)) {
-    mourn(p, r, how);
+  if (shard_process_died(k, how, &oom)) {
+    mourn(p, r, how, oom);
     return;
   }
   if (k->pid && !k->open && btc_now_ns() - k->started_ns > (int64_t)p->o.open_ms * 1000000)

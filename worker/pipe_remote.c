@@ -28,6 +28,7 @@ static void obey(pipe_driver *p, const shard_order *o) {
       if (o->epoch <= p->order.epoch) break;
       p->order = *o;
       p->order.next_host[sizeof o->next_host - 1] = p->order.entry_host[sizeof o->entry_host - 1] = 0;
+      p->order.shrink[sizeof o->shrink - 1] = 0;
       p->ordered = true;
       end_epoch(p, "a new epoch is formed");
       break;
@@ -49,6 +50,14 @@ void pipe_remote_watch(pipe_driver *p) {
   while (recv(p->control, &o, sizeof o, MSG_DONTWAIT) == (ssize_t)sizeof o && o.version == SHARD_VERSION) obey(p, &o);
 }
 
+/* A rank of the epoch before had no memory: the broker brings word of it with the next order. */
+static btc_status shrink(pipe_driver *p, btc_error *err) {
+  btc_error why;
+  if (!p->order.shrink[0]) return BTC_OK;
+  btc_fail(&why, BTC_ERR_NOMEM, "%s", p->order.shrink);
+  return pipe_shrink(p, &why, err);
+}
+
 static btc_status begin(pipe_driver *p, btc_error *err) {
   const shard_order *o = &p->order;
   p->ordered = p->fault = p->dead = false;
@@ -64,8 +73,9 @@ static btc_status begin(pipe_driver *p, btc_error *err) {
   return st == BTC_OK ? pipe_close_ring(p, &ring, p->links_fd, err) : st;
 }
 
-void pipe_remote_form(pipe_driver *p, bool *idle) {
-  btc_error err;
+btc_status pipe_remote_form(pipe_driver *p, bool *idle, btc_error *err) {
+  btc_error failed;
+  btc_status all = BTC_OK;
   pipe_remote_watch(p);
   if (p->fault && p->told_broken < p->epoch) {
     p->told_broken = p->epoch;
@@ -74,13 +84,15 @@ void pipe_remote_form(pipe_driver *p, bool *idle) {
   if (p->fault || p->ordered) pipe_close_links(p);
   if (p->ordered) {
     int64_t start = btc_now_ns();
-    btc_status st = begin(p, &err);
+    if (p->open) all = shrink(p, err);
+    btc_status st = begin(p, &failed);
     p->form_ms = (double)(btc_now_ns() - start) * 1e-6;
     if (st == BTC_OK)
       report(p, SHARD_READY, NULL);
     else if (!p->fault)
-      pipe_break(p, st, "%s", err.message); /* reported in the next turn */
+      pipe_break(p, st, "%s", failed.message); /* reported in the next turn */
   }
   *idle = p->fault && !p->ordered;
   p->formed = !p->fault && p->in && p->go == p->epoch;
+  return all;
 }

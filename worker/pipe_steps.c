@@ -29,7 +29,7 @@ static bool anything_flies(const pipe_driver *p) {
 
 /* Keys and values of the beginning that all prompts share, in the slot behind those of items. */
 static btc_status send_beginning(pipe_driver *p, btc_error *err) {
-  btc_stage_item it = {.ids = p->prefix, .n_ids = p->n_prefix, .positions = p->n_prefix, .slot = p->o.slots};
+  btc_stage_item it = {.ids = p->prefix, .n_ids = p->n_prefix, .positions = p->n_prefix, .slot = p->slots};
   if (!p->n_prefix) return BTC_OK;
   p->beginning_flies = true;
   return send_step(p, &(shard_step){.kind = SHARD_PREFILL, .n = 1, .items = &it}, &p->beginning, err);
@@ -43,13 +43,14 @@ static btc_status reserve(pipe_driver *p, int64_t positions, int64_t images, btc
                   .n = 1,
                   .items = &widest,
                   .slot_positions = positions,
-                  .slots = p->o.slots + 1,
+                  .slots = p->slots + 1,
                   .n_places = p->n_pictures};
   btc_status st = send_step(p, &s, &number, err);
   s.kind = SHARD_RESERVE;
   if (st == BTC_OK) st = send_step(p, &s, &number, err);
   p->positions = positions;
   p->images = images;
+  p->reserved = true;
   return st == BTC_OK ? send_beginning(p, err) : st;
 }
 
@@ -60,7 +61,7 @@ static int64_t needed(const pipe_job *j) {
 /* After a break: as much as the items in slots need, at least the usual. */
 static btc_status reserve_first(pipe_driver *p, btc_error *err) {
   int64_t positions = p->usual_positions, images = SHARD_IMAGES;
-  for (int i = 0; i < p->o.slots; i++) {
+  for (int i = 0; i < p->slots; i++) {
     if (!p->slot[i]) continue;
     if (needed(p->slot[i]) > positions) positions = needed(p->slot[i]);
     if (p->slot[i]->n_read > images) images = p->slot[i]->n_read;
@@ -143,7 +144,7 @@ static btc_status send_prefill(pipe_driver *p, pipe_group *g, pipe_job *j, btc_e
 
 static btc_status send_decode(pipe_driver *p, pipe_group *g, int first, btc_error *err) {
   g->rows = 0;
-  for (int i = first; i < p->o.slots; i += p->n_groups) {
+  for (int i = first; i < p->slots; i += p->n_groups) {
     pipe_job *j = p->slot[i];
     if (!j || !j->prefilled) continue;
     p->steps[g->rows] =
@@ -159,7 +160,7 @@ static btc_status send_decode(pipe_driver *p, pipe_group *g, int first, btc_erro
 
 /* An item of the group that this epoch's ranks have not seen, and whose features they have. */
 static pipe_job *to_prefill(pipe_driver *p, int first) {
-  for (int i = first; i < p->o.slots; i += p->n_groups)
+  for (int i = first; i < p->slots; i += p->n_groups)
     if (p->slot[i] && !p->slot[i]->prefilled && pipe_pictures_are(p, p->slot[i], PICTURE_READY)) return p->slot[i];
   return NULL;
 }
@@ -167,8 +168,8 @@ static pipe_job *to_prefill(pipe_driver *p, int first) {
 /* The earliest item that can be prefilled goes into a free slot of the group. */
 static pipe_job *admit(pipe_driver *p, int first) {
   int slot = first;
-  while (slot < p->o.slots && p->slot[slot]) slot += p->n_groups;
-  if (slot >= p->o.slots) return NULL;
+  while (slot < p->slots && p->slot[slot]) slot += p->n_groups;
+  if (slot >= p->slots) return NULL;
   pthread_mutex_lock(&p->lock);
   pipe_job *j = pipe_first(p, PIPE_READ, 0);
   while (j && !pipe_pictures_are(p, j, PICTURE_READY)) j = pipe_first(p, PIPE_READ, j->order + 1);
@@ -202,7 +203,7 @@ static btc_status grow(pipe_driver *p, btc_error *err) {
 btc_status pipe_send_steps(pipe_driver *p, btc_error *err) {
   btc_status st = BTC_OK;
   if (!p->open) return BTC_OK;
-  if (!p->positions) st = reserve_first(p, err);
+  if (!p->reserved) st = reserve_first(p, err);
   if (st == BTC_OK) st = grow(p, err);
   if (st == BTC_OK) st = send_encodes(p, err);
   for (int g = 0; st == BTC_OK && g < p->n_groups; g++)

@@ -99,6 +99,8 @@ static void say_ready(server *s) {
   ready.n_blocks = s->engine->caps.n;
   ready.fixed_bytes = s->engine->caps.fixed_bytes;
   ready.slots = s->engine->caps.slots;
+  ready.nccl = (uint32_t)s->engine->caps.nccl;
+  ready.card = s->engine->caps.card;
   ready.whole_bytes = s->engine->caps.whole_bytes;
   ready.known = s->engine->known;
   ready.recognised = s->engine->recognised;
@@ -388,7 +390,7 @@ btc_status btc_worker_child(const btc_worker_options *o, int fd, btc_error *err)
   s.fd = fd;
   s.bell = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
   btc_status st = s.bell >= 0 ? prepare(&s, o, err) : btc_fail(err, BTC_ERR_IO, "cannot make an event: %s", strerror(errno));
-  if (st != BTC_OK) {
+  if (st != BTC_OK || !s.engine) {
     say_failed(&s, err->message);
     return st;
   }

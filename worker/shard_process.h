@@ -15,6 +15,7 @@ typedef struct shard_start {
   int threads, first, last;
   int links_fd;     /* listening socket it inherits; -1: none */
   const char *fail; /* tests: its BTC_FAIL; NULL: ours */
+  const char *host; /* what NCCL takes for its host (NCCL_HOSTID); NULL: ours */
 } shard_start;
 
 /* Zero-initialised it is no process. */
@@ -23,8 +24,11 @@ typedef struct shard_process {
   int control, pidfd; /* readable when it has said something, or has died; pidfd may be -1 */
   shard_page *page;   /* not NULL while it lives */
   int64_t started_ns;
-  bool open;            /* the model is open and the port known */
-  int port;             /* on the loopback address */
+  int64_t oom_kills; /* of our memory cgroup when it was started; -1: not known */
+  bool open;         /* the model is open and the port known */
+  int port;          /* on the loopback address */
+  int nccl;          /* as in shard_report, and why not */
+  char card[44], no_nccl[160];
   uint64_t ready_epoch; /* formed */
   uint64_t seen_alive, seen_cpu;
   int64_t seen_ns; /* when either last moved */
@@ -37,8 +41,8 @@ void shard_process_forget(shard_process *k); /* closes what is ours of it, and l
 void shard_process_order(const shard_process *k, const shard_order *o);
 /* The next thing it said, which is noted above. */
 bool shard_process_hear(shard_process *k, shard_report *out);
-/* Has it died? how: "died by signal 9". It is forgotten then. */
-bool shard_process_died(shard_process *k, char how[64]);
+/* Has it died? how: "died by signal 9"; oom: the system killed it for memory. It is forgotten then. */
+bool shard_process_died(shard_process *k, char how[64], bool *oom);
 /* It lives, but for wedge_ms has neither moved nor used its processor. */
 bool shard_process_stands_still(shard_process *k, int wedge_ms);
 

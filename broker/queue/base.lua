@@ -11,6 +11,7 @@ Invariants (tests/support/checker.c and tests/model check them):
   * a chunk stands in exactly one place: R in its tenant's list, S in a suspects' list, D in dly, H in its job's hd list, L in lease and own
   * lists may hold ids of chunks that are gone (removing from the middle of a list costs its length); an id stands in at most one list, once
   * a tenant is in its level's ring exactly while its list is not empty
+  * items beyond an open job's cursor are in no chunk; those of them that are done are so by results which Redis had lost (btc_recover)
 
 Every function does a bounded amount of work (STEP chunks or so); what is left of a cancel or a resume is in `sweep` and goes on in btc_promote.
 --]]

@@ -149,7 +149,7 @@ end
 register('btc_claim', nil, function(a)
   local wid, lease_ms, want, class = a[1], tonumber(a[2]), tonumber(a[3]), a[4]
   if not class or not lease_ms or not want or wid == '' then return bad('arguments') end
-  if want < 1 or call('EXISTS', P .. 'paused') == 1 or fenced(wid) then return {} end
+  if want < 1 or call('EXISTS', P .. 'paused', P .. 'hold') > 0 or fenced(wid) then return {} end
   -- Records that nobody takes away: no more of them is lossless, trimming them would not be.
   if call('XLEN', P .. 'out') >= cfg('max_out') or call('XLEN', P .. 'res') >= cfg('max_out') then return {} end
   local classes = class == '' and {''} or {class, ''}

@@ -26,27 +26,23 @@ local function commit_item(job, own, idx, id, record)
   return own and job.st == 'CXL' and 'canc' or nil
 end
 
--- The offset in the chunk, or nil; the second is true when the item is beyond what is expanded.
+-- Beyond the job's cursor too: after Redis lost history, results come of chunks that it has not made again yet.
 local function offset_of(text, job, lo)
   local off = tonumber(text)
-  if not off or off < 0 or off >= 32 or off % 1 ~= 0 then return nil end
-  if lo + off >= job.cur then return nil, true end
-  return off
+  return off and off >= 0 and off < 32 and off % 1 == 0 and lo + off < job.total and off or nil
 end
 
--- {own, fresh, seq}, and a fourth number when items are not known: of an older Redis, which a broker's journal tries again.
 register('btc_commit', {'allow-oom'}, function(a)
   local cid, jid, lo, lease_ms = a[1], a[3], tonumber(a[4]), tonumber(a[5])
   if #a < 6 or (#a - 6) % 3 ~= 0 or not lo or not lease_ms then return bad('arguments') end
   local c, job = chunk_get(cid), job_get(jid)
   if c and (c.j ~= jid or c.lo ~= lo) then return bad('the chunk is of another job or place') end
   local seq = call('INCR', P .. 'seq')
-  if not job then return {0, 0, seq, (#a - 6) / 3} end
+  if not job then return {0, 0, seq, (#a - 6) / 3} end -- so many are not known: the job may come, a broker's journal tries again
   local own = c and c.st == 'L' and c.tok == a[2]
-  local fresh, canc, dup, unknown = 0, 0, 0, nil
+  local fresh, canc, dup = 0, 0, 0
   for i = 7, #a, 3 do
-    local off, beyond = offset_of(a[i], job, lo)
-    if beyond then unknown = (unknown or 0) + 1 end
+    local off = offset_of(a[i], job, lo)
     local mine = off and c and has(c.m, off)
     local what = off and commit_item(job, own and mine, lo + off, a[i + 1], a[i + 2])
     if what == 'fresh' then fresh = fresh + 1 elseif what == 'canc' then canc = canc + 1 else dup = dup + 1 end
@@ -61,7 +57,7 @@ register('btc_commit', {'allow-oom'}, function(a)
   stat('dup', dup)
   if not own then stat('late', fresh) end
   if fresh + canc > 0 then finish(job) end
-  return {own and 1 or 0, fresh, seq, unknown}
+  return {own and 1 or 0, fresh, seq}
 end)
 
 local HANG = {h = true}

@@ -2,6 +2,20 @@
 
 register('btc_version', {'no-writes'}, function() return VERSION end)
 
+-- A server that has begun anew (a restart, a failover, a restored file) may have lost its last writes. Tokens and chunk ids that were given out in them must not
+-- come again: two holders of one token would both own the chunk. More than GAP of them are not given out in any history that is lost by accident.
+local GAP = 100000000
+
+local function begin_run()
+  local run = string.match(call('INFO', 'server'), 'run_id:(%x+)')
+  local before = call('HGET', P .. 'cfg', 'run')
+  if run == before then return end
+  call('HSET', P .. 'cfg', 'run', run)
+  if not before then return end
+  call('INCRBY', P .. 'tok', GAP)
+  call('INCRBY', P .. 'cid', GAP)
+end
+
 register('btc_setup', {'allow-oom'}, function(a)
   local schema = tonumber(call('HGET', P .. 'cfg', 'schema') or '0')
   if schema > SCHEMA then return redis.error_reply('SCHEMA the data of this queue is of schema ' .. schema .. ', we know ' .. SCHEMA .. ': upgrade') end
@@ -12,6 +26,7 @@ register('btc_setup', {'allow-oom'}, function(a)
   end
   for i = 1, #a, 2 do call('HSET', P .. 'cfg', a[i], a[i + 1]) end
   call('HSET', P .. 'cfg', 'schema', SCHEMA)
+  begin_run()
   redis.pcall('XGROUP', 'CREATE', P .. 'in', 'brk', '0', 'MKSTREAM') -- there already: fine
   redis.pcall('XGROUP', 'CREATE', P .. 'res', 'sink', '0', 'MKSTREAM')
   return {'OK', SCHEMA}
@@ -137,11 +152,15 @@ register('btc_expand', nil, function(a)
   end
   for i = 3, #a - 1, 2 do
     local n = tonumber(a[i])
-    new_chunk(job, {lo = job.cur, n = n, pos = a[i + 1]}, 2 ^ n - 1, false, job.due)
+    local m = without(2 ^ n - 1, done_mask(job.jid, job.cur))
+    if m > 0 then new_chunk(job, {lo = job.cur, n = n, pos = a[i + 1]}, m, false, job.due) end
     job.cur = job.cur + n
   end
   job_set(job, 'cur', job.cur, 'pos', a[#a])
-  if job.cur >= job.total then call('SREM', P .. 'todo', job.jid) end
+  if job.cur >= job.total then
+    call('SREM', P .. 'todo', job.jid)
+    finish(job) -- all may be done already
+  end
   return job.cur
 end)
 

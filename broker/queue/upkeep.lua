@@ -61,6 +61,27 @@ local function sweep(jid)
   return sweep_ended(jid)
 end
 
+-- Each broker says at each connection the highest commit number it has seen. When ours is lower, history was lost: the numbers go on where they were, all brokers
+-- learn it by `lost` (another text at each loss: brokers that connect later find the numbers right), and nothing is handed out for a moment, so that all of them
+-- can repeat what they know before others do that work again.
+local HOLD_MS = 3000
+
+register('btc_recover', {'allow-oom'}, function(a)
+  local mine, here, jid, idx = tonumber(a[1]), tonumber(call('GET', P .. 'seq') or '0'), a[2], tonumber(a[3])
+  if not mine or not idx then return bad('arguments') end
+  -- Others may have committed since, so that the number is higher than ever: then the newest item this broker knows to be done tells.
+  local gone = jid ~= '' and call('EXISTS', P .. 'job:' .. jid) == 1 and call('GETBIT', P .. 'dn:' .. jid, idx) == 0
+  if mine > here or gone then
+    local since = call('EXISTS', P .. 'hold') == 1 and string.match(call('GET', P .. 'lost') or '', ':(%d+)$')
+    now()
+    call('SET', P .. 'lost', string.format('%.0f%03d:%.0f', clock, usec % 1000, math.min(here, tonumber(since or nil) or here)))
+    call('SET', P .. 'seq', string.format('%.0f', math.max(mine, here)))
+    call('SET', P .. 'hold', '1', 'PX', HOLD_MS)
+    event('history-lost', '', '')
+  end
+  return call('GET', P .. 'lost') or ''
+end)
+
 register('btc_promote', {'allow-oom'}, function(a)
   local list = call('ZRANGEBYSCORE', P .. 'dly', '-inf', now(), 'LIMIT', 0, step(a[1]))
   for _, cid in ipairs(list) do
@@ -80,8 +101,10 @@ register('btc_cancel', {'allow-oom'}, function(a)
   if job.st == 'RUN' then
     job.st = 'CXL'
     job_set(job, 'st', 'CXL', 'cur', job.total)
-    job_add(job, 'canc', job.total - job.cur)
-    stat('cancelled', job.total - job.cur)
+    local left = job.total - job.cur
+    if left > 0 then left = left - call('BITCOUNT', P .. 'dn:' .. job.jid, job.cur, job.total - 1, 'BIT') end
+    job_add(job, 'canc', left)
+    stat('cancelled', left)
     job.cur = job.total
   end
   local leased = {}

@@ -162,5 +162,6 @@ register('btc_totals', {'no-writes'}, function()
     suspects = suspects + call('LLEN', P .. 'sus:' .. class)
   end
   return {ready, call('ZCARD', P .. 'lease'), call('ZCARD', P .. 'dly'), suspects, call('EXISTS', P .. 'paused'),
-          tonumber(call('HGET', P .. 'stat', 'live_jobs') or '0'), call('XLEN', P .. 'out'), call('XLEN', P .. 'res'), oldest}
+          tonumber(call('HGET', P .. 'stat', 'live_jobs') or '0'), call('XLEN', P .. 'out'), call('XLEN', P .. 'res'), oldest,
+          tonumber(call('GET', P .. 'seq') or '0')}
 end)

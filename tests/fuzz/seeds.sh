@@ -43,6 +43,11 @@ fuzz_link)
 fuzz_pipes) # a hello of 12 equal blocks, a heartbeat with a load, a plan
   printf '\x00\x08\x01\x10\x01\x18\x07\xa2\x01\x35\x0a\x01a\x10\x01\x22\x01m\x38\x04\x4a\x18\x08\x04\x10\x0c\x18\x0a\x31\0\0\0\0\0\0\xf0\x3f\x39\0\0\0\0\0\0\xf0\x3f\x50\x3c\x60\x01\x72\x0b127.0.0.1:9' >"$dir/seed-1"
   printf '\x01{"class":"m","stages":[{"worker":"a","inc":"1","first":0,"last":6,"ms":30.0,"bytes":60},{"worker":"b","inc":"2","first":6,"last":12,"ms":30.0,"bytes":60}]}' >"$dir/seed-2" ;;
+fuzz_pipe_form) # an order to form a pipe of two; then bytes of it changed
+  rank='\x0a\x02w0\x12\x0c10.0.0.1:101\x18\x00\x20\x06' other='\x0a\x02w1\x12\x0c10.0.0.2:102\x18\x06\x20\x0c'
+  body="\x0a\x02p1\x10\x07\x18\x01\x22\x16$rank\x22\x16$other\x2a\x01m\x32\x20$(printf '%032d' 0)\x38\x90\x4e"
+  printf "\x00\x08\x01\x10\x01\x18\x07\x92\x02\x60$body" >"$dir/seed-1"
+  printf '\x01\x02\x06\x0c\x01' >"$dir/seed-2" ;;
 fuzz_geo) # a scene's description behind its length (little-endian)
   image='{"driver":"GTiff","dtype":"Byte","epsg":"","date":"","file_bytes":9,"width":4,"height":4,"bands":3,"band":[1,2,3],"block_width":4,"block_height":4,"overviews":0,"gsd_m":1,"geotransform":[0,1,0,0,0,1],"low":[0,0,0],"high":[9,9,9]}'
   body='{"crs_wkt":"","width":4,"height":4,"geotransform":[0,1,0,0,0,1],"epsg":"","note":"","gsd_m":1,"overlap_share":1,"stripe_width":4,"stretch":1,"shift":[1,2,0.5],"overlap":[[0,0],[4,0],[4,4]],"images":['$image,$image']}'

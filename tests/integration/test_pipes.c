@@ -301,6 +301,37 @@ static void test_pipes_breaks_when_a_rank_says_so(void **state) {
   leave(p, 2);
 }
 
+/* Rank 0 hears of it with the next order, also when another rank was quicker to say that its links closed. */
+static void test_pipes_tell_of_memory_that_ran_out(void **state) {
+  (void)state;
+  fake_peer *p[2] = {join("a"), join("b")};
+  for (int round = 0; round < 3; round++) {
+    uint64_t epoch = 0;
+    for (int i = 0; i < 2; i++) {
+      Btc__Envelope *e = take(p[i], p, 2, BTC__ENVELOPE__BODY_PIPE_FORM);
+      epoch = e->pipe_form->epoch;
+      assert_int_equal(epoch, round + 1);
+      if (round)
+        assert_non_null(strstr(e->pipe_form->out_of_memory, "b: not enough memory: 7 MB"));
+      else
+        assert_string_equal(e->pipe_form->out_of_memory, "");
+      btc_wire_free(&e);
+    }
+    for (int i = round; i < 2; i++) { /* both say so, or b alone */
+      Btc__PipeBroken m = BTC__PIPE_BROKEN__INIT;
+      Btc__Envelope e = btc_wire_envelope(BTC__ENVELOPE__BODY_PIPE_BROKEN);
+      m.pipe = (char *)"p1";
+      m.epoch = epoch;
+      m.out_of_memory = i == 1;
+      m.cause = (char *)(i == 1 ? "not enough memory: 7 MB" : "a link closed");
+      e.pipe_broken = &m;
+      Btc__Envelope *a = peer_answer(p[i], peer_send(p[i], &e), BTC__ENVELOPE__BODY_ACK);
+      btc_wire_free(&a);
+    }
+  }
+  leave(p, 2);
+}
+
 static void test_pipes_deadline_breaks_a_formation(void **state) {
   (void)state;
   fake_peer *p[3] = {join("a"), join("b"), NULL};
@@ -389,6 +420,7 @@ static const struct CMUnitTest tests[] = {
     cmocka_unit_test_setup_teardown(test_pipes_leaves_replicas_and_other_models_alone, set_up, tear_down),
     cmocka_unit_test_setup_teardown(test_pipes_replaces_a_lost_rank_by_the_spare, set_up, tear_down),
     cmocka_unit_test_setup_teardown(test_pipes_breaks_when_a_rank_says_so, set_up, tear_down),
+    cmocka_unit_test_setup_teardown(test_pipes_tell_of_memory_that_ran_out, set_up, tear_down),
     cmocka_unit_test_setup_teardown(test_pipes_deadline_breaks_a_formation, set_up, tear_down),
     cmocka_unit_test_setup_teardown(test_pipes_survive_their_broker, set_up, tear_down),
     cmocka_unit_test_setup_teardown(test_pipes_survive_a_drain_of_their_broker, set_up, tear_down),

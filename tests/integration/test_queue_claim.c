@@ -10,7 +10,7 @@ static void test_claim_leases_chunks_with_their_texts(void **state) {
   EXPECT("2", "ZCARD $lease");
   EXPECT("[]", "btc_claim w#1 30000 40 ''");
   EXPECT("[]", "LRANGE $ring::1 0 -1");
-  EXPECT("[0 2 0 0 0 1 0 0 0]", "btc_totals");
+  EXPECT("[0 2 0 0 0 1 0 0 0 0]", "btc_totals");
 }
 
 static void test_claim_splits_a_chunk_by_credits(void **state) {

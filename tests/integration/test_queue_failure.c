@@ -69,7 +69,7 @@ static void test_bad_places_are_refused(void **state) {
   EXPECT_BEGIN("!BAD", "btc_commit 1 1 k 0 30000 w 0 a0 {}");
   EXPECT_BEGIN("!BAD", "btc_fail 1 1 j 32 30000 w 0 p a0 decode bad {}");
   EXPECT_BEGIN("!BAD kind of failure", "btc_fail 1 1 j 0 30000 w 0 x a0 decode bad {}");
-  EXPECT("[1 0 1 1]", "btc_commit 1 1 j 0 30000 w 2 a0 {} 32 a0 {} -1 a0 {} x a0 {}"); /* outside the job */
+  EXPECT("[1 0 1]", "btc_commit 1 1 j 0 30000 w 2 a0 {} 32 a0 {} -1 a0 {} x a0 {}"); /* outside the job */
 }
 
 static void test_permanent_failure_is_dead_at_once(void **state) {

@@ -146,7 +146,7 @@ static void test_rollback_waits_for_the_job(void **state) {
 /* The broker dies in the middle of it: the rest runs again, and nothing is lost or doubled. */
 static void test_rollback_cut_short(void **state) {
   (void)state;
-  static const char *const points[] = {"history_sent:1", "history_answered:1"};
+  static const char *const points[] = {"recover_sent:1", "recover_repeated:1"};
   for (size_t i = 0; i < sizeof points / sizeof points[0]; i++) {
     char env[64];
     cluster_prepare(&c, &(cluster_options){.workers = 1, .stub_us = 100, .lease_ms = 3000, .dead_ms = 2000});

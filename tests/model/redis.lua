@@ -3,7 +3,7 @@
 --
 -- States share what they have in common: R.load takes a database whose entries then are never changed, but copied when first written.
 
-local R = {db = {}, clock = 0, functions = {}, mine = {}}
+local R = {db = {}, clock = 0, run = 'a1', functions = {}, mine = {}}
 
 function R.load(db, clock)
   R.db, R.clock, R.mine = {}, clock, {}
@@ -71,6 +71,11 @@ function C.GET(key) local e = R.db[key] return e and e.v or false end
 function C.SET(key, v) R.db[key] = {k = 't', v = v} return {ok = 'OK'} end
 function C.INCR(key)
   local n = tonumber(C.GET(key) or '0') + 1
+  C.SET(key, text(n))
+  return n
+end
+function C.INCRBY(key, by)
+  local n = tonumber(C.GET(key) or '0') + tonumber(by)
   C.SET(key, text(n))
   return n
 end
@@ -191,6 +196,15 @@ function C.BITFIELD_RO(key, _, _, lo)
   for off = 0, 31 do if b[text(tonumber(lo) + off)] then n = n + 2 ^ (31 - off) end end
   return {n}
 end
+
+function C.BITCOUNT(key, from, to)
+  local n = 0
+  for i in pairs(get(key, 'b') or {}) do
+    if tonumber(i) >= tonumber(from) and tonumber(i) <= tonumber(to) then n = n + 1 end
+  end
+  return n
+end
+function C.INFO() return 'run_id:' .. R.run .. '\r\n' end
 
 function C.XADD(key, ...)
   local x, a, e = edit(key, 'x', true), {...}, {}

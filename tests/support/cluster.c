@@ -69,6 +69,8 @@ static void init_broker(cluster *c, int i) {
                         number(c->o.dead_ms / 5),
                         "--pipe-form",
                         number(c->o.form_ms),
+                        c->o.journal ? "--journal" : NULL,
+                        c->o.journal,
                         NULL};
   daemon_init(&c->broker[i], name, args);
   snprintf(c->clients + strlen(c->clients), sizeof c->clients - strlen(c->clients), "%s%s", i ? "," : "", seen);
@@ -113,7 +115,7 @@ void cluster_prepare(cluster *c, const cluster_options *o) {
   memset(c, 0, sizeof *c);
   c->o = *o;
   if (!c->o.brokers) c->o.brokers = 1;
-  if (!c->o.workers) c->o.workers = 1;
+  if (!c->o.workers && !c->o.peers) c->o.workers = 1;
   if (!c->o.lease_ms) c->o.lease_ms = 3000;
   if (!c->o.dead_ms) c->o.dead_ms = 2000;
   if (!c->o.stall_ms) c->o.stall_ms = 4000;
@@ -251,7 +253,7 @@ uint64_t cluster_check(cluster *c) {
                              .results = c->results,
                              .drained = c->drained,
                              .at_end = true,
-                             .stub = !c->o.model};
+                             .stub = !c->o.model && !c->o.peers};
   if (checker_run(&o, say, NULL, &r, &err) != BTC_OK) fail_msg("%s", err.message);
   if (r.violations) cluster_show(c);
   print_message("checked: %llu jobs, %llu items: %llu done, %llu dead, %llu cancelled, %llu records, %llu violations\n",

@@ -24,6 +24,8 @@ typedef struct cluster_options {
   int lease_ms, dead_ms, stall_ms; /* 0: 3000, 2000, 4000 */
   bool everysec;                   /* appendfsync everysec instead of always */
   const char *redis_config;        /* more lines of redis.conf, or NULL */
+  const char *journal;             /* --journal of the brokers, or NULL */
+  bool peers;                      /* workers are played by the test (fake_peer.h): none is started, captions are not compared */
   bool links; /* one broker; clients, worker 0 (named "linked") and the broker's Redis each behind a link that can be cut */
 } cluster_options;
 

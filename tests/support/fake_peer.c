@@ -49,7 +49,7 @@ uint64_t peer_send(fake_peer *p, Btc__Envelope *e) {
   return e->req_id;
 }
 
-static Btc__Envelope *take_any(fake_peer *p, int64_t end_ms) {
+Btc__Envelope *peer_take_any(fake_peer *p, int64_t end_ms) {
   btc_message m;
   while (!btc_socket_take(p->socket, false, NULL, &m)) {
     zmq_pollitem_t item = {p->socket, 0, ZMQ_POLLIN, 0};
@@ -62,7 +62,7 @@ static Btc__Envelope *take_any(fake_peer *p, int64_t end_ms) {
 
 Btc__Envelope *peer_take(fake_peer *p, Btc__Envelope__BodyCase body, int ms) {
   int64_t end = test_now_ms() + ms;
-  for (Btc__Envelope *e; (e = take_any(p, end)); btc_wire_free(&e))
+  for (Btc__Envelope *e; (e = peer_take_any(p, end)); btc_wire_free(&e))
     if (e->body_case == body) return e;
   return NULL;
 }
@@ -96,7 +96,7 @@ static bool names(const Btc__Envelope *e, uint64_t req_id) {
 
 Btc__Envelope *peer_answer(fake_peer *p, uint64_t req_id, Btc__Envelope__BodyCase body) {
   int64_t end = test_now_ms() + WAIT_MS;
-  for (Btc__Envelope *e; (e = take_any(p, end)); btc_wire_free(&e)) {
+  for (Btc__Envelope *e; (e = peer_take_any(p, end)); btc_wire_free(&e)) {
     if (!names(e, req_id)) continue;
     if (e->body_case != body)
       fail_msg("message %" PRIu64 " was answered by %s (%s)", req_id, btc_wire_body_name(e->body_case),

@@ -19,6 +19,8 @@ void peer_close(fake_peer **p);
 uint64_t peer_send(fake_peer *p, Btc__Envelope *e);
 /* One raw frame. */
 void peer_send_bytes(fake_peer *p, const void *data, size_t len);
+/* The next message of any kind before test_now_ms() is end_ms; NULL: none came. btc_wire_free it. */
+Btc__Envelope *peer_take_any(fake_peer *p, int64_t end_ms);
 /* The next message with this body within ms, others are dropped; NULL: none came. btc_wire_free it. */
 Btc__Envelope *peer_take(fake_peer *p, Btc__Envelope__BodyCase body, int ms);
 /* Fails the test when there is none in 30 s. */
