@@ -415,21 +415,35 @@ static void run_block(btc_stage *s, const btc_run *r, int i, const btc_stage_ite
   (decode ? s->times.decode_ms : s->times.prefill_ms)[btc_block_at(s->m, i).kind] += ms;
 }
 
-/* All blocks of a decode step at once, which a device records and repeats. */
-static void run_recorded(btc_stage *s, const btc_run *r, int first, int last, int n, const float **cur) {
-  uint64_t key = ((s->generation * 1024 + (uint64_t)n) * 1024 + (uint64_t)first) * 1024 + (uint64_t)last;
-  int64_t start = btc_now_ns();
-  if (s->progress) __atomic_add_fetch(s->progress, 1, __ATOMIC_RELAXED);
-  bool repeated = btc_op_sequence_begin(s->be, key);
+static void issue_steps(btc_stage *s, const btc_run *r, int first, int last, int n, const float **cur) {
+  for (int i = first; i < last; i++) decode_block(s, r, i, n, cur);
+}
+
+/* Where the recording of these blocks leaves the flow. */
+static void follow_steps(const btc_stage *s, int first, int last, const float **cur) {
   for (int i = first; i < last; i++) {
-    if (!repeated)
-      decode_block(s, r, i, n, cur);
-    else if (btc_block_at(s->m, i).kind == BTC_BLOCK_HEAD) /* where the recording leaves the flow */
+    if (btc_block_at(s->m, i).kind == BTC_BLOCK_HEAD)
       *cur = *cur == s->flow[0] ? s->flow[1] : s->flow[0];
     else if (*cur != s->flow[0])
       *cur = s->flow[1];
   }
-  if (!repeated) btc_op_sequence_end(s->be);
+}
+
+/* All blocks of a decode step at once, which a device records and repeats. */
+static void run_recorded(btc_stage *s, const btc_run *r, int first, int last, int n, const float **cur) {
+  uint64_t key = ((s->generation * 1024 + (uint64_t)n) * 1024 + (uint64_t)first) * 1024 + (uint64_t)last;
+  int64_t start = btc_now_ns();
+  const float *const before = *cur;
+  if (s->progress) __atomic_add_fetch(s->progress, 1, __ATOMIC_RELAXED);
+  if (btc_op_sequence_begin(s->be, key)) {
+    follow_steps(s, first, last, cur);
+  } else {
+    issue_steps(s, r, first, last, n, cur);
+    if (!btc_op_sequence_end(s->be)) {
+      *cur = before;
+      issue_steps(s, r, first, last, n, cur);
+    }
+  }
   s->times.decode_ms[BTC_BLOCK_LLM] += (double)(btc_now_ns() - start) * 1e-6;
 }
 

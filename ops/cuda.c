@@ -26,6 +26,7 @@ static void cuda_destroy(btc_backend *b) {
   for (size_t i = 0; i < c->cap_constants; i++) {
     cuda_constant *k = &c->constant[i];
     if (k->exact) (void)cudaFree(k->exact);
+    if (k->rounded) (void)cudaFree(k->rounded);
     if (k->product && k->product != k->exact) (void)cudaFree(k->product);
   }
   free(c->constant);

@@ -143,9 +143,10 @@ void btc_op_copy(btc_backend *b, void *dst, const void *src, size_t bytes);
 void btc_op_copy_2d(btc_backend *b, void *dst, size_t dst_pitch, const void *src, size_t src_pitch, size_t width, int64_t rows);
 /* A sequence of operators with the same operands each time, of which only what btc_op_set_items says differs. true: it has been
  * started from a recording of an earlier time with this key, and the caller issues nothing. false: the caller issues it and then
- * calls btc_op_sequence_end. No copies from or to the host within. */
+ * calls btc_op_sequence_end. No copies from or to the host within.
+ * sequence_end false: nothing of what was issued has been started, and the caller issues it once more, without beginning anew. */
 bool btc_op_sequence_begin(btc_backend *b, uint64_t key);
-void btc_op_sequence_end(btc_backend *b);
+bool btc_op_sequence_end(btc_backend *b);
 
 /* ---- products ---- */
 
