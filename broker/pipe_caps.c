@@ -64,6 +64,8 @@ btc_pipe_caps *btc_pipe_caps_of(const Btc__Hello *h) {
   c->fixed_bytes = (int64_t)h->fixed_bytes;
   snprintf(c->site, sizeof c->site, "%s", h->site);
   snprintf(c->endpoint, sizeof c->endpoint, "%s", h->endpoint);
+  snprintf(c->card, sizeof c->card, "%s", h->card);
+  c->nccl = *h->card && strlen(h->card) < sizeof c->card ? h->nccl : 0; /* no card that could be told from others: not by NCCL */
   return c;
 }
 

@@ -21,7 +21,9 @@ typedef struct btc_pipe_caps {
   int64_t memory_bytes, fixed_bytes;
   double ms[BTC_PLAN_KINDS];
   char site[65], endpoint[256];
-  int strikes; /* formations that waited for it in vain */
+  uint32_t nccl; /* the version of NCCL's library; 0: its tensors go by the links only */
+  char card[64]; /* of its GPU */
+  int strikes;   /* formations that waited for it in vain */
   struct {
     char pipe[33];
     uint64_t epoch;

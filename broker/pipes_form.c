@@ -8,7 +8,7 @@
 
 #include "broker/pipes_parts.h"
 
-enum { RETRY_MS = 250, RETRY_MAX_MS = 30000, NOT_LEADING_MS = 500, LASTED_MS = 60000 };
+enum { NCCL_FAILURES = 2, RETRY_MS = 250, RETRY_MAX_MS = 30000, NOT_LEADING_MS = 500, LASTED_MS = 60000 };
 
 typedef struct step { /* a call on its way */
   btc_broker *b;
@@ -109,6 +109,21 @@ static void send_go(btc_broker *b, const pipeline *p) {
   }
 }
 
+/* Do all ranks have the same NCCL, and cards of their own? After two epochs that failed over it the links take the tensors. */
+static bool can_use_nccl(const btc_broker *b, const pipeline *p) {
+  const btc_pipe_caps *caps[BTC_PLAN_STAGES];
+  const int n = p->plan.pipe.stages;
+  if (n < 2 || p->nccl_failures >= NCCL_FAILURES) return false;
+  for (int i = 0; i < n; i++) {
+    const btc_session *s = btc_pipe_member(b, p, i);
+    if (!s || !s->pipe->nccl) return false;
+    caps[i] = s->pipe;
+    for (int k = 0; k < i; k++)
+      if (caps[k]->nccl != caps[i]->nccl || !strcmp(caps[k]->card, caps[i]->card)) return false;
+  }
+  return true;
+}
+
 static void send_form(btc_broker *b, pipeline *p) {
   Btc__PipeForm m = BTC__PIPE_FORM__INIT;
   Btc__PipeRank rank[BTC_PLAN_STAGES], *list[BTC_PLAN_STAGES];
@@ -132,6 +147,7 @@ static void send_form(btc_broker *b, pipeline *p) {
   m.secret.len = sizeof secret;
   m.deadline_ms = (uint32_t)b->o->pipe_form_ms;
   m.out_of_memory = p->oom;
+  m.nccl = p->nccl;
   for (int i = 0; i < p->plan.pipe.stages; i++) {
     Btc__Envelope e = btc_wire_envelope(BTC__ENVELOPE__BODY_PIPE_FORM);
     btc_session *s = btc_pipe_member(b, p, i);
@@ -174,7 +190,10 @@ void btc_pipe_break(btc_broker *b, pipeline *p, const char *cause) {
   tell_abort(b, p, cause);
   const int64_t now = btc_loop_now_ns(b->loop);
   p->failures = p->st == PIPE_ACTIVE ? 0 : p->failures + 1;
-  if (p->st == PIPE_ACTIVE && now - p->active_ns > LASTED_MS * MS) p->ooms = 0;
+  if (p->st == PIPE_ACTIVE && now - p->active_ns > LASTED_MS * MS)
+    p->ooms = p->nccl_failures = 0;
+  else
+    p->nccl_failures += p->nccl;
   if (p->oom[0]) p->failures = p->ooms++; /* the first at once; a pipe that never has enough is not formed all day */
   p->st = PIPE_BROKEN;
   p->going = false;
@@ -199,8 +218,9 @@ static void on_planned(void *ctx, const redisReply *r) {
   p->epoch = strtoull(btc_answer_text(r, 1), NULL, 10);
   p->st = PIPE_FORM;
   p->deadline_ns = btc_loop_now_ns(b->loop) + b->o->pipe_form_ms * MS;
-  btc_log(BTC_LOG_INFO, "pipe-form", "pipe=%s epoch=%" PRIu64 " stages=%d slowest_ms=%.1f", p->id, p->epoch, p->plan.pipe.stages,
-          p->plan.pipe.slowest_ms);
+  p->nccl = can_use_nccl(b, p);
+  btc_log(BTC_LOG_INFO, "pipe-form", "pipe=%s epoch=%" PRIu64 " stages=%d slowest_ms=%.1f tensors=%s", p->id, p->epoch,
+          p->plan.pipe.stages, p->plan.pipe.slowest_ms, p->nccl ? "nccl" : "links");
   set_state(b, p, "FORM", "", on_state);
   send_form(b, p);
 }

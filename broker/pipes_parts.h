@@ -22,6 +22,8 @@ typedef struct pipeline {
   char oom[300];     /* what a rank of this epoch said when its memory ran out: for rank 0, with the next order to form */
   int ooms;          /* epochs of which that was the end, without one that lasted */
   int64_t active_ns; /* when it became ACTIVE last */
+  bool nccl;         /* tensors go by NCCL in this epoch */
+  int nccl_failures; /* such epochs that came to an early end, without one that lasted */
 } pipeline;
 
 struct btc_pipes {

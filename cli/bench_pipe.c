@@ -27,6 +27,7 @@ typedef struct bench {
   const char **paths;
   btc_item *items;
   btc_result *results;
+  char answers[17]; /* of all of them together: runs that answer alike have the same */
 } bench;
 
 /* ---- where to cut ---- */
@@ -98,8 +99,21 @@ static btc_status prepare(bench *b, btc_error *err) {
   return st;
 }
 
+static void sum_up(bench *b) {
+  btc_sha256 s;
+  uint8_t digest[32];
+  btc_sha256_init(&s);
+  for (int i = 0; i < b->n; i++) {
+    const char *text = b->results[i].text ? b->results[i].text : "";
+    btc_sha256_update(&s, text, strlen(text) + 1);
+  }
+  btc_sha256_final(&s, digest);
+  for (int i = 0; i < 8; i++) sprintf(b->answers + 2 * i, "%02x", digest[i]);
+}
+
 static btc_status run(bench *b, pipe_driver *p, btc_error *err) {
   btc_status st = pipe_run(p, b->items, (size_t)b->n, b->results, err);
+  if (st == BTC_OK) sum_up(b);
   for (int i = 0; i < b->n; i++) {
     if (st == BTC_OK && b->results[i].status != BTC_OK) st = btc_fail(err, b->results[i].status, "%s", b->results[i].error.message);
     btc_result_clear(&b->results[i]);
@@ -120,9 +134,9 @@ static void print(const bench *b, pipe_driver *p) {
   }
   const double items_s = b->n * 1000 / s.run_ms, imbalance = most > 0 ? 1 - sum / (s.ranks * most) : 0, idle = 1 - most / s.run_ms;
   if (b->o->json) {
-    json_t *o = json_pack("{s:s,s:i,s:I,s:f,s:f,s:f,s:f,s:o}", "backend", pipe_describe(p), "pairs", b->n, "tokens",
-                          (json_int_t)b->o->tokens, "items_s", items_s, "bubble", 1 - sum / (s.ranks * s.run_ms), "imbalance",
-                          imbalance, "beyond_imbalance", idle, "stages", stages);
+    json_t *o = json_pack("{s:s,s:b,s:s,s:i,s:I,s:f,s:f,s:f,s:f,s:o}", "backend", pipe_describe(p), "nccl", s.nccl, "answers",
+                          b->answers, "pairs", b->n, "tokens", (json_int_t)b->o->tokens, "items_s", items_s, "bubble",
+                          1 - sum / (s.ranks * s.run_ms), "imbalance", imbalance, "beyond_imbalance", idle, "stages", stages);
     char *line = json_dumps(o, JSON_COMPACT | JSON_REAL_PRECISION(6));
     if (line) puts(line);
     free(line);
@@ -155,10 +169,11 @@ int bench_pipe(const bench_pipe_options *o) {
   po.threads = (int)o->model->threads;
   po.slots = (int)o->slots;
   po.max_tokens = (int)o->tokens;
+  pipe_tensors_named(o->tensors, &po.tensors);
   po.cancel = &cli_interrupted;
   const char *dtype = o->model->dtype;
   po.precision = !strcmp(dtype, "f32") ? BTC_PRECISION_F32 : !strcmp(dtype, "bf16") ? BTC_PRECISION_BF16 : BTC_PRECISION_AUTO;
-  if (po.precision == BTC_PRECISION_AUTO) po.precision = btc_cpu_has_bf16() ? BTC_PRECISION_BF16 : BTC_PRECISION_F32;
+  if (po.precision == BTC_PRECISION_AUTO) po.precision = btc_device_has_bf16(b.device) ? BTC_PRECISION_BF16 : BTC_PRECISION_F32;
   btc_status st = cut(&b, m, po.precision, &err);
   btc_model_close(&m);
   if (st == BTC_OK) st = prepare(&b, &err);

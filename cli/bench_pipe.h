@@ -7,6 +7,7 @@
 typedef struct bench_pipe_options {
   const model_options *model;
   int64_t ranks, pairs, slots, tokens;
+  const char *tensors; /* see pipe.h */
   bool json;
 } bench_pipe_options;
 

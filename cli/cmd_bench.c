@@ -30,7 +30,7 @@ enum { MAX_BATCH = 64 };
 
 typedef struct bench_options {
   model_options model;
-  const char *size, *tokenizer;
+  const char *size, *tokenizer, *tensors;
   int64_t shard_mb, runs, tokens, positions, pairs, slots, ranks;
   bool json, cpu_time;
 } bench_options;
@@ -201,6 +201,7 @@ static int stages(const bench_options *b, char **images) {
 static int run(int argc, char **argv) {
   bench_options b = {.model = model_options_default,
                      .size = "full",
+                     .tensors = "auto",
                      .shard_mb = 5000,
                      .runs = 3,
                      .tokens = 16,
@@ -285,6 +286,12 @@ static int run(int argc, char **argv) {
        .help = "pipe: processes (default 4)",
        .low = 1,
        .high = 8},
+      {.name = "tensors",
+       .type = CLI_CHOICE,
+       .target = &b.tensors,
+       .value = "WAY",
+       .help = "pipe: between ranks, as for worker (default auto)",
+       .choices = "auto|tcp|nccl"},
       {.name = "cpu-time",
        .type = CLI_FLAG,
        .target = &b.cpu_time,
@@ -301,6 +308,6 @@ static int run(int argc, char **argv) {
     return bench_batching(&(bench_batching_options){&b.model, b.pairs, b.slots, b.tokens, b.runs, b.json});
   }
   if (n == 1 && !strcmp(args[0], "pipe"))
-    return bench_pipe(&(bench_pipe_options){&b.model, b.ranks, b.pairs, b.slots, b.tokens, b.json});
+    return bench_pipe(&(bench_pipe_options){&b.model, b.ranks, b.pairs, b.slots, b.tokens, b.tensors, b.json});
   return cli_usage_error(&cmd_bench, "'make-model DIR', 'stages BEFORE AFTER', 'batching' or 'pipe' expected");
 }

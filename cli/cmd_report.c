@@ -9,6 +9,7 @@
 
 #include "base/json.h"
 #include "geo/cells.h"
+#include "geo/scene.h"
 #include "model_options.h"
 #include "progress.h"
 #include "report/card.h"
@@ -43,7 +44,8 @@ typedef struct report_command {
   btc_results_files files;
   btc_items *items;
   btc_rings *rings;
-  json_t *scene; /* table of the GeoPackage, or NULL */
+  json_t *scene;          /* table of the GeoPackage, or NULL */
+  btc_scene_options read; /* how it was read */
   char stem[PATH_MAX], heat[PATH_MAX + 16];
   btc_model *engine;
   btc_session *session;
@@ -72,6 +74,20 @@ static btc_status find_manifest(report_command *c, const char *where, btc_error 
   return st;
 }
 
+/* The images as the model saw them: bands, stretch, shift. Tables of older programs have only the size of a pixel. */
+static btc_status read_options(report_command *c, btc_error *err) {
+  const char *text = btc_results_text(c->scene, "options");
+  json_t *o = NULL;
+  double max_nodata;
+  c->read = btc_scene_options_defaults();
+  c->read.gsd_m = strtod(btc_results_text(c->scene, "gsd_m"), NULL);
+  if (!*text) return BTC_OK;
+  btc_status st = btc_json_parse(text, strlen(text), "options of the scene", &btc_json_config_limits, &o, err);
+  if (st == BTC_OK) st = btc_scene_options_json(o, &c->read, &max_nodata, err);
+  json_decref(o);
+  return st;
+}
+
 /* A scene is one file of records with a GeoPackage of the same name beside it. */
 static btc_status find_scene(report_command *c, btc_error *err) {
   char path[PATH_MAX + 16];
@@ -81,6 +97,7 @@ static btc_status find_scene(report_command *c, btc_error *err) {
   snprintf(path, sizeof path, "%s.gpkg", c->stem);
   if (access(path, F_OK) != 0) return BTC_OK;
   btc_status st = btc_scene_table_read(path, &c->scene, err);
+  if (st == BTC_OK) st = read_options(c, err);
   if (st != BTC_OK) return st;
   if (c->before) json_object_set_new(c->scene, "before", json_string(c->before));
   if (c->after) json_object_set_new(c->scene, "after", json_string(c->after));
@@ -118,12 +135,11 @@ static bool source_of(report_command *c, const json_t *record, btc_item_files *f
   *s = (btc_pair_source){0};
   *files = (btc_item_files){0};
   if (c->scene && json_array_size(window) == 4) {
-    const char *gsd = btc_results_text(c->scene, "gsd_m");
     for (size_t i = 0; i < 4; i++) files->window[i] = json_integer_value(json_array_get(window, i));
     files->before = btc_results_text(c->scene, "before");
     files->after = btc_results_text(c->scene, "after");
     files->has_window = found = true;
-    s->gsd_m = strtod(gsd, NULL);
+    s->scene = &c->read;
   } else if (c->items && btc_items_find(c->items, btc_results_text(record, "id"), &found, files, err) != BTC_OK) {
     found = false;
   }

@@ -173,6 +173,14 @@ static int run(int argc, char **argv) {
        .help = "cut the model into a pipeline of N processes on this machine (default: one process)",
        .low = 1,
        .high = 16},
+      {.name = "tensors",
+       .type = CLI_CHOICE,
+       .target = &o.tensors,
+       .value = "WAY",
+       .help =
+           "how tensors pass between the ranks of a pipeline: nccl, from GPU to GPU; tcp, over their links (default auto: nccl\n"
+           "where every rank has a GPU of its own and libnccl.so.2 is there)",
+       .choices = "auto|tcp|nccl"},
       {.name = "memory",
        .type = CLI_REAL,
        .target = &o.memory_mib,

@@ -5,9 +5,11 @@
 #ifndef BTC_CLI_SCENE_H
 #define BTC_CLI_SCENE_H
 
+#include <jansson.h>
+
+#include "broker_options.h"
 #include "geo/journal.h"
 #include "geo/window.h"
-#include "broker_options.h"
 #include "model_options.h"
 #include "worker/record.h"
 
@@ -34,6 +36,9 @@ typedef struct scene_plan {
 /* Opens the scene and cuts it. Prints what is wrong and returns an exit code other than CLI_OK. */
 int scene_plan_make(const scene_options *o, scene_plan *out);
 void scene_plan_clear(scene_plan *p);
+/* How the images are read, as the parameter `scene` of a job and the table of a GeoPackage have it (formats.md); NULL: no memory.
+ */
+json_t *scene_plan_options(const scene_options *o);
 int64_t scene_plan_outside(const scene_plan *p); /* windows outside the common ground */
 /* What stands for everything that decides the results: 64 hex digits. */
 void scene_plan_key(const scene_plan *p, const record_model *model, const char *prompt, char hex[65]);

@@ -172,6 +172,11 @@ static json_t *describe(const scene_plan *p, const scene_files *f, const record_
   set(o, "dtype", "%s", model->dtype);
   set(o, "prompt", "%s", prompt ? prompt : btc_prompt_caption);
   set(o, "heat", "%s", slash ? slash + 1 : f->out_tif);
+  json_t *options = scene_plan_options(p->o);
+  char *text = options ? json_dumps(options, JSON_COMPACT | JSON_SORT_KEYS) : NULL;
+  set(o, "options", "%s", text ? text : "{}");
+  json_decref(options);
+  free(text);
   if (i->shift_estimated) set(o, "shift", "%.3f %.3f %.3f", i->shift_x, i->shift_y, i->shift_confidence);
   return o;
 }

@@ -73,6 +73,13 @@ void scene_plan_clear(scene_plan *p) {
   btc_scene_close(&p->scene);
 }
 
+json_t *scene_plan_options(const scene_options *o) {
+  json_t *scene = json_pack("{s:f,s:f,s:s,s:s,s:b}", "gsd_m", o->gsd_m, "max_nodata", o->max_nodata, "stretch", o->stretch, "shift",
+                            o->shift, "pixels", (int)o->pixels);
+  if (scene && o->bands) json_object_set_new(scene, "bands", json_string(o->bands));
+  return scene;
+}
+
 int64_t scene_plan_outside(const scene_plan *p) {
   int64_t n = 0;
   for (int64_t i = 0; i < p->grid.count && !cli_interrupted; i++) {

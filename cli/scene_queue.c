@@ -53,9 +53,7 @@ static btc_status write_manifest(const scene_plan *p, const char *path, btc_erro
 
 static char *make_params(const scene_plan *p, const char *prompt) {
   const model_options *m = &p->o->model;
-  json_t *scene = json_pack("{s:f,s:f,s:s,s:s,s:b}", "gsd_m", p->o->gsd_m, "max_nodata", p->o->max_nodata, "stretch", p->o->stretch,
-                            "shift", p->o->shift, "pixels", (int)p->o->pixels);
-  if (scene && p->o->bands) json_object_set_new(scene, "bands", json_string(p->o->bands));
+  json_t *scene = scene_plan_options(p->o);
   json_t *o = json_pack("{s:o,s:I,s:f,s:f,s:I,s:I}", "scene", scene, "max_tokens", (json_int_t)m->max_tokens, "temperature",
                         m->temperature, "top_p", m->top_p, "top_k", (json_int_t)m->top_k, "seed", (json_int_t)m->seed);
   if (o && prompt) json_object_set_new(o, "prompt", json_string(prompt));

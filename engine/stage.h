@@ -88,14 +88,15 @@ btc_status btc_stage_reserve(btc_stage *s, const btc_stage_item *items, int n, i
 btc_status btc_stage_shrink(btc_stage *s, int slots, btc_error *err);
 void btc_stage_set_tap(btc_stage *s, btc_tap *tap, void *user); /* NULL: none */
 const char *btc_stage_describe(const btc_stage *s);
+btc_backend *btc_stage_backend(btc_stage *s);                    /* to copy what it reads and has written, in order with its work */
 bool btc_stage_device(const btc_stage *s, btc_device_info *out); /* as btc_backend_device; any thread */
 
 /* Floats of the flow tensor before block i (i == block count: after the last) for a prefill or a decode step of these items. */
 int64_t btc_flow_floats(const btc_model *m, int i, const btc_stage_item *items, int n, bool decode);
 
 /* Runs the stage's range over n items: a prefill of their images and prompts, or one decode step. in and out are flow tensors at
- * its two ends (of btc_flow_floats floats; not overlapping). CANCELLED when asked to stop; then the slots of these items hold
- * nothing of use. A stage that ends before splice ignores decode steps. */
+ * its two ends (of btc_flow_floats floats, in host or the backend's memory; not overlapping). CANCELLED when asked to stop; then
+ * the slots of these items hold nothing of use. A stage that ends before splice ignores decode steps. */
 btc_status btc_stage_prefill(btc_stage *s, const btc_stage_item *items, int n, const float *in, float *out, btc_error *err);
 btc_status btc_stage_decode(btc_stage *s, const btc_stage_item *items, int n, const float *in, float *out, btc_error *err);
 

@@ -112,7 +112,7 @@ btc_status btc_cuda_device_query(int index, btc_device_info *out, btc_error *err
 
 btc_status cuda_open(cuda_backend *c, const char *kind, btc_error *err) {
   btc_device_info info = {0};
-  c->device = kind[4] == ':' ? (int)strtol(kind + 5, NULL, 10) : 0;
+  c->device = btc_device_index(kind);
   btc_status st = btc_cuda_device_query(c->device, &info, err);
   if (st != BTC_OK) return st;
   if (info.major < 8)

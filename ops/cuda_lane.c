@@ -25,7 +25,7 @@ btc_status btc_lane_create(const char *device, btc_lane **out, btc_error *err) {
   if (strncmp(device, "cuda", 4) != 0) return btc_fail(err, BTC_ERR_UNSUPPORTED, "device '%s' is no CUDA device", device);
   btc_lane *l = btc_alloc_zero(1, sizeof *l);
   if (!l) return btc_fail(err, BTC_ERR_NOMEM, "out of memory");
-  l->device = device[4] == ':' ? (int)strtol(device + 5, NULL, 10) : 0;
+  l->device = btc_device_index(device);
   btc_status st = btc_cuda_device_query(l->device, &info, err); /* makes it the thread's device */
   if (st == BTC_OK && !TRY(l, cudaStreamCreateWithFlags(&l->stream, cudaStreamNonBlocking), err)) st = err->code;
   if (st != BTC_OK) {

@@ -1,4 +1,5 @@
 /* Which devices there are, and which one a name means. The one place outside cuda*.c that asks whether CUDA was built. */
+#include <stdlib.h>
 #include <string.h>
 
 #include "ops/backend.h"
@@ -9,6 +10,10 @@ bool btc_device_known(const char *kind) {
   if (kind[4] == 0) return true;
   size_t digits = kind[4] == ':' ? strspn(kind + 5, "0123456789") : 0;
   return digits > 0 && digits <= 3 && kind[5 + digits] == 0;
+}
+
+int btc_device_index(const char *kind) {
+  return strncmp(kind, "cuda:", 5) == 0 ? (int)strtol(kind + 5, NULL, 10) : 0;
 }
 
 bool btc_device_has_bf16(const char *kind) {

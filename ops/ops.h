@@ -98,6 +98,7 @@ bool btc_cpu_has_bf16(void);
 
 /* Whether a device name ("cpu", "plain", "cuda", "cuda:3") is one this build knows; the device itself may be missing. */
 bool btc_device_known(const char *kind);
+int btc_device_index(const char *kind);     /* N of "cuda:N"; 0 without a number */
 bool btc_device_has_bf16(const char *kind); /* bf16 is the right default there */
 /* CUDA devices that can be used; 0 and a sentence in *err: "no CUDA device: ...". Any thread. */
 int btc_device_count(btc_error *err);

@@ -72,6 +72,28 @@ static btc_status check_place(const btc_gallery *g, btc_error *err) {
   return BTC_OK;
 }
 
+/* The page may load nothing from anywhere (its Content-Security-Policy), unless there are tiles: then pictures from their server.
+ */
+static btc_status write_page(btc_gallery *g, const char *data, size_t len, btc_error *err) {
+  static const char mark[] = "img-src 'self' data:",
+                    plain[] = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789.-:[]";
+  const char *host = g->tiles, *at = memmem(data, len, mark, strlen(mark));
+  if (!host) return write_file(g, "index.html", data, len, err);
+  host = strncmp(host, "https://", 8) == 0 ? host + 8 : strncmp(host, "http://", 7) == 0 ? host + 7 : NULL;
+  const char *name = host && strncmp(host, "{s}.", 4) == 0 ? host + 4 : host; /* servers a., b., c. */
+  size_t n = name ? strspn(name, plain) : 0;
+  if (!at || !n || name[n] != '/')
+    return btc_fail(err, BTC_ERR_ARG, "'%s' is no address of tiles like https://tiles.example/{z}/{x}/{y}.png", g->tiles);
+  size_t head = (size_t)(at - data) + strlen(mark);
+  char *page = NULL;
+  int size = asprintf(&page, "%.*s %.*s%s%.*s%.*s", (int)head, data, (int)(host - g->tiles), g->tiles, name == host ? "" : "*.",
+                      (int)n, name, (int)(len - head), data + head);
+  if (size < 0) return btc_fail(err, BTC_ERR_NOMEM, "no memory for a gallery");
+  btc_status st = write_file(g, "index.html", page, (size_t)size, err);
+  free(page);
+  return st;
+}
+
 btc_status btc_gallery_create(const char *out, const btc_gallery_options *o, btc_gallery **result, btc_error *err) {
   btc_gallery *g = *result = btc_alloc_zero(1, sizeof *g);
   size_t n = strlen(out);
@@ -99,7 +121,9 @@ btc_status btc_gallery_create(const char *out, const btc_gallery_options *o, btc
   if (st == BTC_OK) st = make_folder(g, "data", err);
   if (st == BTC_OK) st = make_folder(g, "images", err);
   for (size_t i = 0; st == BTC_OK && i < sizeof page_files / sizeof page_files[0]; i++)
-    st = write_file(g, page_files[i].name, page_files[i].data, page_files[i].len, err);
+    st = strcmp(page_files[i].name, "index.html") == 0
+             ? write_page(g, (const char *)page_files[i].data, page_files[i].len, err)
+             : write_file(g, page_files[i].name, page_files[i].data, page_files[i].len, err);
   if (st != BTC_OK) btc_gallery_close(result);
   return st;
 }

@@ -13,7 +13,6 @@ enum { SMALL_PIXELS = 4 << 20, HEAT_MAX = 512 };
 
 typedef struct open_scene {
   char *before, *after;
-  double gsd_m;
   btc_scene *scene;
 } open_scene;
 
@@ -78,11 +77,10 @@ static btc_status whole(const char *path, int64_t side, btc_image *out, btc_erro
 
 static btc_status scene_for(open_scene *s, const char *before, const char *after, const btc_scene_options *o, btc_error *err) {
   btc_geo_failure f = {0};
-  if (s->scene && strcmp(s->before, before) == 0 && strcmp(s->after, after) == 0 && s->gsd_m == o->gsd_m) return BTC_OK;
+  if (s->scene && strcmp(s->before, before) == 0 && strcmp(s->after, after) == 0) return BTC_OK;
   shut(s);
   s->before = btc_strdup(before);
   s->after = btc_strdup(after);
-  s->gsd_m = o->gsd_m;
   if (!s->before || !s->after) {
     shut(s);
     return btc_fail(err, BTC_ERR_NOMEM, "no memory for a scene");
@@ -102,10 +100,9 @@ static bool window_fits(const int64_t w[4]) {
 }
 
 static btc_status window_of(btc_pictures *p, const btc_pair_source *s, btc_image out[2], btc_error *err) {
-  btc_scene_options o = btc_scene_options_defaults();
+  btc_scene_options o = s->scene ? *s->scene : btc_scene_options_defaults();
   btc_geo_failure f = {0};
   const int64_t *w = s->window;
-  o.gsd_m = s->gsd_m;
   if (!window_fits(w)) return btc_fail(err, BTC_ERR_LIMIT, "a window of over %d pixels", BTC_SCENE_MAX_WINDOW);
   btc_status st = scene_for(&p->scene, s->before, s->after, &o, err);
   if (st != BTC_OK) return st;

@@ -15,8 +15,8 @@ void btc_pictures_destroy(btc_pictures **p);
 
 typedef struct btc_pair_source {
   const char *before, *after;
-  const int64_t *window; /* [4] x, y, width, height of two scenes; NULL: two whole images */
-  double gsd_m;          /* grid of the scene; 0: the before image's own */
+  const int64_t *window;                 /* [4] x, y, width, height of two scenes; NULL: two whole images */
+  const struct btc_scene_options *scene; /* how the scene was read (geo/scene.h), the same for all windows; NULL: by default */
 } btc_pair_source;
 
 /* out[0] before, out[1] after; btc_image_free each. Both are empty on failure. Errors name the file. */

@@ -20,8 +20,9 @@ typedef struct btc_worker_options {
   /* model engine */
   const char *model, *device, *dtype;
   int threads, batch, max_tokens;
-  const char *known; /* of the child: what an earlier one said of the model's files (btc_checkpoint_known); NULL: nothing */
-  int pipe;          /* more than 1: a pipeline of so many processes of this machine */
+  const char *known;   /* of the child: what an earlier one said of the model's files (btc_checkpoint_known); NULL: nothing */
+  int pipe;            /* more than 1: a pipeline of so many processes of this machine */
+  const char *tensors; /* how they pass between ranks on GPUs: "auto", "tcp", "nccl" (pipe.h) */
   /* a member of pipelines that span workers */
   double memory_mib; /* what the model may take here; 0: a whole model is held. A whole model that fits is held all the same */
   const char *link;  /* "ADDRESS:PORT" (IPv4) where other ranks connect; port 0: any */

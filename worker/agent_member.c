@@ -181,7 +181,8 @@ void member_child_died(agent *a) {
 
 /* Owns what it keeps of the message. */
 static btc_status keep_caps(member *m, const Btc__ChildReady *r, btc_error *err) {
-  measure_result c = {.n = r->n_blocks, .slots = r->slots, .fixed_bytes = r->fixed_bytes};
+  measure_result c = {.n = r->n_blocks, .slots = r->slots, .fixed_bytes = r->fixed_bytes, .nccl = (int)r->nccl};
+  snprintf(c.card, sizeof c.card, "%s", r->card);
   c.block = btc_alloc_zero(c.n, sizeof *c.block);
   c.list = btc_alloc_zero(c.n, sizeof *c.list);
   m->blocks = 0;
@@ -223,6 +224,8 @@ void member_fill_hello(const agent *a, Btc__Hello *h) {
   h->slots = m->caps.slots;
   h->site = (char *)a->o->site;
   h->endpoint = (char *)m->endpoint;
+  h->nccl = (uint32_t)m->caps.nccl;
+  h->card = (char *)m->caps.card;
 }
 
 void member_fill_beat(agent *a, Btc__Heartbeat *beat) {

@@ -144,8 +144,8 @@ static void on_form(agent *a, const Btc__PipeForm *f) {
   BTC_FAILPOINT("member_form");
   int first = (int)f->ranks[f->rank]->first, last = (int)f->ranks[f->rank]->last;
   bool kept = m->shard.pid && m->first == first && m->last == last;
-  agent_log(a, "pipe-form", "pipe=%s epoch=%llu rank=%u ranks=%u blocks=%d-%d weights=%s", m->id, (unsigned long long)m->epoch,
-            m->rank, m->ranks, first, last - 1, kept ? "kept" : "new");
+  agent_log(a, "pipe-form", "pipe=%s epoch=%llu rank=%u ranks=%u blocks=%d-%d weights=%s tensors=%s", m->id,
+            (unsigned long long)m->epoch, m->rank, m->ranks, first, last - 1, kept ? "kept" : "new", f->nccl ? "nccl" : "links");
   if (!kept && member_start_shard(a, first, last, &err) != BTC_OK)
     member_broken(a, err.code, err.message);
   else

@@ -272,6 +272,7 @@ static void make_arguments(arguments *a, const btc_worker_options *o) {
   add_number(a, "--batch", o->batch);
   add_number(a, "--max-tokens", o->max_tokens);
   if (o->pipe > 1) add_number(a, "--pipe", o->pipe);
+  add_text(a, "--tensors", o->tensors);
   if (o->memory_mib > 0) add_real(a, "--memory", o->memory_mib);
   add_text(a, "--known", o->known);
   add_number(a, "--stub-us", o->stub_us);

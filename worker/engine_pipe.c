@@ -2,11 +2,13 @@
  * The engine with a model that is cut over several processes (pipe.h): of this machine, which it starts itself, or of several
  * workers, whose agents do. Items join at any time.
  */
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "engine_items.h"
 #include "engine/stage.h"
+#include "link_nccl.h"
 #include "measure.h"
 #include "pipe.h"
 #include "shard.h"
@@ -69,6 +71,7 @@ static pipe_options options_of(pipe_engine *e, const btc_worker_options *o) {
   po.max_tokens = o->max_tokens;
   po.slots = o->batch;
   po.precision = engine_precision(o);
+  pipe_tensors_named(o->tensors, &po.tensors); /* the command line has checked it */
   po.progress = &e->base.progress;
   po.done = on_done;
   po.note = on_note;
@@ -137,6 +140,22 @@ static btc_status measure(pipe_engine *e, const btc_worker_options *o, btc_error
   return st;
 }
 
+/* Whether other ranks' tensors can come to our GPU by NCCL. An error only when that is asked for. */
+static btc_status look_for_nccl(pipe_engine *e, const btc_worker_options *o, btc_error *err) {
+  pipe_tensors tensors;
+  btc_device_info info;
+  pipe_tensors_named(o->tensors, &tensors);
+  if (tensors == PIPE_TENSORS_TCP || (tensors == PIPE_TENSORS_AUTO && strncmp(o->device, "cuda", 4) != 0)) return BTC_OK;
+  btc_status st = btc_device_query(btc_device_index(o->device), &info, err);
+  if (strncmp(o->device, "cuda", 4) != 0) st = btc_fail(err, BTC_ERR_UNSUPPORTED, "device %s is no GPU", o->device);
+  if (st == BTC_OK) {
+    e->base.caps.nccl = link_nccl_version(err);
+    snprintf(e->base.caps.card, sizeof e->base.caps.card, "%s", info.card);
+  }
+  if (e->base.caps.nccl || tensors == PIPE_TENSORS_AUTO) return BTC_OK;
+  return btc_fail_prefix(err, "tensors cannot go by NCCL");
+}
+
 btc_status engine_member_create(const btc_worker_options *o, worker_engine **out, btc_error *err) {
   pipe_engine *e = NULL;
   *out = NULL;
@@ -152,6 +171,7 @@ btc_status engine_member_create(const btc_worker_options *o, worker_engine **out
     destroy(&e->base);
     return engine_model_create(o, out, err);
   }
+  if (st == BTC_OK) st = look_for_nccl(e, o, err);
   if (st == BTC_OK) e->base.wake_fd = pipe_wake_fd(e->p);
   return finish(e, st, out);
 }

@@ -27,6 +27,8 @@ typedef struct measure_result {
   uint32_t slots;
   uint64_t fixed_bytes; /* of any stage */
   uint64_t whole_bytes; /* of a stage of all blocks */
+  int nccl;             /* the version of NCCL's library; 0: tensors cannot come by it. Not measured: the engine sets it and card */
+  char card[44];        /* the GPU's own name */
 } measure_result;
 
 /* The caller frees with measure_free. A folder that cannot be written to only costs the next start its time. */

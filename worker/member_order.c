@@ -50,6 +50,7 @@ const char *member_order_read(const Btc__PipeForm *f, const member_self *self, s
                    .form_ms = (int32_t)deadline,
                    .frame_ms = FRAME_MS,
                    .outside = f->rank > 0,
+                   .nccl = f->nccl,
                    .epoch = f->epoch};
   memcpy(o.secret, f->secret.data, sizeof o.secret);
   for (uint32_t i = 0; i < o.ranks; i++)

@@ -8,6 +8,7 @@ btc_worker_options btc_worker_options_default(void) {
                               .stall_ms = 60000,
                               .device = "cpu",
                               .dtype = "auto",
+                              .tensors = "auto",
                               .batch = 8,
                               .link = "127.0.0.1:0",
                               .site = "",

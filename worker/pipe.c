@@ -25,6 +25,13 @@ pipe_options pipe_options_default(void) {
                         .fail_rank = -1};
 }
 
+bool pipe_tensors_named(const char *name, pipe_tensors *out) {
+  *out = PIPE_TENSORS_AUTO;
+  if (!name || !strcmp(name, "auto")) return true;
+  *out = !strcmp(name, "tcp") ? PIPE_TENSORS_TCP : PIPE_TENSORS_NCCL;
+  return *out == PIPE_TENSORS_TCP || !strcmp(name, "nccl");
+}
+
 /* ---- where to cut ---- */
 
 btc_status pipe_even_cuts(const btc_model *m, int ranks, int *cuts, btc_error *err) {
@@ -123,11 +130,20 @@ static btc_status open_driver(pipe_driver *p, btc_error *err) {
   btc_shard_drop_weights(p->m);
   if (!p->o.ahead) p->o.ahead = p->o.slots < AHEAD ? p->o.slots : AHEAD;
   p->precision = p->o.precision;
-  if (p->precision == BTC_PRECISION_AUTO) p->precision = btc_cpu_has_bf16() ? BTC_PRECISION_BF16 : BTC_PRECISION_F32;
+  if (p->precision == BTC_PRECISION_AUTO) p->precision = btc_device_has_bf16(p->o.device) ? BTC_PRECISION_BF16 : BTC_PRECISION_F32;
   st = make_tables(p, err);
   if (st == BTC_OK) st = make_prefix(p, err);
   if (st == BTC_OK) st = btc_sampler_create(btc_tokenizer_vocab(p->m->tok), &p->sampler, err);
   return st == BTC_OK ? pipe_reader_start(p, err) : st;
+}
+
+static void describe(pipe_driver *p) {
+  const bool bf16 = p->precision == BTC_PRECISION_BF16;
+  char tensors[64] = "";
+  const int v = p->rank[0].process.nccl;
+  if (p->nccl) snprintf(tensors, sizeof tensors, ", tensors by NCCL %d.%d.%d", v / 10000, v / 100 % 100, v % 100);
+  snprintf(p->describe, sizeof p->describe, "pipeline of %d ranks, %s, %d threads each, %s%s", p->n_ranks, p->o.device,
+           p->o.threads, bf16 ? "bf16" : "f32", tensors);
 }
 
 static btc_status open_ranks(pipe_driver *p, const int *cuts, btc_error *err) {
@@ -141,10 +157,11 @@ static btc_status open_ranks(pipe_driver *p, const int *cuts, btc_error *err) {
     p->rank[r].last = cuts[r + 1];
     if (cuts[r] <= change) p->entry = r;
   }
-  snprintf(p->describe, sizeof p->describe, "pipeline of %d ranks, %s, %d threads each, %s", p->n_ranks, p->o.device, p->o.threads,
-           p->precision == BTC_PRECISION_BF16 ? "bf16" : "f32");
+  if (!strcmp(p->o.device, "cuda") && !(p->cards = btc_device_count(err))) return err->code;
   st = btc_link_listen("127.0.0.1", &p->listen_fd, &p->port, err);
-  return st == BTC_OK ? pipe_form(p, err) : st;
+  if (st == BTC_OK) st = pipe_form(p, err);
+  if (st == BTC_OK) describe(p);
+  return st;
 }
 
 static btc_status new_driver(const char *model, const pipe_options *o, pipe_driver **out, btc_error *err) {
@@ -229,6 +246,7 @@ const char *pipe_describe(const pipe_driver *p) {
 pipe_state pipe_get_state(const pipe_driver *p) {
   pipe_state s = {.epoch = p->epoch,
                   .ranks = p->n_ranks,
+                  .nccl = p->nccl,
                   .slots = p->slots,
                   .run_ms = p->run_ms,
                   .breaks = p->breaks,

@@ -25,9 +25,16 @@
 
 enum { PIPE_MAX_RANKS = 16 };
 
+/* How tensors pass from rank to rank. AUTO: by NCCL where every rank has a card of its own and NCCL's library, else by the links;
+ * and by the links, too, after two attempts over NCCL have failed. NCCL: so, or not at all; ranks that share a card are hosts of
+ * their own to it. */
+typedef enum pipe_tensors { PIPE_TENSORS_AUTO, PIPE_TENSORS_TCP, PIPE_TENSORS_NCCL } pipe_tensors;
+bool pipe_tensors_named(const char *name, pipe_tensors *out); /* "auto", "tcp", "nccl"; NULL is auto */
+
 typedef struct pipe_options {
   const char *program; /* NULL: our own (/proc/self/exe); it must know `worker --shard` */
-  const char *device;  /* "cpu" or "plain" */
+  const char *device;  /* "cpu", "plain", "cuda:N"; "cuda": rank r is on card r, modulo their number */
+  pipe_tensors tensors;
   btc_precision precision;
   int threads;                /* of each rank; 0: this machine's processors shared out */
   int slots;                  /* items generated together, 1..256, default 16 */
@@ -96,6 +103,7 @@ typedef struct pipe_state {
   double busy_ms[PIPE_MAX_RANKS]; /* spent in steps by the process that is there now; likewise */
   double run_ms;                  /* spent with an item open */
   int64_t breaks;                 /* epochs that ended */
+  bool nccl;                      /* tensors go by NCCL in this epoch */
   int slots;                      /* items generated together now: fewer than asked for once a rank had no memory */
   double form_ms;                 /* the last formation, from the break's detection on */
   int64_t images, encoded;        /* asked for by items, seen by the tower */

@@ -11,7 +11,11 @@
 
 #include "pipe_parts.h"
 
-enum { ATTEMPTS = 6, GRIEF_MS = 1000 /* a process that ends on a busy machine closes its links long before it is gone */ };
+enum {
+  ATTEMPTS = 6,
+  NCCL_ATTEMPTS = 2,
+  GRIEF_MS = 1000 /* a process that ends on a busy machine closes its links long before it is gone */
+};
 
 /* A link that closed tells of a death before the system does. To form again with the dying would only fail. */
 void pipe_wait_for_death(pipe_driver *p) {
@@ -57,6 +61,7 @@ static shard_order base_order(const pipe_driver *p, const uint8_t secret[BTC_LIN
                    .entry = (uint32_t)p->entry,
                    .form_ms = p->o.form_ms,
                    .frame_ms = p->o.step_ms,
+                   .nccl = p->nccl,
                    .epoch = p->epoch,
                    .max_bytes = shard_frame_bound(p->m, p->o.slots)};
   memcpy(o.secret, secret, sizeof o.secret);
@@ -105,7 +110,34 @@ static btc_status wait_ready(pipe_driver *p, btc_error *err) {
   }
 }
 
-static btc_status attempt(pipe_driver *p, btc_error *err) {
+/* Why NCCL cannot take the tensors of these ranks; "": it can. */
+static void why_not_nccl(const pipe_driver *p, char *why, size_t len) {
+  *why = 0;
+  for (int r = 0; r < p->n_ranks; r++) {
+    const shard_process *k = &p->rank[r].process, *first = &p->rank[0].process;
+    if (!k->nccl) {
+      snprintf(why, len, "rank %d: %s", r, k->no_nccl);
+      return;
+    }
+    if (k->nccl != first->nccl) snprintf(why, len, "ranks 0 and %d have versions %d and %d of NCCL", r, first->nccl, k->nccl);
+    for (int other = 0; other < r && p->o.tensors != PIPE_TENSORS_NCCL; other++)
+      if (!strcmp(k->card, p->rank[other].process.card)) snprintf(why, len, "ranks %d and %d share a card", other, r);
+  }
+}
+
+static btc_status choose_tensors(pipe_driver *p, int attempt, btc_error *err) {
+  p->nccl = false;
+  p->no_nccl[0] = 0;
+  if (p->n_ranks == 1 || p->o.tensors == PIPE_TENSORS_TCP) return BTC_OK;
+  why_not_nccl(p, p->no_nccl, sizeof p->no_nccl);
+  if (!p->no_nccl[0] && p->o.tensors == PIPE_TENSORS_AUTO && (attempt >= NCCL_ATTEMPTS || p->futile > NCCL_ATTEMPTS))
+    snprintf(p->no_nccl, sizeof p->no_nccl, "it has failed %d times", NCCL_ATTEMPTS);
+  p->nccl = !p->no_nccl[0];
+  if (p->nccl || p->o.tensors == PIPE_TENSORS_AUTO) return BTC_OK;
+  return btc_fail(err, BTC_ERR_UNSUPPORTED, "tensors cannot go by NCCL: %s", p->no_nccl);
+}
+
+static btc_status attempt(pipe_driver *p, int number, btc_error *err) {
   uint8_t secret[BTC_LINK_SECRET];
   btc_status st = BTC_OK;
   p->fault = p->dead = false;
@@ -113,6 +145,7 @@ static btc_status attempt(pipe_driver *p, btc_error *err) {
   for (int r = 0; st == BTC_OK && r < p->n_ranks; r++)
     if (!p->rank[r].process.pid) st = pipe_rank_start(p, r, err);
   if (st == BTC_OK) st = wait_open(p, err);
+  if (st == BTC_OK) st = choose_tensors(p, number, err);
   if (st != BTC_OK) return st;
   if (getrandom(secret, sizeof secret, 0) != sizeof secret)
     return btc_fail(err, BTC_ERR_IO, "no random bytes: %s", strerror(errno));
@@ -137,7 +170,7 @@ btc_status pipe_form(pipe_driver *p, btc_error *err) {
       if (p->rank[r].process.page) p->rank[r].process.page->cancel = 1;
     pipe_close_links(p);
     pipe_start_epoch(p);
-    st = attempt(p, err);
+    st = attempt(p, i, err);
     if (st == BTC_OK) {
       p->formed = true;
       p->form_ms = (double)(btc_now_ns() - start) * 1e-6;

@@ -71,6 +71,9 @@ struct pipe_driver {
   int n_ranks, n_groups, entry; /* entry: see shard_order */
   int slots;                    /* in use: o.slots, or fewer since memory ran out (pipe_shrink.c) */
   int towers;                   /* ranks with a part of the tower */
+  int cards;                    /* of this machine, when the device is "cuda" without a number */
+  bool nccl;                    /* see pipe_state */
+  char no_nccl[200];            /* why not; "": nobody would expect it */
   pipe_rank rank[PIPE_MAX_RANKS];
   char describe[160];
   /* epoch */

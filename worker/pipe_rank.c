@@ -1,6 +1,7 @@
 /* The ranks of a pipeline on this machine: started, watched, replaced. */
 #include <stdio.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "pipe_parts.h"
 
@@ -32,16 +33,32 @@ static void mourn(pipe_driver *p, int r, const char *how, bool oom) {
   p->dead = true;
 }
 
+/* Of this rank. */
+static void name_device(const pipe_driver *p, int r, char out[24]) {
+  if (p->cards)
+    snprintf(out, 24, "cuda:%d", r % p->cards);
+  else
+    snprintf(out, 24, "%.15s", p->o.device);
+}
+
+static bool shares_card(const pipe_driver *p) {
+  return strncmp(p->o.device, "cuda", 4) == 0 && p->n_ranks > p->cards;
+}
+
 btc_status pipe_rank_start(pipe_driver *p, int r, btc_error *err) {
   pipe_rank *k = &p->rank[r];
+  char device[24], host[32];
+  name_device(p, r, device);
+  snprintf(host, sizeof host, "btcchat-%d-%d", (int)getpid(), r);
   const shard_start o = {.program = p->o.program,
                          .model = p->model_dir,
-                         .device = p->o.device,
+                         .device = device,
                          .dtype = p->precision == BTC_PRECISION_BF16 ? "bf16" : "f32",
                          .threads = p->o.threads,
                          .first = k->first,
                          .last = k->last,
                          .links_fd = -1,
+                         .host = p->o.tensors == PIPE_TENSORS_NCCL && shares_card(p) ? host : NULL,
                          .fail = p->o.fail && p->o.fail_rank == r && k->starts == 0 ? p->o.fail : NULL};
   shard_process_end(&k->process);
   btc_status st = shard_process_start(&k->process, &o, err);

@@ -99,6 +99,8 @@ static void say_ready(server *s) {
   ready.n_blocks = s->engine->caps.n;
   ready.fixed_bytes = s->engine->caps.fixed_bytes;
   ready.slots = s->engine->caps.slots;
+  ready.nccl = (uint32_t)s->engine->caps.nccl;
+  ready.card = s->engine->caps.card;
   ready.whole_bytes = s->engine->caps.whole_bytes;
   ready.known = s->engine->known;
   ready.recognised = s->engine->recognised;

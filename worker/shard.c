@@ -15,9 +15,11 @@
 #include <unistd.h>
 
 #include "base/failpoint.h"
+#include "link_nccl.h"
+#include "shard_room.h"
 #include "shard_step.h"
 
-enum { TICK_MS = 20 };
+enum { TICK_MS = 20, FRAME_NCCL_ID = 0x4e43 /* a frame of forming; those of steps have other kinds */ };
 
 typedef struct shard {
   btc_shard_options o;
@@ -27,13 +29,15 @@ typedef struct shard {
   int change;       /* the block that computes change maps and keeps features */
   int slots;
   int listen_fd, port;
-  shard_order order;                          /* of the epoch we are in */
-  btc_link *in[2], *out;                      /* from the previous node; at the entry also from the driver */
-  uint64_t step[2];                           /* last one of the language's and of the tower's */
-  int turn;                                   /* which of in is asked first */
-  btc_stage_item *items;                      /* [SHARD_MAX_SLOTS] */
-  float *flow, *cosine, *gathered, *features; /* features: [places, T, C] */
-  int64_t flow_room, cosine_room, gathered_room;
+  shard_order order;                     /* of the epoch we are in */
+  btc_link *in[2], *out;                 /* from the previous node; at the entry also from the driver */
+  uint64_t step[2];                      /* last one of the language's and of the tower's */
+  int turn;                              /* which of in is asked first */
+  btc_lane *lane;                        /* of our GPU; NULL: we have none */
+  link_nccl *nccl;                       /* of this epoch; NULL: tensors go by the links */
+  btc_stage_item *items;                 /* [SHARD_MAX_SLOTS] */
+  shard_room flow, arrived;              /* what goes out, and what a carrier brings: on the GPU when a carrier takes it */
+  shard_room cosine, gathered, features; /* features: [places, T, C]; these two on the GPU if we have one */
   int places;
   uint8_t *words;
   size_t words_room;
@@ -41,8 +45,22 @@ typedef struct shard {
 
 /* ---- the parent ---- */
 
+/* Whether tensors can go by NCCL here. The library is large: only who has a GPU loads it. */
+static void tell_card(const shard *s, shard_report *r) {
+  btc_error why = {0};
+  btc_device_info info;
+  if (!s->lane)
+    btc_fail(&why, BTC_ERR_UNSUPPORTED, "device %s is no GPU", s->o.device);
+  else if (btc_device_query(btc_device_index(s->o.device), &info, &why) == BTC_OK) {
+    snprintf(r->card, sizeof r->card, "%s", info.card);
+    r->nccl = link_nccl_version(&why);
+  }
+  snprintf(r->message, sizeof r->message, "%.*s", (int)sizeof r->message - 1, why.message);
+}
+
 static void report(const shard *s, shard_said said, const btc_error *why) {
   shard_report r = {.version = SHARD_VERSION, .said = said, .epoch = s->order.epoch, .port = s->port};
+  if (said == SHARD_OPEN) tell_card(s, &r);
   if (why) {
     r.status = why->code;
     snprintf(r.message, sizeof r.message, "%.*s", (int)sizeof r.message - 1, why->message);
@@ -67,12 +85,18 @@ static btc_link_wait wait_ms(shard *s, int ms) {
   return (btc_link_wait){.deadline_ns = ms ? btc_now_ns() + (int64_t)ms * 1000000 : 0, .stop = has_order, .ctx = s};
 }
 
+/* An abort that hangs leaves threads and a GPU in a state that nobody knows: then this process ends, and another is started. */
 static void drop_links(shard *s) {
+  btc_error err;
+  btc_link_wait w = {.stop = has_order, .ctx = s};
   for (int i = 0; i < 2; i++) {
     if (s->in[i]) s->page->frames_dropped += btc_link_dropped(s->in[i]);
     btc_link_close(&s->in[i]);
   }
   btc_link_close(&s->out);
+  if (link_nccl_leave(&s->nccl, &w, &err) == BTC_OK) return;
+  report(s, SHARD_BROKEN, &err);
+  _exit(EX_TEMPFAIL);
 }
 
 /* ---- forming ---- */
@@ -87,10 +111,44 @@ btc_status btc_shard_connect(const char *host, int port, const btc_link_id *id, 
   }
 }
 
-static btc_status form(shard *s, btc_error *err) {
+/* Rank 0 makes the id of this epoch's communicator; it goes down the line by the links, which know who is there. */
+static btc_status pass_id(shard *s, uint8_t id[LINK_NCCL_ID], const btc_link_wait *w, btc_error *err) {
+  const shard_order *o = &s->order;
+  btc_link_head h = {.kind = FRAME_NCCL_ID};
+  const uint8_t *data;
+  size_t bytes;
+  btc_status st = BTC_OK;
+  if (!o->rank) {
+    st = link_nccl_make_id(id, err);
+  } else {
+    st = btc_link_receive(s->in[0], &h, &data, &bytes, w, err);
+    if (st == BTC_OK && (h.kind != FRAME_NCCL_ID || bytes != LINK_NCCL_ID))
+      st = btc_fail(err, BTC_ERR_FORMAT, "%zu bytes of kind %u where NCCL's id belongs", bytes, h.kind);
+    if (st == BTC_OK) memcpy(id, data, LINK_NCCL_ID);
+  }
+  if (st != BTC_OK || o->rank + 1 == o->ranks) return st;
+  return btc_link_send(s->out, &(btc_link_head){.kind = FRAME_NCCL_ID}, &(btc_link_part){id, LINK_NCCL_ID}, 1, w, err);
+}
+
+/* Tensors between ranks go by NCCL from now on; those from and to the driver, who has no GPU, by its links. */
+static btc_status form_nccl(shard *s, const btc_link_wait *w, btc_error *err) {
+  const shard_order *o = &s->order;
+  link_nccl_options n = {.lane = s->lane, .rank = o->rank, .ranks = o->ranks, .epoch = o->epoch};
+  if (!s->lane) return btc_fail(err, BTC_ERR_UNSUPPORTED, "NCCL is ordered, but device %s is no GPU", s->o.device);
+  memcpy(n.secret, o->secret, sizeof n.secret);
+  btc_status st = pass_id(s, n.id, w, err);
+  if (st == BTC_OK) st = link_nccl_join(&n, w, &s->nccl, err);
+  if (st != BTC_OK) return st;
+  btc_link_carrier c = link_nccl_carrier(s->nccl);
+  if (o->rank) btc_link_carry(s->in[0], &c);
+  if (o->rank + 1 < o->ranks) btc_link_carry(s->out, &c);
+  return BTC_OK;
+}
+
+static btc_status form_links(shard *s, const btc_link_wait *wait, btc_error *err) {
   const shard_order *o = &s->order;
   btc_link_limits l = btc_link_limits_default();
-  btc_link_wait w = wait_ms(s, o->form_ms);
+  btc_link_wait w = *wait;
   btc_link_id id = {.epoch = o->epoch, .from = o->rank, .to = o->rank + 1, .ranks = o->ranks};
   memcpy(id.secret, o->secret, sizeof id.secret);
   l.max_bytes = (size_t)(o->max_bytes ? o->max_bytes : shard_frame_bound(s->m, SHARD_MAX_SLOTS));
@@ -104,6 +162,12 @@ static btc_status form(shard *s, btc_error *err) {
   if (st != BTC_OK || o->entry != o->rank || !o->rank) return st;
   id.from = o->ranks;
   return btc_link_accept(o->outside ? SHARD_LINKS_FD : s->listen_fd, &id, &l, &w, &s->in[1], err);
+}
+
+static btc_status form(shard *s, btc_error *err) {
+  btc_link_wait w = wait_ms(s, s->order.form_ms);
+  btc_status st = form_links(s, &w, err);
+  return st == BTC_OK && s->order.nccl ? form_nccl(s, &w, err) : st;
 }
 
 /* Something went wrong in this epoch. When an order waits, it is what ends the epoch. */
@@ -134,15 +198,23 @@ static void obey(shard *s) {
 
 /* ---- steps ---- */
 
-static btc_status grow(float **p, int64_t *room, int64_t floats, btc_error *err) {
-  if (floats <= *room) return BTC_OK;
-  free(*p);
-  *p = NULL;
-  *room = 0;
-  if (BTC_FAILS("shard_step_memory") || !(*p = btc_alloc((size_t)floats, sizeof **p)))
-    return btc_fail(err, BTC_ERR_NOMEM, "not enough memory: %lld bytes for a step", 4 * (long long)floats);
-  *room = floats;
-  return BTC_OK;
+/* Bytes between the host and our GPU, in order with the stage's work. What is written is there when the stage next says so. */
+static void copy(shard *s, void *dst, const void *src, int64_t floats) {
+  if (s->lane)
+    btc_op_copy(btc_stage_backend(s->stage), dst, src, (size_t)floats * sizeof(float));
+  else
+    memcpy(dst, src, (size_t)floats * sizeof(float));
+}
+
+static btc_status grow(shard_room *r, btc_lane *lane, int64_t floats, btc_error *err) {
+  btc_status st = BTC_FAILS("shard_step_memory") ? BTC_ERR_NOMEM : shard_room_make(r, lane, floats, err);
+  if (st != BTC_ERR_NOMEM) return st;
+  return btc_fail(err, st, "not enough memory: %lld bytes for a step", 4 * (long long)floats);
+}
+
+/* For the stage's output: on the GPU when it goes out from there. */
+static btc_status make_flow(shard *s, const btc_stage_item *items, int n, int last, bool decode, btc_error *err) {
+  return grow(&s->flow, btc_link_is_carried(s->out) ? s->lane : NULL, btc_flow_floats(s->m, last, items, n, decode), err);
 }
 
 /* Room for what the driver says will come. A stage is made anew when it has another number of slots. */
@@ -168,19 +240,18 @@ static btc_status reserve(shard *s, const shard_step *d, btc_error *err) {
   if (st == BTC_OK) st = btc_stage_reserve(s->stage, s->items, s->slots, d->slot_positions, err);
   s->items[0] = widest; /* the step goes on as it came */
   if (st != BTC_OK || s->o.first > s->change || s->o.last <= s->change || d->n_places == s->places) return st;
-  free(s->features);
   s->places = 0;
-  const int64_t image = s->m->tokens * s->m->hidden * (int64_t)sizeof *s->features;
-  s->features = btc_alloc((size_t)d->n_places, (size_t)image);
-  if (!s->features)
-    return btc_fail(err, BTC_ERR_NOMEM, "not enough memory: %lld bytes for features of %d images", (long long)(d->n_places * image),
-                    d->n_places);
-  s->places = d->n_places;
-  return BTC_OK;
+  shard_room_free(&s->features);
+  const int64_t floats = d->n_places * s->m->tokens * s->m->hidden;
+  st = shard_room_make(&s->features, s->lane, floats, err);
+  if (st == BTC_ERR_NOMEM)
+    return btc_fail(err, st, "not enough memory: %lld bytes for features of %d images", 4 * (long long)floats, d->n_places);
+  if (st == BTC_OK) s->places = d->n_places;
+  return st;
 }
 
 static float *feature(const shard *s, int place) {
-  return s->features + place * s->m->tokens * s->m->hidden;
+  return s->features.at + place * s->m->tokens * s->m->hidden;
 }
 
 /* The tower's part of the range. Features stay here when the change module is ours. */
@@ -196,13 +267,14 @@ static btc_status encode(shard *s, shard_step *d, btc_error *err) {
   btc_status st = BTC_OK;
   if (s->o.first < last) {
     btc_stage_item all = {.n_images = d->n, .positions = 1}; /* places are no slots */
-    st = grow(&s->flow, &s->flow_room, btc_flow_floats(s->m, last, d->items, d->n, false), err);
+    st = make_flow(s, d->items, d->n, last, false, err);
     if (st == BTC_OK) BTC_FAILPOINT("shard_vision");
-    if (st == BTC_OK) st = btc_stage_prefill_part(s->stage, s->o.first, last, &all, 1, d->flow, s->flow, err);
-    made = s->flow;
+    if (st == BTC_OK) st = btc_stage_prefill_part(s->stage, s->o.first, last, &all, 1, d->flow, s->flow.at, err);
+    made = s->flow.at;
   }
-  for (int i = 0; st == BTC_OK && keep && i < d->n; i++)
-    memcpy(feature(s, d->items[i].slot), made + i * image, (size_t)image * sizeof *made);
+  for (int i = 0; st == BTC_OK && keep && i < d->n; i++) copy(s, feature(s, d->items[i].slot), made + i * image, image);
+  if (st == BTC_OK && keep)
+    st = btc_backend_finish(btc_stage_backend(s->stage), err); /* the next step's tensor comes in its place */
   d->flow = made;
   return st;
 }
@@ -210,26 +282,26 @@ static btc_status encode(shard *s, shard_step *d, btc_error *err) {
 /* Features of a prefill's images, side by side. */
 static btc_status gather(shard *s, shard_step *d, btc_error *err) {
   const int64_t image = s->m->tokens * s->m->hidden;
-  btc_status st = grow(&s->gathered, &s->gathered_room, d->n_places * image, err);
+  btc_status st = grow(&s->gathered, s->lane, d->n_places * image, err);
   for (int i = 0; st == BTC_OK && i < d->n_places; i++) {
     if (d->places[i] < 0 || d->places[i] >= s->places)
       return btc_fail(err, BTC_ERR_FORMAT, "step: features from place %d of %d", d->places[i], s->places);
-    memcpy(s->gathered + i * image, feature(s, d->places[i]), (size_t)image * sizeof *s->gathered);
+    copy(s, s->gathered.at + i * image, feature(s, d->places[i]), image);
   }
-  d->flow = s->gathered;
+  d->flow = s->gathered.at;
   return st;
 }
 
 /* Where the change maps of this step's pairs go. */
 static btc_status make_maps(shard *s, shard_step *d, btc_error *err) {
   int64_t cosines = shard_step_cosines(s->m, d->items, d->n), at = 0;
-  btc_status st = cosines ? grow(&s->cosine, &s->cosine_room, cosines, err) : BTC_OK;
+  btc_status st = cosines ? grow(&s->cosine, NULL, cosines, err) : BTC_OK;
   for (int i = 0; st == BTC_OK && i < d->n; i++) {
     if (d->items[i].n_images != 2) continue;
-    d->items[i].cosine = s->cosine + at;
+    d->items[i].cosine = s->cosine.at + at;
     at += s->m->tokens;
   }
-  d->cosine = cosines ? s->cosine : NULL;
+  d->cosine = cosines ? s->cosine.at : NULL;
   d->cosine_floats = cosines;
   return st;
 }
@@ -241,23 +313,23 @@ static btc_status prefill(shard *s, shard_step *d, btc_error *err) {
   if (s->o.last <= from) return BTC_OK;
   if (maps) st = gather(s, d, err);
   if (st == BTC_OK && maps) st = make_maps(s, d, err);
-  if (st == BTC_OK) st = grow(&s->flow, &s->flow_room, btc_flow_floats(s->m, s->o.last, d->items, d->n, false), err);
+  if (st == BTC_OK) st = make_flow(s, d->items, d->n, s->o.last, false, err);
   for (int i = 0; st == BTC_OK && i < d->n; i++)
     if (d->items[i].past) st = btc_stage_copy_slot(s->stage, s->slots - 1, d->items[i].slot, d->items[i].past, err);
   if (st != BTC_OK) return st;
   BTC_FAILPOINT("shard_prefill");
-  st = btc_stage_prefill_part(s->stage, first, s->o.last, d->items, d->n, d->flow, s->flow, err);
-  d->flow = s->flow;
+  st = btc_stage_prefill_part(s->stage, first, s->o.last, d->items, d->n, d->flow, s->flow.at, err);
+  d->flow = s->flow.at;
   s->page->items += beginning ? 0 : (uint64_t)d->n;
   return st;
 }
 
 static btc_status decode(shard *s, shard_step *d, btc_error *err) {
-  btc_status st = grow(&s->flow, &s->flow_room, btc_flow_floats(s->m, s->o.last, d->items, d->n, true), err);
+  btc_status st = make_flow(s, d->items, d->n, s->o.last, true, err);
   if (st != BTC_OK) return st;
   BTC_FAILPOINT("shard_decode");
-  st = btc_stage_decode(s->stage, d->items, d->n, d->flow, s->flow, err);
-  d->flow = s->flow;
+  st = btc_stage_decode(s->stage, d->items, d->n, d->flow, s->flow.at, err);
+  d->flow = s->flow.at;
   return st;
 }
 
@@ -272,28 +344,45 @@ static btc_status compute(shard *s, shard_step *d, btc_error *err) {
   return st;
 }
 
-static btc_status step(shard *s, const btc_link_head *h, const uint8_t *data, size_t bytes, btc_error *err) {
-  shard_step d;
+/* The tensor of a frame that a carrier brings; its size has been checked against the step. */
+static btc_status take_tensor(shard *s, btc_link *from, shard_step *d, btc_error *err) {
+  btc_link_wait w = wait_ms(s, 0);
+  btc_status st = grow(&s->arrived, s->lane, d->flow_floats, err);
+  if (st == BTC_OK) st = btc_link_receive_carried(from, s->arrived.at, &w, err);
+  d->flow = s->arrived.at;
+  return st;
+}
+
+static btc_status hand_on(shard *s, const btc_link_head *h, const shard_step *d, btc_error *err) {
   btc_link_part parts[3];
+  btc_link_wait w = wait_ms(s, 0);
+  btc_status st = shard_step_write(d, &s->words, &s->words_room, parts, err);
+  if (st != BTC_OK) return st;
+  if (!parts[1].bytes || !btc_link_is_carried(s->out)) return btc_link_send(s->out, h, parts, 3, &w, err);
+  return btc_link_send_carried(s->out, h, (btc_link_part[]){parts[0], parts[2]}, 2, &parts[1], &w, err);
+}
+
+static btc_status step(shard *s, btc_link *from, const btc_link_head *h, const uint8_t *data, size_t bytes, btc_error *err) {
+  shard_step d;
   uint64_t *last = &s->step[shard_step_is_tower(h->kind)];
   if (h->step != *last + 1)
     return btc_fail(err, BTC_ERR_FORMAT, "step %llu after step %llu", (unsigned long long)h->step, (unsigned long long)*last);
   *last = h->step;
-  btc_status st = shard_step_read(s->m, s->o.first, h->kind, data, bytes, s->items, SHARD_MAX_SLOTS, &d, err);
+  btc_status st = shard_step_read_apart(s->m, s->o.first, h->kind, data, bytes, h->carried, s->items, SHARD_MAX_SLOTS, &d, err);
+  if (st == BTC_OK && h->carried) st = take_tensor(s, from, &d, err);
   if (st == BTC_OK) st = compute(s, &d, err);
-  if (st == BTC_OK) st = shard_step_write(&d, &s->words, &s->words_room, parts, err);
-  btc_link_wait w = wait_ms(s, 0);
-  return st == BTC_OK ? btc_link_send(s->out, h, parts, 3, &w, err) : st;
+  return st == BTC_OK ? hand_on(s, h, &d, err) : st;
 }
 
-/* The next frame of either link, in turns. CANCELLED: an order waits. */
-static btc_status receive(shard *s, btc_link_head *h, const uint8_t **data, size_t *bytes, btc_error *err) {
+/* The next frame of either link, in turns; *from: of which. CANCELLED: an order waits. */
+static btc_status receive(shard *s, btc_link **from, btc_link_head *h, const uint8_t **data, size_t *bytes, btc_error *err) {
   btc_link_wait w = {.stop = has_order_idle, .ctx = s};
+  *from = s->in[0];
   if (!s->in[1]) return btc_link_receive(s->in[0], h, data, bytes, &w, err);
   for (;;) {
     for (int k = 0; k < 2; k++) {
-      btc_link *l = s->in[s->turn = !s->turn];
-      btc_status st = btc_link_take(l, h, data, bytes, err);
+      *from = s->in[s->turn = !s->turn];
+      btc_status st = btc_link_take(*from, h, data, bytes, err);
       if (st != BTC_OK || *data) return st;
     }
     struct pollfd f[] = {{.fd = btc_link_fd(s->in[0]), .events = POLLIN},
@@ -307,6 +396,7 @@ static btc_status receive(shard *s, btc_link_head *h, const uint8_t **data, size
 static _Noreturn void serve(shard *s) {
   for (;;) {
     btc_error err = {0};
+    btc_link *from;
     btc_link_head h;
     const uint8_t *data;
     size_t bytes;
@@ -319,9 +409,9 @@ static _Noreturn void serve(shard *s) {
       continue;
     }
     if (!s->in[0]) continue;
-    btc_status st = receive(s, &h, &data, &bytes, &err);
+    btc_status st = receive(s, &from, &h, &data, &bytes, &err);
     if (st == BTC_ERR_CANCELLED) continue;
-    if (st == BTC_OK) st = step(s, &h, data, bytes, &err);
+    if (st == BTC_OK) st = step(s, from, &h, data, bytes, &err);
     if (st != BTC_OK) give_up(s, &err);
   }
 }
@@ -346,6 +436,7 @@ static btc_status open_all(shard *s, btc_error *err) {
   s->change = shard_change_block(s->m);
   if (o->first < 0 || o->last > btc_block_count(s->m) || o->first >= o->last)
     return btc_fail(err, BTC_ERR_ARG, "no blocks %d to %d in a model of %d", o->first, o->last, btc_block_count(s->m));
+  if (strncmp(o->device, "cuda", 4) == 0 && (st = btc_lane_create(o->device, &s->lane, err)) != BTC_OK) return st;
   st = btc_link_listen("127.0.0.1", &s->listen_fd, &s->port, err);
   if (st == BTC_OK && !(s->items = btc_alloc_zero(SHARD_MAX_SLOTS, sizeof *s->items)))
     st = btc_fail(err, BTC_ERR_NOMEM, "out of memory");
@@ -361,7 +452,7 @@ static void *fetch(void *ctx) {
 /* Beside forming and the first steps. A card has its own copy of the weights, made from the files by the stage. */
 static void fetch_weights(shard *s) {
   pthread_t t;
-  if (strcmp(s->o.device, "cuda") != 0 && pthread_create(&t, NULL, fetch, s) == 0) pthread_detach(t);
+  if (!s->lane && pthread_create(&t, NULL, fetch, s) == 0) pthread_detach(t);
 }
 
 btc_status btc_shard_run(const btc_shard_options *o, btc_error *err) {

@@ -39,6 +39,7 @@ typedef struct shard_order {
   char next_host[64], entry_host[64];
   int32_t form_ms, frame_ms;
   uint32_t outside; /* the previous node connects to the listening socket that came with us (SHARD_LINKS_FD), not to our own */
+  uint32_t nccl;    /* tensors between ranks go by NCCL: all ranks have a card and the library */
   uint64_t epoch, max_bytes; /* of a frame; 0: what the model can need */
   uint8_t secret[BTC_LINK_SECRET];
   char shrink[320]; /* driver: why less is to be held than in the epoch before, a rank had no memory; "": not so */
@@ -50,6 +51,8 @@ typedef struct shard_report {
   uint32_t version, said;
   uint64_t epoch;
   int32_t port;    /* OPEN: where the previous node is to connect */
+  int32_t nccl;    /* OPEN: the version of NCCL's library; 0: it cannot be used here, and message says why */
+  char card[44];   /* OPEN: of the GPU (btc_device_info); "": none */
   uint32_t status; /* BROKEN, FAILED: btc_status and its message */
   char message[512];
 } shard_report;

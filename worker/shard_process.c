@@ -25,7 +25,7 @@ extern char **environ;
 typedef struct arguments {
   char *argv[24];
   char text[4][24];
-  char fail[256];
+  char fail[256], host[64];
   char **env; /* malloc'ed array of borrowed strings */
 } arguments;
 
@@ -44,12 +44,17 @@ static btc_status make_arguments(const shard_start *o, arguments *a, btc_error *
   }
   for (int i = 0; i < 6; i++) a->argv[n++] = (char *)pairs[i];
   while (environ[vars]) vars++;
-  if (!(a->env = btc_alloc_zero((size_t)vars + 2, sizeof *a->env))) return btc_fail(err, BTC_ERR_NOMEM, "out of memory");
+  if (!(a->env = btc_alloc_zero((size_t)vars + 3, sizeof *a->env))) return btc_fail(err, BTC_ERR_NOMEM, "out of memory");
   for (int i = 0; i < vars; i++)
-    if (!o->fail || strncmp(environ[i], "BTC_FAIL=", 9) != 0) a->env[kept++] = environ[i];
+    if ((!o->fail || strncmp(environ[i], "BTC_FAIL=", 9) != 0) && (!o->host || strncmp(environ[i], "NCCL_HOSTID=", 12) != 0))
+      a->env[kept++] = environ[i];
   if (o->fail) {
     snprintf(a->fail, sizeof a->fail, "BTC_FAIL=%s", o->fail);
-    a->env[kept] = a->fail;
+    a->env[kept++] = a->fail;
+  }
+  if (o->host) {
+    snprintf(a->host, sizeof a->host, "NCCL_HOSTID=%s", o->host);
+    a->env[kept] = a->host;
   }
   return BTC_OK;
 }
@@ -150,6 +155,10 @@ bool shard_process_hear(shard_process *k, shard_report *w) {
   w->message[sizeof w->message - 1] = 0;
   if (w->said == SHARD_OPEN) {
     k->port = w->port;
+    k->nccl = w->nccl;
+    memcpy(k->card, w->card, sizeof k->card);
+    k->card[sizeof k->card - 1] = 0;
+    snprintf(k->no_nccl, sizeof k->no_nccl, "%.*s", (int)sizeof k->no_nccl - 1, w->message);
     k->open = true;
     k->seen_ns = btc_now_ns();
   }

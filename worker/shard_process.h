@@ -15,6 +15,7 @@ typedef struct shard_start {
   int threads, first, last;
   int links_fd;     /* listening socket it inherits; -1: none */
   const char *fail; /* tests: its BTC_FAIL; NULL: ours */
+  const char *host; /* what NCCL takes for its host (NCCL_HOSTID); NULL: ours */
 } shard_start;
 
 /* Zero-initialised it is no process. */
@@ -23,9 +24,11 @@ typedef struct shard_process {
   int control, pidfd; /* readable when it has said something, or has died; pidfd may be -1 */
   shard_page *page;   /* not NULL while it lives */
   int64_t started_ns;
-  int64_t oom_kills;    /* of our memory cgroup when it was started; -1: not known */
-  bool open;            /* the model is open and the port known */
-  int port;             /* on the loopback address */
+  int64_t oom_kills; /* of our memory cgroup when it was started; -1: not known */
+  bool open;         /* the model is open and the port known */
+  int port;          /* on the loopback address */
+  int nccl;          /* as in shard_report, and why not */
+  char card[44], no_nccl[160];
   uint64_t ready_epoch; /* formed */
   uint64_t seen_alive, seen_cpu;
   int64_t seen_ns; /* when either last moved */

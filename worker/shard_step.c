@@ -153,15 +153,21 @@ static btc_status read_items(const btc_model *m, shard_step_kind kind, const wir
 
 btc_status shard_step_read(const btc_model *m, int first, uint16_t kind, const uint8_t *data, size_t bytes, btc_stage_item *items,
                            int most, shard_step *out, btc_error *err) {
+  return shard_step_read_apart(m, first, kind, data, bytes, 0, items, most, out, err);
+}
+
+btc_status shard_step_read_apart(const btc_model *m, int first, uint16_t kind, const uint8_t *data, size_t bytes, uint32_t apart,
+                                 btc_stage_item *items, int most, shard_step *out, btc_error *err) {
   wire_head h;
   if (bytes < sizeof h || kind < SHARD_RESERVE || kind > SHARD_DECODE)
     return btc_fail(err, BTC_ERR_FORMAT, "step: %zu bytes of kind %u", bytes, kind);
   memcpy(&h, data, sizeof h);
-  uint64_t travelling = makes_room(kind) ? 0 : h.n_places;
+  uint64_t travelling = makes_room(kind) ? 0 : h.n_places, inside = apart ? 0 : h.flow_floats;
   if (h.n < 1 || h.n > (uint32_t)most || h.n_ids > MAX_IDS || h.n_places > SHARD_MAX_PLACES || h.slots > SHARD_MAX_SLOTS ||
       h.flow_floats > BTC_LINK_MAX_BYTES || h.cosine_floats > BTC_LINK_MAX_BYTES ||
       h.slot_positions > (uint64_t)m->cfg->llm.context ||
-      bytes != sizeof h + h.n * sizeof(wire_item) + 4 * ((uint64_t)h.n_ids + travelling + h.flow_floats + h.cosine_floats))
+      bytes != sizeof h + h.n * sizeof(wire_item) + 4 * ((uint64_t)h.n_ids + travelling + inside + h.cosine_floats) ||
+      (apart && apart != 4 * h.flow_floats))
     return btc_fail(err, BTC_ERR_FORMAT, "step: %u items do not make %zu bytes", h.n, bytes);
   const int32_t *ids;
   btc_status st = read_items(m, (shard_step_kind)kind, &h, data + sizeof h, items, &ids, err);
@@ -173,10 +179,10 @@ btc_status shard_step_read(const btc_model *m, int first, uint16_t kind, const u
                       .slot_positions = (int64_t)h.slot_positions,
                       .slots = (int)h.slots,
                       .n_places = (int)h.n_places,
-                      .flow = (const float *)(const void *)(ids + travelling),
+                      .flow = apart ? NULL : (const float *)(const void *)(ids + travelling),
                       .flow_floats = (int64_t)h.flow_floats,
                       .cosine_floats = (int64_t)h.cosine_floats};
-  if (out->cosine_floats) out->cosine = out->flow + out->flow_floats;
+  if (out->cosine_floats) out->cosine = (const float *)(const void *)(ids + travelling) + inside;
   return check_whole(m, first, out, err);
 }
 

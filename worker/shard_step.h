@@ -40,8 +40,13 @@ typedef struct shard_step {
  * it is used; FORMAT says what is wrong. Slots, places and room are checked by whoever has them. */
 btc_status shard_step_read(const btc_model *m, int first, uint16_t kind, const uint8_t *data, size_t bytes, btc_stage_item *items,
                            int most, shard_step *out, btc_error *err);
+/* The same for a step whose tensor comes apart (link.h, carriers), `apart` bytes of it: flow is NULL then, and for the caller to
+ * set when it has come. 0: shard_step_read. */
+btc_status shard_step_read_apart(const btc_model *m, int first, uint16_t kind, const uint8_t *data, size_t bytes, uint32_t apart,
+                                 btc_stage_item *items, int most, shard_step *out, btc_error *err);
 
-/* The descriptor's bytes go to *buffer, grown as needed (*room bytes; the caller frees); parts[3] is what a link sends. */
+/* The descriptor's bytes go to *buffer, grown as needed (*room bytes; the caller frees); parts[3] is what a link sends: the
+ * descriptor, the flow tensor, the change maps. */
 btc_status shard_step_write(const shard_step *s, uint8_t **buffer, size_t *room, btc_link_part parts[3], btc_error *err);
 
 /* Floats of the flow before block i (the block count: behind the last). */

@@ -178,6 +178,29 @@ static void test_report_replaces_only_galleries(void **state) {
   expect(RUN("report", in("r2.jsonl")), 2, NULL, "-o DIR");
 }
 
+/* The page asks nobody, except the server of the tiles that were asked for. */
+static void test_report_page_trusts_only_the_tiles_server(void **state) {
+  (void)state;
+  static const struct {
+    const char *tiles, *allowed;
+  } cases[] = {{NULL, "img-src 'self' data:\""},
+               {"https://{s}.tiles.example:8443/{z}/{x}/{y}.png", "img-src 'self' data: https://*.tiles.example:8443\""},
+               {"http://127.0.0.1/{z}/{x}/{y}.png", "img-src 'self' data: http://127.0.0.1\""}};
+  write_text("r4.jsonl", ONE);
+  for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
+    char name[16], page[32], text[4096] = "";
+    snprintf(name, sizeof name, "g4-%zu", i);
+    snprintf(page, sizeof page, "%s/index.html", name);
+    expect(RUN("report", in("r4.jsonl"), "-o", in(name), cases[i].tiles ? "--tiles" : NULL, cases[i].tiles), 0, NULL, "1 records");
+    FILE *f = fopen(in(page), "re");
+    assert_non_null(f);
+    assert_true(fread(text, 1, sizeof text - 1, f) > 0);
+    fclose(f);
+    if (!strstr(text, cases[i].allowed)) fail_msg("no %s in: %s", cases[i].allowed, text);
+  }
+  expect(RUN("report", in("r4.jsonl"), "-o", in("g4"), "--tiles", "https://x; script-src *\"/{z}"), 1, NULL, "no address of tiles");
+}
+
 static void test_report_counts_missing_images(void **state) {
   (void)state;
   write_text("m3.jsonl", "{\"id\":\"one\",\"before\":\"gone.png\",\"after\":\"gone.png\"}\n");
@@ -210,6 +233,7 @@ int main(int argc, char **argv) {
       cmocka_unit_test(test_diff_tolerates_and_refuses),
       cmocka_unit_test(test_report_page_works_from_disk),
       cmocka_unit_test(test_report_replaces_only_galleries),
+      cmocka_unit_test(test_report_page_trusts_only_the_tiles_server),
       cmocka_unit_test(test_report_counts_missing_images),
       cmocka_unit_test(test_report_of_10000_records_stays_quick_and_has_a_map),
   };

@@ -5,6 +5,7 @@
  */
 #define _GNU_SOURCE
 #include <jansson.h>
+#include <math.h>
 #include <signal.h>
 #include <stdio.h>
 #include <sys/resource.h>
@@ -13,6 +14,7 @@
 #include <unistd.h>
 
 #include "cluster.h"
+#include "engine/image.h"
 #include "program.h"
 #include "test.h"
 
@@ -177,6 +179,62 @@ static void test_scene_dry_run_writes_nothing(void **state) {
   assert_false(exists("dry.gpkg") || exists("dry.scene-work"));
 }
 
+static void test_scene_on_a_coarser_grid(void **state) {
+  (void)state;
+  needs_scenes();
+  double gsd[2];
+  long width[2];
+  for (int i = 0; i < 2; i++) {
+    char text[32];
+    if (i) snprintf(text, sizeof text, "%g", 2 * gsd[0]);
+    program_result r =
+        RUN("scene", in("before.tif"), in("same.tif"), "--dry-run", "--json", "-o", in("coarse.gpkg"), "--gsd", i ? text : "0");
+    assert_int_equal(r.code, 0);
+    json_t *o = json_loads(r.out, 0, NULL);
+    gsd[i] = json_number_value(json_object_get(o, "gsd_m"));
+    width[i] = (long)json_integer_value(json_object_get(o, "width"));
+    json_decref(o);
+    program_clear(&r);
+  }
+  assert_true(gsd[0] > 0 && fabs(gsd[1] - 2 * gsd[0]) < 1e-9);
+  assert_in_range(width[1], width[0] / 2, (width[0] + 1) / 2);
+}
+
+/* The mean of a channel of the first picture of a gallery. */
+static double mean(const char *gallery, int channel) {
+  char path[128];
+  btc_image im;
+  btc_error err;
+  double sum = 0;
+  snprintf(path, sizeof path, "%s/images/000/000000-before.jpg", gallery);
+  if (btc_image_decode_file(in(path), NULL, &im, &err) != BTC_OK) fail_msg("%s", err.message);
+  for (int64_t i = 0; i < im.width * im.height; i++) sum += im.rgb[3 * i + channel];
+  sum /= (double)(im.width * im.height);
+  btc_image_free(&im);
+  return sum;
+}
+
+static void test_scene_gallery_shows_what_the_model_saw(void **state) {
+  (void)state;
+  needs_scenes();
+  program_result r = scene("before.tif", "same.tif", "rgb.gpkg", NULL);
+  program_clear(&r);
+  r = RUN("scene", in("before.tif"), in("same.tif"), "-o", in("bgr.gpkg"), "--bands", "3,2,1", "--stretch", "0,510");
+  assert_int_equal(r.code, 0);
+  program_clear(&r);
+  static const char *const names[] = {"rgb", "bgr"};
+  for (int i = 0; i < 2; i++) {
+    char gpkg[32], gallery[32];
+    snprintf(gpkg, sizeof gpkg, "%s.gpkg", names[i]);
+    snprintf(gallery, sizeof gallery, "%s-gallery", names[i]);
+    r = RUN("report", in(gpkg), "-o", in(gallery));
+    if (r.code) fail_msg("report: %s", r.err);
+    program_clear(&r);
+  }
+  assert_true(fabs(mean("rgb-gallery", 0) - mean("rgb-gallery", 2)) > 8); /* else nothing is shown by this */
+  for (int k = 0; k < 3; k++) assert_true(fabs(mean("rgb-gallery", k) - 2 * mean("bgr-gallery", 2 - k)) < 5);
+}
+
 static void expect_refusal(const char *const args[], int code, const char *word) {
   program_result r = program_run(args, NULL);
   assert_int_equal(r.code, code);
@@ -327,6 +385,8 @@ static const struct CMUnitTest tests[] = {
     cmocka_unit_test(test_scene_of_real_pairs),
     cmocka_unit_test(test_scene_records_have_dates),
     cmocka_unit_test(test_scene_dry_run_writes_nothing),
+    cmocka_unit_test(test_scene_on_a_coarser_grid),
+    cmocka_unit_test(test_scene_gallery_shows_what_the_model_saw),
     cmocka_unit_test(test_scene_refuses_in_words),
     cmocka_unit_test(test_scene_goes_on_after_every_kill),
     cmocka_unit_test(test_scene_leaves_another_runs_work_alone),
