@@ -222,10 +222,6 @@ void btc_stage_set_tap(btc_stage *s, btc_tap *tap, void *user) {
   s->tap_user = user;
 }
 
-btc_backend *btc_stage_backend(btc_stage *s) {
-  return s->be;
-}
-
 const char *btc_stage_describe(const btc_stage *s) {
   return btc_backend_describe(s->be);
 }

@@ -115,8 +115,6 @@ btc_status btc_stage_issue_part(btc_stage *s, int first, int last, const btc_sta
 /* The greedy picks of the last run that ended behind the head, one an item; NULL: there are none, its logits are all there is. Rows
  * of logits of items that were `greedy` have not been written then. */
 const btc_pick *btc_stage_picks(const btc_stage *s);
-/* For the caller's own buffers beside the stage's runs, as stage calls are: one at a time. */
-btc_backend *btc_stage_backend(btc_stage *s);
 /* Keys and values of the first positions of one slot, into another one. */
 btc_status btc_stage_copy_slot(btc_stage *s, int from, int to, int64_t positions, btc_error *err);
 
