@@ -65,14 +65,33 @@ static int64_t block_scratch(const btc_stage *s, btc_block_kind kind) {
   }
 }
 
+static void size_scratch(btc_stage *s, int64_t rows) {
+  s->images_at_once = max64(rows / s->m->tokens, 1);
+  s->llm_rows = rows > BTC_VISION_ROWS ? max64(rows / 3, BTC_LLM_ROWS) : BTC_LLM_ROWS;
+  s->scratch_floats = 1;
+  for (int i = s->first; i < s->last; i++)
+    s->scratch_floats = max64(s->scratch_floats, block_scratch(s, btc_block_at(s->m, i).kind));
+}
+
+btc_device_needs btc_stage_device_needs(const btc_model *m, btc_compute compute, int slots, int64_t positions) {
+  const btc_llm_config *l = &m->cfg->llm;
+  const int64_t pixels = 3 * m->cfg->vision.image * m->cfg->vision.image, image = m->tokens * m->hidden;
+  btc_stage s = {.m = m, .last = btc_block_count(m), .slots = slots + 1};
+  const btc_stage_item widest = {.n_images = BTC_DEVICE_IMAGES, .positions = BTC_DEVICE_ROWS / 3};
+  size_scratch(&s, BTC_DEVICE_ROWS);
+  int64_t flow = max64(slots * l->vocab, BTC_DEVICE_IMAGES * pixels);
+  for (int i = 0; i < s.last; i++) flow = max64(flow, btc_flow_floats(m, i, &widest, 1, false));
+  return (btc_device_needs){
+      .weights = btc_stage_held_bytes(m, compute),
+      .slot =
+          btc_kv_cache_slot_bytes(l->layers, l->kv_heads, l->head_dim, compute == BTC_COMPUTE_BF16 ? BTC_BF16 : BTC_F32, positions),
+      .activations = 4 * (s.scratch_floats + 2 * flow + BTC_DEVICE_IMAGES * (pixels + image)) + BTC_DEVICE_WINDOWS};
+}
+
 /* As many rows at once as the backend likes; fewer when they do not fit its memory. */
 static btc_status make_scratch(btc_stage *s, btc_error *err) {
   for (int64_t rows = max64(btc_backend_rows(s->be), BTC_VISION_ROWS);; rows /= 2) {
-    s->images_at_once = max64(rows / s->m->tokens, 1);
-    s->llm_rows = rows > BTC_VISION_ROWS ? max64(rows / 3, BTC_LLM_ROWS) : BTC_LLM_ROWS;
-    s->scratch_floats = 1;
-    for (int i = s->first; i < s->last; i++)
-      s->scratch_floats = max64(s->scratch_floats, block_scratch(s, btc_block_at(s->m, i).kind));
+    size_scratch(s, rows);
     void *p = NULL;
     btc_status st = btc_backend_alloc(s->be, (size_t)s->scratch_floats * sizeof *s->scratch, &p, err);
     s->scratch = p;

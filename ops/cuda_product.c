@@ -17,7 +17,7 @@
 #include "ops/cuda_parts.h"
 
 enum { MODEL_ROWS = 4096, CANDIDATES = 16 };
-#define WINDOW_BYTES ((size_t)64 << 20) /* of operand and dot each */
+#define WINDOW_BYTES ((size_t)BTC_DEVICE_WINDOWS / 2) /* of operand and dot each */
 
 struct cuda_plan {
   int64_t n, k; /* k 0: free */

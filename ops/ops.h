@@ -126,6 +126,9 @@ btc_status btc_lane_query(btc_lane *l, bool *done, btc_error *err);
 /* ---- memory ---- */
 
 bool btc_backend_on_host(const btc_backend *b); /* its memory is the host's: pointers may be followed, copies are free of waits */
+/* Of a device: rows of one product that keep it busy, and bytes of its memory that a backend takes for products. */
+#define BTC_DEVICE_ROWS 24576 /* 33 images: enough tiles for every multiprocessor, a few times over */
+#define BTC_DEVICE_WINDOWS ((int64_t)128 << 20)
 /* Rows of one product that keep the device busy, for callers that cut their work; 0: no wish. */
 int64_t btc_backend_rows(const btc_backend *b);
 btc_status btc_backend_alloc(btc_backend *b, size_t bytes, void **out, btc_error *err); /* NOMEM; aligned for anything */
