@@ -266,16 +266,16 @@ part_ranks() {
     ranks 2 cpu tcp || fail "2 ranks on the CPU: $(tail -n 1 "$OUT/ranks.tmp")"
     missing 'a rehearsal has no card: two ranks ran over their links only'
   fi
-  local n device=cuda way=auto
+  local n on=cuda way=auto
   n=$(nvidia-smi --list-gpus | grep -c '^GPU' || true)
   [ "$n" -le 8 ] || n=8
   if [ "$n" -lt 2 ]; then
-    n=2 device=$DEVICE way=nccl
+    n=2 on=$DEVICE way=nccl
     export NCCL_SOCKET_IFNAME=lo
   fi
   export NCCL_DEBUG=${NCCL_DEBUG:-WARN}
-  ranks "$n" "$device" tcp || fail "$n ranks over their links: $(tail -n 1 "$OUT/ranks.tmp")"
-  if ! ranks "$n" "$device" nccl; then
+  ranks "$n" "$on" tcp || fail "$n ranks over their links: $(tail -n 1 "$OUT/ranks.tmp")"
+  if ! ranks "$n" "$on" nccl; then
     cat "$OUT/ranks.tmp"
     ! grep -q 'NCCL cannot be used' "$OUT/ranks.tmp" || missing "$(tail -n 1 "$OUT/ranks.tmp")"
     [ "$way" = auto ] || missing "one card, and NCCL does not take two ranks on it: $(tail -n 1 "$OUT/ranks.tmp")"
