@@ -41,6 +41,21 @@ write(name + '_after.tif', int(side / 1.3), 32632, 0.65, x, y, 2)
 PY
 }
 export BTCCHAT_GEO=$build/btcchat-geo
+# PAIR: the largest process of `btcchat scene` in its first half minute: the command itself with model, journal and the map's rows, or the decoder.
+scene_peak() {
+  /usr/bin/python3 - "$build/btcchat" "$1" <<'PY'
+import resource, signal, subprocess, sys
+p = subprocess.Popen([sys.argv[1], 'scene', sys.argv[2] + '_before.tif', sys.argv[2] + '_after.tif', '-o', sys.argv[2] + '.gpkg'], stdout=subprocess.DEVNULL,
+                     stderr=subprocess.DEVNULL)
+try:
+    p.wait(30)
+except subprocess.TimeoutExpired:
+    p.send_signal(signal.SIGINT)
+    p.wait(60)
+print('btcchat scene, first 30 s: peak of one process %.0f MB' % (resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024))
+PY
+  rm -rf "$1".*
+}
 report() { echo "$1: $("$build/btcchat-bench-geo" "${@:2}")"; }
 
 make_pair "$side" a
@@ -54,9 +69,11 @@ gdalwarp -q -t_srs EPSG:32633 -te "${extent[@]}" -tr 0.5 0.5 -r bilinear -et 0.1
   -dstalpha -co TILED=YES -co BIGTIFF=YES "$work/a_after.tif" "$work/warped.tif"
 awk -v a="$start" -v b="$(date +%s.%N)" -v s="$side" 'BEGIN {printf "gdalwarp of the after image alone to an uncompressed file: %.1f s, %.1f MB/s of RGB\n", b - a, s * s * 3 / 1e6 / (b - a)}'
 rm -f "$work/warped.tif"
-awk '{print}' <<<"nano model:" && "$build/btcchat" scene "$work/a_before.tif" "$work/a_after.tif" -o "$work/x.gpkg" --dry-run | grep time || true
+echo "nano model: $("$build/btcchat" scene "$work/a_before.tif" "$work/a_after.tif" -o "$work/x.gpkg" --dry-run | grep time)"
+scene_peak "$work/a"
 if [ -n "${LARGE:-}" ]; then
   rm -f "$work"/a_*.tif
   make_pair 40000 b
   report "40,000 a side" "$work/b_before.tif" "$work/b_after.tif" 256 64 "${MOST_S:-60}"
+  scene_peak "$work/b"
 fi

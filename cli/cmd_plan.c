@@ -15,13 +15,15 @@ const cli_command cmd_plan = {
     .arguments = "DIR|ITEMS.json",
     .summary = "makes a manifest of pairs out of dated images: same tile, apart by an interval, not too cloudy",
     .details =
-        "DIR: images whose names hold a date (2019-05-31 or 20190531); what is left of a name without dates and times is its tile, "
-        "but of Landsat and\n"
-        "Sentinel-2 names the path/row or MGRS tile is. ITEMS.json: a STAC ItemCollection; of an item the asset visual, rendered "
-        "or "
-        "data (or --asset),\n"
-        "datetime, eo:cloud_cover, and grid:code, s2:mgrs_tile or landsat:wrs_path and wrs_row are read. Before is always the "
-        "earlier date.",
+        "DIR: images, also in folders, whose names hold a date (2019-05-31 or 20190531), or those of their folders do; what is "
+        "left of\n"
+        "the names without dates and times is the tile, but of Landsat and Sentinel-2 names the path/row or MGRS tile is. "
+        "ITEMS.json: a\n"
+        "STAC ItemCollection; of an item the asset visual, rendered or data (or --asset), datetime, eo:cloud_cover, and "
+        "grid:code,\n"
+        "s2:mgrs_tile, landsat:wrs_path and wrs_row, or else proj:code (proj:epsg) and proj:bbox are read. Before is always the "
+        "earlier\n"
+        "date.",
     .run = run,
 };
 

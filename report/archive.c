@@ -5,6 +5,7 @@
 #include <ctype.h>
 #include <dirent.h>
 #include <errno.h>
+#include <fcntl.h>
 #include <limits.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -13,6 +14,8 @@
 #include <sys/stat.h>
 
 #include "archive_stac.h"
+
+enum { MAX_DEPTH = 16 };
 
 void btc_archive_free(btc_archive *a) {
   for (size_t i = 0; i < a->n; i++) {
@@ -129,24 +132,94 @@ static bool is_image(const char *name) {
   return false;
 }
 
-static btc_status read_folder(const char *where, btc_archive *out, btc_error *err) {
-  char real[PATH_MAX], tile[256];
-  DIR *d = realpath(where, real) ? opendir(real) : NULL;
-  if (!d) return btc_fail(err, BTC_ERR_IO, "cannot read the folder '%s': %s", where, strerror(errno));
-  btc_status st = BTC_OK;
-  for (struct dirent *e; st == BTC_OK && (e = readdir(d));) {
-    if (*e->d_name == '.' || !is_image(e->d_name)) continue;
-    btc_archive_image im = {.tile = tile, .name = e->d_name, .cloud = -1};
-    size_t n = strlen(e->d_name);
-    if (btc_utf8_valid(e->d_name, n) != n || !btc_archive_name(e->d_name, im.date, &im.day, tile)) {
-      btc_archive_leave_out(out, e->d_name);
+/* Appends a component to a tile's name; what is too long is cut, which parts no pairs. */
+static void append(char tile[256], const char *text, size_t len) {
+  size_t n = strlen(tile);
+  snprintf(tile + n, 256 - n, "%s%.*s", n ? "/" : "", (int)len, text);
+}
+
+/* 2019, or 05 behind it: folders by time say nothing about the place. */
+static bool is_time(const char *s, size_t len, bool behind_time) {
+  if (len == 4) return digits(s, 4) >= 1900 && digits(s, 4) < 2200;
+  return behind_time && (len == 1 || len == 2) && digits(s, (int)len) >= 0;
+}
+
+/* `inside`: the folders between the archive and the file, "" or "a/b". They tell places apart (a/2019-05-31.png, b/2019-05-31.png),
+ * and the date where the file's name has none (2019-05-31/a.png). */
+static bool place_of(const char *inside, const char *name, char date[11], int64_t *day, char tile[256]) {
+  char own[256], folder[256];
+  bool dated = btc_archive_name(name, date, day, own), behind_time = false;
+  if (dated && (!*inside || known_tile(name, folder))) {
+    strcpy(tile, own);
+    return true;
+  }
+  bool of_folder = false;
+  tile[0] = 0;
+  for (const char *at = inside, *next; *at; at = *next ? next + 1 : next) {
+    char part[256], part_date[11];
+    int64_t part_day;
+    next = strchrnul(at, '/');
+    snprintf(part, sizeof part, "%.*s", (int)(next - at), at);
+    behind_time = is_time(part, strlen(part), behind_time);
+    if (behind_time) continue;
+    if (!btc_archive_name(part, part_date, &part_day, folder)) {
+      append(tile, part, strlen(part));
       continue;
     }
-    char *path = btc_path_join(real, e->d_name);
-    im.path = path;
-    st = path ? btc_archive_add(out, &im, err) : btc_fail(err, BTC_ERR_NOMEM, "no memory for the list of images");
-    free(path);
+    if (!dated) { /* the innermost counts */
+      memcpy(date, part_date, 11);
+      *day = part_day;
+      of_folder = true;
+    }
+    if (strcmp(folder, "all") != 0) append(tile, folder, strlen(folder));
   }
+  if (dated && (strcmp(own, "all") != 0 || !*tile)) append(tile, own, strlen(own));
+  if (of_folder) append(tile, name, strcspn(name, "."));
+  return dated || of_folder;
+}
+
+static btc_status no_memory(btc_error *err) {
+  return btc_fail(err, BTC_ERR_NOMEM, "no memory for the list of images");
+}
+
+static btc_status add_file(btc_archive *out, const char *folder, const char *inside, const char *name, btc_error *err) {
+  char tile[256];
+  btc_archive_image im = {.tile = tile, .name = (char *)name, .cloud = -1};
+  if (btc_utf8_valid(name, strlen(name)) != strlen(name) || !place_of(inside, name, im.date, &im.day, tile)) {
+    btc_archive_leave_out(out, name);
+    return BTC_OK;
+  }
+  im.path = btc_path_join(folder, name);
+  if (!im.path) return no_memory(err);
+  btc_status st = btc_archive_add(out, &im, err);
+  free(im.path);
+  return st;
+}
+
+/* Folders that are links are left alone: they may lead round in a circle. */
+static btc_status read_folder(const char *folder, const char *inside, int depth, btc_archive *out, btc_error *err) {
+  DIR *d = opendir(folder);
+  if (!d) return btc_fail(err, BTC_ERR_IO, "cannot read the folder '%s': %s", folder, strerror(errno));
+  btc_status st = BTC_OK;
+  const struct dirent *e;
+  while (st == BTC_OK && (errno = 0, e = readdir(d)) != NULL) {
+    struct stat s;
+    if (*e->d_name == '.' || fstatat(dirfd(d), e->d_name, &s, AT_SYMLINK_NOFOLLOW) != 0) continue;
+    if (!S_ISDIR(s.st_mode)) {
+      if (is_image(e->d_name)) st = add_file(out, folder, inside, e->d_name, err);
+      continue;
+    }
+    char *path = btc_path_join(folder, e->d_name), *within = NULL;
+    if (depth == MAX_DEPTH)
+      st = btc_fail(err, BTC_ERR_LIMIT, "'%s' holds folders more than %d deep", folder, MAX_DEPTH);
+    else if (!path || asprintf(&within, "%s%s%s", inside, *inside ? "/" : "", e->d_name) < 0)
+      st = no_memory(err);
+    else
+      st = read_folder(path, within, depth + 1, out, err);
+    free(path);
+    free(within);
+  }
+  if (st == BTC_OK && !e && errno) st = btc_fail(err, BTC_ERR_IO, "cannot read the folder '%s': %s", folder, strerror(errno));
   closedir(d);
   return st;
 }
@@ -155,5 +228,8 @@ btc_status btc_archive_read(const char *where, const char *asset, btc_archive *o
   struct stat s;
   *out = (btc_archive){0};
   if (stat(where, &s) != 0) return btc_fail(err, BTC_ERR_NOT_FOUND, "cannot open '%s': %s", where, strerror(errno));
-  return S_ISDIR(s.st_mode) ? read_folder(where, out, err) : btc_archive_read_stac(where, asset, out, err);
+  if (!S_ISDIR(s.st_mode)) return btc_archive_read_stac(where, asset, out, err);
+  char real[PATH_MAX];
+  if (!realpath(where, real)) return btc_fail(err, BTC_ERR_IO, "cannot read the folder '%s': %s", where, strerror(errno));
+  return read_folder(real, "", 0, out, err);
 }

@@ -28,7 +28,7 @@ typedef struct btc_archive {
   char first_left_out[256]; /* one of them, by name */
 } btc_archive;
 
-/* where: a folder (its .png, .jpg, .jpeg, .tif, .tiff, .jp2 files), or a STAC ItemCollection. asset: name of the asset to take,
+/* where: a folder (its .png, .jpg, .jpeg, .tif, .tiff, .jp2 files and those of its folders, up to 16 deep), or a STAC ItemCollection. asset: name of the asset to take,
  * NULL: visual, rendered or data. Freed with btc_archive_free, also after a failure. */
 btc_status btc_archive_read(const char *where, const char *asset, btc_archive *out, btc_error *err);
 void btc_archive_free(btc_archive *a);

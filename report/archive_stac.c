@@ -1,5 +1,6 @@
 /* STAC ItemCollections (GeoJSON), as far as pairs need them. */
 #define _GNU_SOURCE
+#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -32,6 +33,22 @@ static void path_row(const json_t *v, char *out, size_t len) {
     snprintf(out, len, "%s", json_is_string(v) ? json_string_value(v) : "");
 }
 
+/* Catalogues without a tiling: images of exactly one extent in one projection show one place. */
+static bool extent_of(const json_t *properties, char tile[256]) {
+  const json_t *epsg = json_object_get(properties, "proj:epsg"), *b = json_object_get(properties, "proj:bbox");
+  const char *code = text(properties, "proj:code");
+  char number[24] = "";
+  double x[4];
+  if (json_array_size(b) != 4) return false;
+  for (size_t i = 0; i < 4; i++) {
+    x[i] = json_number_value(json_array_get(b, i));
+    if (!json_is_number(json_array_get(b, i)) || !(fabs(x[i]) < 1e9)) return false;
+  }
+  if (json_is_integer(epsg)) snprintf(number, sizeof number, "EPSG:%lld", (long long)json_integer_value(epsg));
+  snprintf(tile, 256, "%.64s/%.9g,%.9g,%.9g,%.9g", code ? code : number, x[0], x[1], x[2], x[3]);
+  return code || *number;
+}
+
 static bool tile_of(const json_t *properties, char tile[256]) {
   const char *code = text(properties, "grid:code"), *mgrs = text(properties, "s2:mgrs_tile");
   char path[32], row[32];
@@ -42,7 +59,7 @@ static bool tile_of(const json_t *properties, char tile[256]) {
   path_row(json_object_get(properties, "landsat:wrs_path"), path, sizeof path);
   path_row(json_object_get(properties, "landsat:wrs_row"), row, sizeof row);
   snprintf(tile, 256, "%s%s", path, row);
-  return *path && *row;
+  return (*path && *row) || extent_of(properties, tile);
 }
 
 static void bbox_of(const json_t *item, btc_archive_image *im) {

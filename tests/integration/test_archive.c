@@ -3,6 +3,7 @@
 #include <stdbool.h>
 #include <stdio.h>
 #include <sys/stat.h>
+#include <unistd.h>
 
 #include "program.h"
 #include "report/archive.h"
@@ -69,6 +70,51 @@ static void test_archive_pairs_by_interval(void **state) {
   program_clear(&r);
 }
 
+static void folder(const char *dir, const char *name) {
+  char path[512];
+  snprintf(path, sizeof path, "%s/%s", dir, name);
+  assert_int_equal(mkdir(path, 0755), 0);
+}
+
+/* By place and by time, and both: the same pairs. */
+static void test_archive_reads_folders_in_folders(void **state) {
+  (void)state;
+  static const struct {
+    const char *folders[4], *files[4], *pair;
+  } cases[] = {{{"harbour", "airport"},
+                {"harbour/2019-01-01.png", "harbour/2020-01-01.png", "airport/2019-01-01.png", "airport/2020-01-01.png"},
+                "harbour/2019-01-01_2020-01-01"},
+               {{"2019-01-01", "2020-01-01"},
+                {"2019-01-01/harbour.png", "2020-01-01/harbour.png", "2019-01-01/airport.png", "2020-01-01/airport.png"},
+                "harbour/2019-01-01_2020-01-01"},
+               {{"2019", "2019/01", "2020", "2020/01"},
+                {"2019/01/harbour_20190101.png", "2020/01/harbour_20200101.png", "2019/01/airport_20190101.png",
+                 "2020/01/airport_20200101.png"},
+                "harbour/2019-01-01_2020-01-01"},
+               {{"north", "north/2019-01-01", "north/2020-01-01", "south"},
+                {"north/2019-01-01/a.png", "north/2020-01-01/a.png", "south/a_2019-01-01.png", "south/a_2020-01-01.png"},
+                "north/a/2019-01-01_2020-01-01"},
+               {{"x", "y"},
+                {"x/LC08_L1TP_195026_20190101_20190115_01_T1.TIF", "y/LC08_L1TP_195026_20200101_20200115_01_T1.TIF",
+                 "x/LC08_L1TP_195027_20190101_20190115_01_T1.TIF", "y/LC08_L1TP_195027_20200101_20200115_01_T1.TIF"},
+                "195026/2019-01-01_2020-01-01"}};
+  for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
+    char dir[400];
+    snprintf(dir, sizeof dir, "%s/deep%zu", test_tmp_dir(), i);
+    assert_int_equal(mkdir(dir, 0755), 0);
+    for (size_t k = 0; k < 4 && cases[i].folders[k]; k++) folder(dir, cases[i].folders[k]);
+    for (size_t k = 0; k < 4; k++) touch(dir, cases[i].files[k], "");
+    char loop[500];
+    snprintf(loop, sizeof loop, "%s/%s/loop", dir, cases[i].folders[0]);
+    assert_int_equal(symlink("..", loop), 0);
+    program_result r = RUN("plan", dir);
+    assert_int_equal(r.code, 0);
+    if (!strstr(r.out, cases[i].pair) || !strstr(r.err, "4 images of 2 tiles: 2 pairs"))
+      fail_msg("%s: %s%s", cases[i].pair, r.out, r.err);
+    program_clear(&r);
+  }
+}
+
 static void test_archive_reads_stac_items(void **state) {
   (void)state;
   char path[400];
@@ -88,6 +134,15 @@ static void test_archive_reads_stac_items(void **state) {
   assert_non_null(strstr(r.out, "/a.tif\",\"after\":\"https://host/b.tif\""));
   assert_non_null(strstr(r.err, "1 pairs; 1 too cloudy; 3 left out"));
   program_clear(&r);
+#define AERIAL(id, year, x)                                                                                            \
+  "{\"id\":\"" id "\",\"properties\":{\"datetime\":\"" year "-06-01T00:00:00Z\",\"proj:epsg\":26910,\"proj:bbox\":[" x \
+  ",5,2,6]},\"assets\":{\"data\":{\"href\":\"" id ".tif\"}}}"
+  touch(test_tmp_dir(), "items.json",
+        "{\"features\":[" AERIAL("p", "2019", "1") "," AERIAL("q", "2021", "1") "," AERIAL("r", "2021", "1.5") "]}");
+  r = RUN("plan", path);
+  assert_non_null(strstr(r.out, "\"id\":\"EPSG:26910/1,5,2,6/2019-06-01_2021-06-01\""));
+  assert_non_null(strstr(r.err, "3 images of 2 tiles: 1 pairs"));
+  program_clear(&r);
   touch(test_tmp_dir(), "items.json", "{\"features\":3}");
   r = RUN("plan", path);
   assert_int_equal(r.code, 1);
@@ -99,6 +154,7 @@ int main(int argc, char **argv) {
   const struct CMUnitTest tests[] = {
       cmocka_unit_test(test_archive_names),
       cmocka_unit_test(test_archive_pairs_by_interval),
+      cmocka_unit_test(test_archive_reads_folders_in_folders),
       cmocka_unit_test(test_archive_reads_stac_items),
   };
   if (argc > 1) cmocka_set_test_filter(argv[1]);

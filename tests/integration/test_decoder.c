@@ -111,6 +111,13 @@ static void test_decoder_same_grid(void **state) {
   judge_ground("offset.tif", 0.74, 0);
 }
 
+static void test_decoder_layouts_of_tiff(void **state) {
+  (void)state;
+  needs_images("layouts");
+  static const char *const names[] = {"strips.tif", "strip.tif", "lines.tif", "big.tif"};
+  for (size_t i = 0; i < sizeof names / sizeof names[0]; i++) judge_ground(names[i], 1, 0);
+}
+
 static void test_decoder_other_grids(void **state) {
   (void)state;
   needs_images("aligned");
@@ -275,6 +282,54 @@ static void test_decoder_stays_inside_the_roots(void **state) {
   assert_int_equal(reason_of("inside/a.tif", "outside/secret.tif", inside), BTC_GEO_POLICY);
   assert_int_equal(reason_of("inside/a.tif", "inside/w.png", inside), BTC_GEO_POLICY); /* its world file is a link out */
   assert_int_equal(reason_of("inside/a.tif", "inside/link.tif", NULL), BTC_GEO_NONE);
+}
+
+/* A server of the folder on loopback; returns its port. It ends when `*end` is closed. */
+static int serve(pid_t *pid, int *end) {
+  int in_pipe[2], out_pipe[2];
+  char script[400], port[16] = "";
+  snprintf(script, sizeof script, "%s/tests/tools/range_server.py", getenv("BTCCHAT_SOURCE"));
+  assert_int_equal(pipe(in_pipe) | pipe(out_pipe), 0);
+  *pid = fork();
+  if (*pid == 0) {
+    dup2(in_pipe[0], 0);
+    dup2(out_pipe[1], 1);
+    close(in_pipe[1]);
+    close(out_pipe[0]);
+    execl("/usr/bin/python3", "python3", script, dir, (char *)NULL);
+    _exit(77);
+  }
+  close(in_pipe[0]);
+  close(out_pipe[1]);
+  assert_true(read(out_pipe[0], port, sizeof port - 1) > 0);
+  close(out_pipe[0]);
+  *end = in_pipe[1];
+  return (int)strtol(port, NULL, 10);
+}
+
+/* The same pixels over the network as from the disk, when it is allowed. */
+static void test_decoder_network_paths_when_allowed(void **state) {
+  (void)state;
+  needs_images("none");
+  char url[128];
+  double share;
+  pid_t pid;
+  int end, port = serve(&pid, &end);
+  btc_scene_options o = btc_scene_options_defaults();
+  snprintf(url, sizeof url, "/vsicurl/http://127.0.0.1:%d/before.tif", port);
+  o.stretch = BTC_STRETCH_NONE;
+  o.allow_vsi = true;
+  btc_scene *s = open_with("before.tif", url, &o);
+  read_all(s, SIDE, SIDE);
+  assert_true(difference(0, 0, &share) == 0);
+  assert_true(share == 1);
+  btc_scene_close(&s);
+  snprintf(url, sizeof url, "/vsicurl/http://127.0.0.1:%d/absent.tif", port);
+  btc_geo_failure f = {0};
+  assert_int_not_equal(btc_scene_open(in("before.tif"), url, &o, &s, &f), BTC_OK);
+  assert_true(f.reason == BTC_GEO_NOT_FOUND || f.reason == BTC_GEO_DECODE);
+  close(end);
+  assert_int_equal(waitpid(pid, NULL, 0), pid);
 }
 
 /* Links to a canary stand at every name that GDAL looks for beside an image. */
@@ -490,6 +545,7 @@ static void test_decoder_landsat_pair(void **state) {
 
 static const struct CMUnitTest tests[] = {
     cmocka_unit_test(test_decoder_same_grid),
+    cmocka_unit_test(test_decoder_layouts_of_tiff),
     cmocka_unit_test(test_decoder_other_grids),
     cmocka_unit_test(test_decoder_other_gsd),
     cmocka_unit_test(test_decoder_windows_agree),
@@ -497,6 +553,7 @@ static const struct CMUnitTest tests[] = {
     cmocka_unit_test(test_decoder_shift),
     cmocka_unit_test(test_decoder_refuses),
     cmocka_unit_test(test_decoder_stays_inside_the_roots),
+    cmocka_unit_test(test_decoder_network_paths_when_allowed),
     cmocka_unit_test(test_decoder_opens_nothing_else),
     cmocka_unit_test(test_decoder_is_shut_in),
     cmocka_unit_test(test_decoder_truncated_costs_windows),

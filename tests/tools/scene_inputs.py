@@ -195,7 +195,15 @@ def sidecars():
     os.symlink('../outside/secret.tif', os.path.join(DIR, 'inside', 'w.pgw'))
 
 
+def layouts():
+    write('strips.tif', bytes_of(PLAIN), GT, 32633, options=['TILED=NO', 'BLOCKYSIZE=7', 'COMPRESS=LZW', 'INTERLEAVE=BAND'])
+    write('strip.tif', bytes_of(PLAIN), GT, 32633, options=['TILED=NO', 'BLOCKYSIZE=%d' % SIDE])
+    write('lines.tif', bytes_of(PLAIN), GT, 32633, options=['TILED=NO', 'BLOCKYSIZE=1', 'COMPRESS=PACKBITS', 'ENDIANNESS=BIG'])
+    write('big.tif', bytes_of(PLAIN), GT, 32633, options=['TILED=YES', 'BIGTIFF=YES', 'COMPRESS=ZSTD', 'BLOCKXSIZE=16', 'BLOCKYSIZE=16'])
+
+
 write('before.tif', bytes_of(PLAIN), GT, 32633, options=['TILED=YES', 'COMPRESS=DEFLATE'])
 half = (X0 + M / 2, M, 0, Y0 - M / 2, 0, -M)
 write('half.tif', bytes_of(draw(half, SIDE, SIDE, 32633)), half, 32633)  # between the pixels: warped
-{'none': lambda: None, 'aligned': aligned, 'holes': holes, 'shifts': shifts, 'hostile': hostile, 'sidecars': sidecars}[sys.argv[2]]()
+{'none': lambda: None, 'aligned': aligned, 'holes': holes, 'shifts': shifts, 'hostile': hostile, 'sidecars': sidecars,
+ 'layouts': layouts}[sys.argv[2]]()
