@@ -16,7 +16,6 @@
 #include "manifest/manifest.h"
 
 #define PAGE 128 /* letters asked for at once */
-#define TMP ".errors.jsonl.tmp"
 
 typedef struct errors {
   btc_sink_redis *redis;
@@ -133,9 +132,9 @@ static btc_status write_all(errors *e, const uint64_t *dead, size_t n, btc_error
   return st;
 }
 
-static btc_status crc_of(int dir, uint32_t *crc, btc_error *err) {
+static btc_status crc_of(int dir, const char *tmp, uint32_t *crc, btc_error *err) {
   uint8_t buffer[65536];
-  int fd = openat(dir, TMP, O_RDONLY | O_CLOEXEC);
+  int fd = openat(dir, tmp, O_RDONLY | O_CLOEXEC);
   if (fd < 0) return btc_fail(err, BTC_ERR_IO, "cannot read errors.jsonl: %s", strerror(errno));
   *crc = 0;
   ssize_t n;
@@ -148,6 +147,7 @@ btc_status btc_errors_publish(btc_sink_redis *redis, btc_part_job *folder, const
                               uint32_t *crc32, btc_error *err) {
   errors e = {.redis = redis, .source = source};
   int dir = btc_part_dir(folder);
+  char tmp[BTC_PART_NAME];
   uint64_t *dead;
   size_t n_dead;
   *n = 0;
@@ -155,14 +155,14 @@ btc_status btc_errors_publish(btc_sink_redis *redis, btc_part_job *folder, const
   btc_status st = list_dead(&e, &dead, &n_dead, err);
   int fd = -1;
   if (st == BTC_OK && n_dead) {
-    unlinkat(dir, TMP, 0);
-    fd = openat(dir, TMP, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0644);
+    btc_part_temporary(folder, "errors.jsonl", tmp);
+    fd = openat(dir, tmp, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0644);
     e.out = fd < 0 ? NULL : fdopen(fd, "w");
     st = e.out ? write_all(&e, dead, n_dead, err) : btc_fail(err, BTC_ERR_IO, "cannot create errors.jsonl: %s", strerror(errno));
     if (st == BTC_OK && (fflush(e.out) != 0 || fsync(fd) != 0))
       st = btc_fail(err, BTC_ERR_IO, "cannot sync errors.jsonl: %s", strerror(errno));
     BTC_FAILPOINT("sink_errors_written");
-    if (st == BTC_OK) st = crc_of(dir, crc32, err);
+    if (st == BTC_OK) st = crc_of(dir, tmp, crc32, err);
     if (e.out)
       fclose(e.out);
     else if (fd >= 0)
@@ -170,10 +170,11 @@ btc_status btc_errors_publish(btc_sink_redis *redis, btc_part_job *folder, const
   }
   btc_manifest_close(&e.manifest);
   free(dead);
-  if (st == BTC_OK && e.n && renameat(dir, TMP, dir, "errors.jsonl") != 0)
-    st = btc_fail(err, BTC_ERR_IO, "cannot rename errors.jsonl: %s", strerror(errno));
+  /* asked when the file is there: see btc_part_publish */
+  if (st == BTC_OK && !source->go_on(source->ctx)) st = btc_fail(err, BTC_ERR_CANCELLED, "the duty has passed on");
+  if (st == BTC_OK && e.n) st = btc_part_rename(folder, tmp, "errors.jsonl", err);
   if (st == BTC_OK && !e.n) unlinkat(dir, "errors.jsonl", 0);
-  if (st != BTC_OK || !e.n) unlinkat(dir, TMP, 0);
+  if (n_dead && (st != BTC_OK || !e.n)) unlinkat(dir, tmp, 0);
   BTC_FAILPOINT("sink_errors_named");
   if (st == BTC_OK && fsync(dir) != 0) st = btc_fail(err, BTC_ERR_IO, "cannot sync the job's folder: %s", strerror(errno));
   *n = e.n;

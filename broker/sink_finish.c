@@ -63,21 +63,32 @@ static bool still_ours(void *ctx) {
   return btc_sink_lead(s) && !btc_sink_should_stop(s);
 }
 
+typedef struct note {
+  btc_sink *s;
+  const char *jid;
+  const redisReply *job; /* as it was when the finish began */
+} note;
+
+/* Not replayed meanwhile: else its next finish writes all this again, and may have done so already, by another sink. */
+static bool is_last_finish(void *ctx) {
+  const note *n = ctx;
+  redisReply *now = ask_job(n->s, n->jid);
+  bool same = now && is_over(now) && strcmp(btc_reply_text(now, F_EPOCH), btc_reply_text(n->job, F_EPOCH)) == 0;
+  if (now) freeReplyObject(now);
+  return same && still_ours(n->s);
+}
+
 static btc_status note_finish(btc_sink *s, btc_part_job *part, const redisReply *job, uint64_t errors, uint32_t crc,
                               btc_error *err) {
   char text[400];
-  redisReply *now = ask_job(s, btc_part_jid(part));
-  if (!now) return btc_fail(err, BTC_ERR_IO, "Redis: no answer");
-  bool same = is_over(now) && strcmp(btc_reply_text(now, F_EPOCH), btc_reply_text(job, F_EPOCH)) == 0;
-  freeReplyObject(now);
-  if (!same) return BTC_OK; /* replayed meanwhile: its next finish writes all this again */
+  note about = {s, btc_part_jid(part), job};
   int n =
       snprintf(text, sizeof text,
                "{\"v\":1,\"state\":\"%s\",\"epoch\":%" PRIu64 ",\"done\":%" PRIu64 ",\"dead\":%" PRIu64 ",\"cancelled\":%" PRIu64
                ",\"records\":%" PRIu64 ",\"errors\":%" PRIu64 ",\"errors_crc32\":\"%08" PRIx32 "\"}\n",
                btc_reply_text(job, F_ST), number(job, F_EPOCH), number(job, F_DONE), number(job, F_DEAD), number(job, F_CANC),
                btc_part_sealed(part), errors, crc);
-  btc_status st = btc_part_publish(part, ".finished.json", text, (size_t)n, err);
+  btc_status st = btc_part_publish(part, ".finished.json", text, (size_t)n, is_last_finish, &about, err);
   BTC_FAILPOINT("sink_finish_noted");
   if (st == BTC_OK)
     btc_log(BTC_LOG_INFO, "job-published", "jid=%s records=%" PRIu64 " errors=%" PRIu64, btc_part_jid(part), btc_part_sealed(part),

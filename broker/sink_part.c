@@ -352,16 +352,28 @@ btc_status btc_part_seal(btc_part_job *j, int *conflicts, btc_error *err) {
   return st;
 }
 
-btc_status btc_part_publish(btc_part_job *j, const char *name, const void *data, size_t len, btc_error *err) {
-  char tmp[96];
-  snprintf(tmp, sizeof tmp, ".%s.%016" PRIx64 ".tmp", name, ++j->token);
+void btc_part_temporary(btc_part_job *j, const char *name, char out[BTC_PART_NAME]) {
+  snprintf(out, BTC_PART_NAME, ".%s.%016" PRIx64 ".tmp", name, ++j->token);
+}
+
+btc_status btc_part_rename(btc_part_job *j, const char *tmp, const char *name, btc_error *err) {
+  if (renameat(j->dir, tmp, j->dir, name) == 0) return BTC_OK;
+  if (errno == ENOENT) return btc_fail(err, BTC_ERR_CANCELLED, "another sink works on '%s'", j->path);
+  return failed(j, "rename", name, err);
+}
+
+btc_status btc_part_publish(btc_part_job *j, const char *name, const void *data, size_t len, bool (*go_on)(void *ctx), void *ctx,
+                            btc_error *err) {
+  char tmp[BTC_PART_NAME];
+  btc_part_temporary(j, name, tmp);
   btc_status st = write_file(j, tmp, data, len, err);
-  if (st == BTC_OK && renameat(j->dir, tmp, j->dir, name) != 0) st = failed(j, "rename", name, err);
-  if (st != BTC_OK) {
-    unlinkat(j->dir, tmp, 0);
-    return st;
-  }
-  return sync_folder(j, err);
+  BTC_FAILPOINT("sink_publish_written");
+  if (st == BTC_OK && !go_on(ctx)) st = btc_fail(err, BTC_ERR_CANCELLED, "not any more");
+  BTC_FAILPOINT("sink_publish_checked");
+  if (st == BTC_OK) st = btc_part_rename(j, tmp, name, err);
+  if (st == BTC_OK) return sync_folder(j, err);
+  unlinkat(j->dir, tmp, 0);
+  return st;
 }
 
 /* ---- what it holds ---- */

@@ -11,6 +11,8 @@
 
 #include "base/base.h"
 
+enum { BTC_PART_NAME = 96 };
+
 typedef struct btc_part_job btc_part_job;
 
 typedef struct btc_stream_id {
@@ -45,7 +47,15 @@ uint32_t btc_part_number(const btc_part_job *j); /* of the last sealed part */
 size_t btc_part_memory(const btc_part_job *j);
 int btc_part_dir(const btc_part_job *j); /* descriptor, borrowed */
 
-/* A file of the folder, written under a temporary name, synced, renamed, the folder synced. */
-btc_status btc_part_publish(btc_part_job *j, const char *name, const void *data, size_t len, btc_error *err);
+/* Hidden, and of nobody else. Whoever opens the folder removes all such names: of a sink that has lost the duty without knowing,
+ * none is left by the time that the next one publishes. */
+void btc_part_temporary(btc_part_job *j, const char *name, char out[BTC_PART_NAME]);
+/* tmp gets the name. CANCELLED when tmp is gone: another sink has opened the folder since. */
+btc_status btc_part_rename(btc_part_job *j, const char *tmp, const char *name, btc_error *err);
+/* A file of the folder, written under a temporary name, synced, renamed, the folder synced. go_on is asked when the temporary file
+ * is there, not before: what it says then holds until the name is given, since the next sink would have removed that file.
+ * CANCELLED: it said no. */
+btc_status btc_part_publish(btc_part_job *j, const char *name, const void *data, size_t len, bool (*go_on)(void *ctx), void *ctx,
+                            btc_error *err);
 
 #endif

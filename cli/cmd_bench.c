@@ -180,7 +180,7 @@ static int stages(const bench_options *b, char **images) {
     btc_item items[MAX_BATCH];
     for (int64_t i = 0; i < b->model.batch; i++)
       items[i] = (btc_item){.images = (const char *const *)images, .n_images = 2, .question = question};
-    btc_session_set_probe(s, &(btc_session_probe){.force = force, .n_force = (size_t)b->tokens});
+    btc_session_set_probe(s, &(btc_session_probe){.force = force, .n_force = (size_t)b->tokens, .timed = true});
     btc_status st = BTC_OK;
     for (int64_t i = 0; i < b->runs && st == BTC_OK; i++) st = one_run(s, items, (int)b->model.batch, (int)b->tokens, &best, &err);
     best.private_kb = private_kb();

@@ -1,16 +1,20 @@
 /*
  * Continuous batching: items come at any time and each is answered as soon as it is done, while others go on. In between they share
- * what can be shared: images are read ahead by a thread, the tower takes several at once and sees each content once
+ * what can be shared: images are read ahead by threads, the tower takes several at once and sees each content once
  * (feature_cache.h), the prompt's constant beginning is computed once, and one read of the weights serves the decode step of all
  * live items. A result is byte for byte (timing apart) what btc_session_run gives for the item alone, whatever runs beside it.
  *
  * A step: admit items to free slots, encode images if a slot is free and no item is ready for it, prefill at most `chunk`
- * positions, then decode one token of every live item. Nothing is allocated by steps that only decode.
+ * positions, of several items in one pass over the weights, then decode one token of every live item. Nothing is allocated by steps
+ * that only decode.
+ *
+ * On a device, pixels, features and visual blocks stay in its memory; what comes back is the change maps, the tokens of greedy
+ * items, and the logits of the others. Items are admitted a few at a time there, so that their prefills share a pass.
  *
  * A step that runs out of memory costs no item: the batcher goes on with half its slots and half the images in a pass of the tower,
  * and begins anew what was under way. Only what does not fit at one slot and one image fails.
  *
- * Private to engine/, worker/ and the programs of cli/. Thread: one at a time; the reading thread is the batcher's own.
+ * Private to engine/, worker/ and the programs of cli/. Thread: one at a time; the reading threads are the batcher's own.
  */
 #ifndef BTC_BATCHER_H
 #define BTC_BATCHER_H
@@ -24,9 +28,10 @@ typedef struct btc_batcher_options {
   btc_precision precision;
   int slots;                  /* items generated together, 1..256; fewer when memory runs out */
   int max_tokens;             /* most tokens of an answer */
-  int ahead;                  /* items prepared beyond those in slots; 0: as many as slots, 8 at most */
-  int vision_batch;           /* images in one pass of the tower; 0: 4 */
-  int chunk;                  /* positions prefilled in one step; 0: 512 */
+  int ahead;                  /* items prepared beyond those in slots; 0: as many as slots, 8 at most (a device: 64) */
+  int vision_batch;           /* images in one pass of the tower; 0: 4 (a device: 32, fewer when its memory is short) */
+  int chunk;                  /* positions prefilled in one step; 0: 512 (a device: what keeps it busy) */
+  int readers;                /* threads that read images ahead, at most 16; 0: 1 (a device: one a processor) */
   int64_t cache_bytes;        /* features kept; 0: 256 MiB; negative: none beyond their use */
   const volatile int *cancel; /* non-zero: every open item ends as CANCELLED, and so do steps; may be NULL */
   uint64_t *progress;         /* as in btc_session_options */
@@ -68,6 +73,7 @@ typedef struct btc_batcher_counts {
   int64_t encoded;     /* images the tower saw */
   int64_t steps;       /* decode steps */
   int64_t decoded;     /* tokens out of them */
+  int64_t prefills;    /* passes over the weights for prompts */
   int64_t prefilled;   /* positions computed, the constant beginning included */
   int64_t reused;      /* positions copied from it instead */
   int64_t cache_bytes; /* features held now */

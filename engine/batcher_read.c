@@ -1,4 +1,5 @@
-/* The batcher's reading thread: prompts to ids, files to pixels or, when their content is known, to features that exist already. */
+/* The batcher's reading threads: prompts to ids, files to pixels or, when their content is known, to features that exist already.
+ */
 #include <stdlib.h>
 #include <string.h>
 
@@ -13,17 +14,26 @@ static btc_status to_pixels(const btc_batcher *b, const char *path, const btc_im
   return BTC_OK;
 }
 
+/* fresh: it is the caller's to decode. What another thread is decoding is waited for; if that fails it is the caller's as well. */
 static btc_features *get_features(btc_batcher *b, const uint8_t *key, bool *fresh) {
   pthread_mutex_lock(&b->lock);
   btc_features *f = btc_feature_cache_get(b->cache, key);
+  while (f && f->reading) pthread_cond_wait(&b->has_decoded, &b->lock);
   *fresh = f && f->state == BTC_FEATURES_EMPTY;
+  if (*fresh) f->reading = true;
   pthread_mutex_unlock(&b->lock);
   return f;
 }
 
-static void put_features(btc_batcher *b, btc_features *f) {
+/* decoding: the caller's decoding of it is over, well or not. */
+static void settle(btc_batcher *b, btc_features *f, bool decoding, bool put) {
+  if (!f) return;
   pthread_mutex_lock(&b->lock);
-  if (f) btc_feature_cache_put(b->cache, f);
+  if (decoding) {
+    f->reading = false;
+    pthread_cond_broadcast(&b->has_decoded);
+  }
+  if (put) btc_feature_cache_put(b->cache, f);
   pthread_mutex_unlock(&b->lock);
 }
 
@@ -34,7 +44,7 @@ static btc_status decode(btc_batcher *b, const char *path, btc_image_mode mode, 
   bool fresh, changed;
   btc_status st = btc_image_content_decode(c, path, b->m->cfg->vision.image, mode, &im, &changed, err);
   if (changed) {
-    put_features(b, *f);
+    settle(b, *f, true, true);
     if (!(*f = get_features(b, NULL, &fresh)))
       st = btc_fail(err, BTC_ERR_NOMEM, "not enough memory for the features of '%s'", path);
   }
@@ -42,7 +52,7 @@ static btc_status decode(btc_batcher *b, const char *path, btc_image_mode mode, 
   if (st == BTC_OK) st = to_pixels(b, path, &im, &pixels, err);
   btc_image_free(&im);
   pthread_mutex_lock(&b->lock);
-  if (st == BTC_OK) {
+  if (st == BTC_OK && *f) {
     (*f)->pixels = pixels;
     (*f)->state = BTC_FEATURES_PIXELS;
   }
@@ -62,10 +72,8 @@ static btc_status read_image(btc_batcher *b, batch_job *j, int i, btc_error *err
   btc_status st = f ? BTC_OK : btc_fail(err, BTC_ERR_NOMEM, "not enough memory for the features of '%s'", path);
   if (st == BTC_OK && fresh) st = decode(b, path, mode, &c, &f, err);
   btc_image_content_free(&c);
-  if (st == BTC_OK)
-    j->image[j->n_read++] = f;
-  else
-    put_features(b, f);
+  settle(b, f, fresh, st != BTC_OK);
+  if (st == BTC_OK) j->image[j->n_read++] = f;
   return st;
 }
 
@@ -95,7 +103,7 @@ static btc_status read_job(btc_batcher *b, batch_job *j, btc_error *err) {
 /* No more than `ahead` items lie read and waiting: that bounds pixels and pinned features. */
 static batch_job *next_to_read(btc_batcher *b) {
   int waiting = 0;
-  for (int i = 0; i < b->n_jobs; i++) waiting += b->jobs[i].state == JOB_READ;
+  for (int i = 0; i < b->n_jobs; i++) waiting += b->jobs[i].state == JOB_READ || b->jobs[i].state == JOB_READING;
   return waiting < b->o.ahead ? batcher_first(b, JOB_WAITING, 0) : NULL;
 }
 

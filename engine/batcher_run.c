@@ -1,6 +1,5 @@
 /* The parts of a batcher's step. See batcher.h for their order and batcher_internal.h for who owns what. */
 #include <stdlib.h>
-#include <string.h>
 
 #include "batcher_internal.h"
 
@@ -15,16 +14,23 @@ static void fail_job(btc_batcher *b, batch_job *j, btc_status st, const btc_erro
 
 /* ---- room ---- */
 
-static btc_status grow(float **p, int64_t floats, btc_error *err) {
-  free(*p);
-  *p = btc_alloc((size_t)floats, sizeof **p);
-  return *p ? BTC_OK : btc_fail(err, BTC_ERR_NOMEM, "not enough memory: %lld MB of activations", (long long)(floats >> 18));
+void batcher_drop_features(btc_batcher *b) {
+  if (b->be) btc_backend_free(b->be, b->features);
+  b->features = NULL;
+  b->images = 0;
+}
+
+static btc_status grow(btc_batcher *b, int64_t images, btc_error *err) {
+  void *p = NULL;
+  batcher_drop_features(b);
+  btc_status st = btc_backend_alloc(b->be, (size_t)(images * b->m->tokens * b->m->hidden) * sizeof *b->features, &p, err);
+  b->features = p;
+  if (st == BTC_OK) b->images = images;
+  return st;
 }
 
 static btc_status reserve_all(btc_batcher *b, int64_t images, int64_t positions, btc_error *err) {
-  const btc_model *m = b->m;
-  btc_status st = images > b->images ? grow(&b->features, images * m->tokens * m->hidden, err) : BTC_OK;
-  if (st == BTC_OK && images > b->images) b->images = images;
+  btc_status st = images > b->images ? grow(b, images, err) : BTC_OK;
   btc_stage_item widest = {.n_images = (int)b->images, .positions = b->o.chunk};
   if (st == BTC_OK) st = btc_stage_reserve(b->stage, &widest, 1, positions, err);
   for (int i = 0; i < b->o.slots; i++) b->steps[i] = (btc_stage_item){.n_images = 0, .positions = 1};
@@ -40,9 +46,7 @@ btc_status batcher_reserve(btc_batcher *b, int64_t images, int64_t positions, bt
   if (more_positions) b->prefix_ready = false;
   btc_status st = reserve_all(b, images, more_positions ? positions : b->positions, err);
   if (st != BTC_OK) {
-    b->images = 0;
-    free(b->features);
-    b->features = NULL;
+    batcher_drop_features(b);
     if (more_positions) b->positions = 0;
   } else if (more_positions) {
     b->positions = positions;
@@ -56,7 +60,7 @@ static btc_status make_prefix(btc_batcher *b, btc_error *err) {
   btc_status st = BTC_OK;
   for (; st == BTC_OK && it.past < b->n_prefix; it.past += it.positions) {
     it.positions = b->n_prefix - it.past < b->o.chunk ? b->n_prefix - it.past : b->o.chunk;
-    st = btc_stage_prefill_part(b->stage, b->splice, b->head, &it, 1, NULL, b->hidden, err);
+    st = btc_stage_issue_part(b->stage, b->splice, b->head, &it, 1, NULL, NULL, err);
   }
   b->prefix_ready = st == BTC_OK;
   b->counts.prefilled += b->n_prefix;
@@ -91,8 +95,22 @@ static int pick_images(btc_batcher *b) {
   return n;
 }
 
+/* Room for their features, and their pixels side by side. */
+static btc_status gather(btc_batcher *b, int n, btc_error *err) {
+  const int64_t side = b->m->cfg->vision.image, image = 3 * side * side;
+  btc_status st = BTC_OK;
+  for (int i = 0; st == BTC_OK && i < n; i++) {
+    btc_features *f = b->batch[i];
+    void *block = f->data;
+    if (!block) st = btc_block_pool_take(b->feature_pool, &block, err);
+    f->data = block;
+    btc_op_copy(b->be, b->pixels + i * image, f->pixels, (size_t)image * sizeof(float));
+  }
+  return st;
+}
+
 btc_status batcher_encode(btc_batcher *b, bool *worked, btc_error *err) {
-  const int64_t side = b->m->cfg->vision.image, image = 3 * side * side, tokens = b->m->tokens * b->m->hidden;
+  const int64_t tokens = b->m->tokens * b->m->hidden;
   int64_t start = btc_now_ns();
   pthread_mutex_lock(&b->lock);
   int n = b->live < b->o.slots && !next_ready(b) ? pick_images(b) : 0;
@@ -100,10 +118,11 @@ btc_status batcher_encode(btc_batcher *b, bool *worked, btc_error *err) {
   if (!n) return BTC_OK;
   *worked = true;
   btc_status st = batcher_reserve(b, 0, 0, err); /* an item too large for our memory may have cost the buffers */
-  for (int i = 0; i < n; i++) memcpy(b->pixels + i * image, b->batch[i]->pixels, (size_t)image * sizeof(float));
+  if (st == BTC_OK) st = gather(b, n, err);
   btc_stage_item all = {.n_images = n};
   if (st == BTC_OK) st = btc_stage_prefill_part(b->stage, 0, b->change, &all, 1, b->pixels, b->features, err);
-  for (int i = 0; st == BTC_OK && i < n; i++) memcpy(b->batch[i]->data, b->features + i * tokens, (size_t)tokens * sizeof(float));
+  for (int i = 0; st == BTC_OK && i < n; i++)
+    btc_op_copy(b->be, b->batch[i]->data, b->features + i * tokens, (size_t)tokens * sizeof(float));
   pthread_mutex_lock(&b->lock);
   for (int i = 0; i < n; i++) {
     b->batch[i]->taken = false;
@@ -126,15 +145,37 @@ static int64_t common_prefix(const btc_batcher *b, const btc_request *q) {
   return n;
 }
 
-/* Change extraction and projection of the item's features, which are then no longer needed. */
+void batcher_drop_visual(btc_batcher *b, batch_job *j) {
+  if (j->visual_alone)
+    btc_backend_free(b->be, j->visual);
+  else if (b->visual_pool)
+    btc_block_pool_put(b->visual_pool, j->visual);
+  j->visual = NULL;
+  j->visual_alone = false;
+}
+
+/* One block, as an image or a pair has, comes from the pool; a video's are taken for it alone. */
+static btc_status take_visual(btc_batcher *b, batch_job *j, int64_t floats, btc_error *err) {
+  void *p = NULL;
+  batcher_drop_visual(b, j);
+  j->visual_alone = btc_item_blocks(&j->q.step) > 1;
+  btc_status st = j->visual_alone ? btc_backend_alloc(b->be, (size_t)floats * sizeof *j->visual, &p, err)
+                                  : btc_block_pool_take(b->visual_pool, &p, err);
+  j->visual = p;
+  return st;
+}
+
+/* Change extraction and projection of the item's features, which are then no longer needed. A device's change map waits behind the
+ * visual block until somebody waits for the device anyway. */
 static btc_status make_visual(btc_batcher *b, batch_job *j, btc_error *err) {
-  const int64_t image = b->m->tokens * b->m->hidden;
-  const btc_stage_item *it = &j->q.step;
+  const int64_t image = b->m->tokens * b->m->hidden, floats = btc_flow_floats(b->m, b->splice, &j->q.step, 1, false);
+  btc_stage_item it = j->q.step;
   int64_t start = btc_now_ns();
-  j->visual = btc_alloc((size_t)btc_flow_floats(b->m, b->splice, it, 1, false), sizeof *j->visual);
-  if (!j->visual) return btc_fail(err, BTC_ERR_NOMEM, "not enough memory for an item's visual tokens");
-  for (int i = 0; i < j->n_read; i++) memcpy(b->features + i * image, j->image[i]->data, (size_t)image * sizeof(float));
-  btc_status st = btc_stage_prefill_part(b->stage, b->change, b->splice, it, 1, b->features, j->visual, err);
+  btc_status st = take_visual(b, j, floats, err);
+  if (st != BTC_OK) return st;
+  if (it.cosine && !b->host) it.cosine = j->visual + floats;
+  for (int i = 0; i < j->n_read; i++) btc_op_copy(b->be, b->features + i * image, j->image[i]->data, (size_t)image * sizeof(float));
+  st = btc_stage_issue_part(b->stage, b->change, b->splice, &it, 1, b->features, j->visual, err);
   j->result.timing.vision_ms += ms_since(start);
   return st;
 }
@@ -182,8 +223,14 @@ static btc_status admit(btc_batcher *b, batch_job *j, btc_error *err) {
   return st;
 }
 
+/* Slots become free one by one. A device waits for a few, since one prompt alone does not keep it busy. */
+static bool gathers_slots(const btc_batcher *b) {
+  return !b->host && b->live && b->o.slots - b->live < b->o.slots / 8;
+}
+
 btc_status batcher_admit(btc_batcher *b, bool *worked, btc_error *err) {
   btc_error e;
+  if (gathers_slots(b)) return BTC_OK;
   while (b->live < b->o.slots && rows_to_prefill(b) < b->o.chunk) {
     pthread_mutex_lock(&b->lock);
     batch_job *j = next_ready(b);
@@ -200,36 +247,14 @@ btc_status batcher_admit(btc_batcher *b, bool *worked, btc_error *err) {
 
 /* ---- the language model ---- */
 
-static void take(btc_batcher *b, batch_job *j, const float *logits) {
+/* Row k of the last run's logits is the job's. */
+static void take(btc_batcher *b, batch_job *j, int k) {
   btc_error e;
-  btc_status st = btc_request_take(b->m, b->sampler, &j->q, logits, b->o.force, b->o.n_force, &e);
+  const btc_pick *picks = btc_stage_picks(b->stage);
+  const float *logits = b->logits + k * b->m->cfg->llm.vocab;
+  btc_status st = btc_request_take(b->m, b->sampler, &j->q, logits, picks ? &picks[k] : NULL, b->o.force, b->o.n_force, &e);
   if (st != BTC_OK) btc_request_fail(&j->q, st, &e);
   if (j->q.done) batcher_answer(b, j);
-}
-
-/* Rows [past, past + rows) of one prompt; with its last row comes its first token. */
-static btc_status prefill_rows(btc_batcher *b, batch_job *j, int64_t rows, btc_error *err) {
-  btc_stage_item *it = &j->q.step;
-  int64_t start = btc_now_ns();
-  it->positions = rows;
-  btc_status st = btc_stage_prefill_part(b->stage, b->splice, b->head, it, 1, j->visual, b->hidden, err);
-  if (st != BTC_OK) return st;
-  b->counts.prefilled += rows;
-  bool last = it->past + rows == j->end;
-  if (last) st = btc_stage_prefill_part(b->stage, b->head, b->end, it, 1, b->hidden, b->logits, err);
-  j->result.timing.prefill_ms += ms_since(start);
-  if (st != BTC_OK) return st;
-  if (!last) {
-    it->past += rows;
-    return BTC_OK;
-  }
-  free(j->visual);
-  j->visual = NULL;
-  pthread_mutex_lock(&b->lock);
-  j->state = JOB_DECODE;
-  pthread_mutex_unlock(&b->lock);
-  take(b, j, b->logits);
-  return BTC_OK;
 }
 
 static batch_job *next_prefill(btc_batcher *b, uint64_t from) {
@@ -239,24 +264,70 @@ static batch_job *next_prefill(btc_batcher *b, uint64_t from) {
   return j;
 }
 
-/* A prompt is split only when it alone is larger than a step's budget: every piece reads all weights once more. */
-btc_status batcher_prefill(btc_batcher *b, bool *worked, btc_error *err) {
+/* Whole prompts up to a step's budget, in order of arrival. A prompt is split only when it alone is larger: every piece reads all
+ * weights once more. Returns their number; *whole: their last rows are among them. */
+static int pick_prefills(btc_batcher *b, bool *whole) {
   int64_t left = b->o.chunk;
-  for (batch_job *j = next_prefill(b, 0); j;) {
-    uint64_t next = j->order + 1;
-    int64_t rest = j->end - j->q.step.past, rows = rest <= left ? rest : left == b->o.chunk ? left : 0;
-    if (!rows) return BTC_OK;
-    *worked = true;
-    btc_status st = prefill_rows(b, j, rows, err);
-    if (st != BTC_OK) return st;
-    left -= rows;
-    j = next_prefill(b, next);
+  int n = 0;
+  *whole = true;
+  for (batch_job *j = next_prefill(b, 0); j && *whole; j = next_prefill(b, j->order + 1)) {
+    int64_t rest = j->end - j->q.step.past;
+    if (rest > left && n) break;
+    *whole = rest <= left;
+    j->q.step.positions = *whole ? rest : left;
+    b->step_job[n] = j;
+    b->steps[n] = j->q.step;
+    b->steps[n++].visual = j->visual;
+    left -= j->q.step.positions;
+  }
+  return n;
+}
+
+/* What a device has kept for the results so far. */
+static btc_status fetch_maps(btc_batcher *b, int n, btc_error *err) {
+  const int64_t floats = b->m->block_tokens * b->m->width;
+  if (b->host) return BTC_OK;
+  for (int k = 0; k < n; k++) {
+    float *map = b->step_job[k]->result.cosine;
+    if (map) btc_op_copy(b->be, map, b->step_job[k]->visual + floats, (size_t)b->m->tokens * sizeof *map);
+  }
+  return btc_backend_finish(b->be, err);
+}
+
+static void begin_answer(btc_batcher *b, batch_job *j, int k) {
+  batcher_drop_visual(b, j);
+  pthread_mutex_lock(&b->lock);
+  j->state = JOB_DECODE;
+  pthread_mutex_unlock(&b->lock);
+  take(b, j, k);
+}
+
+/* Prompts in one pass over the weights; with a prompt's last row comes its first token. */
+btc_status batcher_prefill(btc_batcher *b, bool *worked, btc_error *err) {
+  bool whole;
+  int64_t start = btc_now_ns(), rows = 0;
+  const int n = pick_prefills(b, &whole);
+  if (!n) return BTC_OK;
+  *worked = true;
+  btc_status st = whole ? btc_stage_prefill_part(b->stage, b->splice, b->end, b->steps, n, NULL, b->logits, err)
+                        : btc_stage_issue_part(b->stage, b->splice, b->head, b->steps, n, NULL, NULL, err);
+  if (st == BTC_OK && whole) st = fetch_maps(b, n, err);
+  if (st != BTC_OK) return st;
+  for (int k = 0; k < n; k++) rows += b->steps[k].positions;
+  b->counts.prefills++;
+  b->counts.prefilled += rows;
+  double share = ms_since(start) / (double)rows;
+  for (int k = 0; k < n; k++) {
+    b->step_job[k]->result.timing.prefill_ms += share * (double)b->steps[k].positions;
+    if (whole)
+      begin_answer(b, b->step_job[k], k);
+    else
+      b->step_job[k]->q.step.past += b->steps[k].positions;
   }
   return BTC_OK;
 }
 
 btc_status batcher_decode(btc_batcher *b, bool *worked, btc_error *err) {
-  const int64_t vocab = b->m->cfg->llm.vocab;
   int n = 0;
   pthread_mutex_lock(&b->lock);
   for (int i = 0; i < b->n_jobs; i++) {
@@ -275,7 +346,7 @@ btc_status batcher_decode(btc_batcher *b, bool *worked, btc_error *err) {
   b->counts.decoded += n;
   for (int k = 0; k < n; k++) {
     b->step_job[k]->result.timing.generate_ms += share;
-    take(b, b->step_job[k], b->logits + k * vocab);
+    take(b, b->step_job[k], k);
   }
   return BTC_OK;
 }

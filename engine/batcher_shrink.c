@@ -20,7 +20,7 @@ static void begin_anew(btc_batcher *b, batch_job *j) {
   btc_result_clear(&j->result);
   batcher_drop_images(b, j);
   free(j->image);
-  free(j->visual);
+  batcher_drop_visual(b, j);
   *j = (batch_job){.state = JOB_WAITING, .cancelled = j->cancelled, .order = j->order, .tag = j->tag};
   j->q = (btc_request){.item = item, .result = &j->result};
 }
@@ -32,13 +32,12 @@ static void empty_slots(btc_batcher *b) {
     if (j->state == JOB_PREFILL || j->state == JOB_DECODE) {
       begin_anew(b, j);
     } else if (j->state == JOB_READ) {
-      free(j->visual); /* of an admission that failed */
-      j->visual = NULL;
+      batcher_drop_visual(b, j); /* of an admission that failed */
     }
   }
   memset(b->slot_used, 0, (size_t)b->o.slots * sizeof *b->slot_used);
   b->live = 0;
-  pthread_cond_signal(&b->to_read);
+  pthread_cond_broadcast(&b->to_read);
   pthread_mutex_unlock(&b->lock);
 }
 
@@ -51,8 +50,9 @@ bool batcher_shrink(btc_batcher *b, const btc_error *why) {
   empty_slots(b);
   b->o.slots = slots;
   if (b->o.vision_batch > 1) b->o.vision_batch /= 2;
-  free(b->features);
-  b->features = NULL;
+  batcher_drop_features(b);
+  btc_block_pool_trim(b->feature_pool);
+  btc_block_pool_trim(b->visual_pool);
   b->images = b->positions = 0;
   b->prefix_ready = false;
   snprintf(text, sizeof text, "out of memory, going on with %d slots and %d images at once: %s", slots, b->o.vision_batch,

@@ -8,16 +8,19 @@
 
 struct btc_feature_cache {
   int64_t max_bytes, bytes, floats;
+  btc_block_pool *pool;
   btc_features *bucket[BUCKETS];
   btc_features *newest, *oldest; /* READY and unused */
 };
 
-btc_status btc_feature_cache_create(int64_t max_bytes, int64_t floats, btc_feature_cache **out, btc_error *err) {
+btc_status btc_feature_cache_create(int64_t max_bytes, int64_t floats, btc_block_pool *pool, btc_feature_cache **out,
+                                    btc_error *err) {
   btc_feature_cache *c = btc_alloc_zero(1, sizeof *c);
   *out = c;
   if (!c) return btc_fail(err, BTC_ERR_NOMEM, "not enough memory for a cache of features");
   c->max_bytes = max_bytes;
   c->floats = floats;
+  c->pool = pool;
   return BTC_OK;
 }
 
@@ -49,7 +52,7 @@ static void forget(btc_feature_cache *c, btc_features *f) {
   }
   c->bytes -= entry_bytes(c);
   free(f->pixels);
-  free(f->data);
+  btc_block_pool_put(c->pool, f->data);
   free(f);
 }
 
@@ -79,10 +82,7 @@ btc_features *btc_feature_cache_get(btc_feature_cache *c, const uint8_t key[33])
   }
   make_room(c, entry_bytes(c));
   btc_features *f = btc_alloc_zero(1, sizeof *f);
-  if (!f || !(f->data = btc_alloc((size_t)c->floats, sizeof *f->data))) {
-    free(f);
-    return NULL;
-  }
+  if (!f) return NULL;
   f->refs = 1;
   c->bytes += entry_bytes(c);
   if (!key) return f;

@@ -6,7 +6,7 @@
 #ifndef BTC_FEATURE_CACHE_H
 #define BTC_FEATURE_CACHE_H
 
-#include "base/base.h"
+#include "block_pool.h"
 
 typedef enum btc_features_state {
   BTC_FEATURES_EMPTY,  /* nobody has decoded it yet */
@@ -17,8 +17,9 @@ typedef enum btc_features_state {
 typedef struct btc_features {
   btc_features_state state;
   float *pixels; /* PIXELS: malloc'ed by whoever decodes; the cache frees what is left */
-  float *data;   /* [floats], filled when READY */
+  float *data;   /* [floats] of the pool: READY; taken by whoever fills it */
   bool taken;    /* free for the user of PIXELS entries: it is in a batch */
+  bool reading;  /* free for the user of EMPTY entries: somebody decodes it */
   /* the cache's own */
   uint8_t key[33];
   bool shared;
@@ -28,8 +29,10 @@ typedef struct btc_features {
 
 typedef struct btc_feature_cache btc_feature_cache;
 
-/* max_bytes: of features kept, in use or not; 0 keeps none beyond their use. floats: of one image's features. */
-btc_status btc_feature_cache_create(int64_t max_bytes, int64_t floats, btc_feature_cache **out, btc_error *err);
+/* max_bytes: of features kept, in use or not; 0 keeps none beyond their use. floats: of one image's features. pool: of
+ * their blocks; borrowed. */
+btc_status btc_feature_cache_create(int64_t max_bytes, int64_t floats, btc_block_pool *pool, btc_feature_cache **out,
+                                    btc_error *err);
 void btc_feature_cache_destroy(btc_feature_cache **c);
 /* The entry of a key (sha256 of the bytes, then how they become pixels), made EMPTY when it is new; NULL without memory. Key NULL:
  * an entry that nobody else will find. Every get wants one put. */

@@ -112,6 +112,7 @@ btc_status btc_request_open(const btc_model *m, btc_request *l, btc_error *err) 
   btc_result *r = l->result;
   r->phase = BTC_PHASE_MODEL;
   l->sampling = sampling_of(l->item);
+  l->step.greedy = l->sampling.temperature == 0;
   btc_rng_seed(&l->rng, l->sampling.seed, 0);
   l->answer = btc_alloc((size_t)l->max_tokens, sizeof *l->answer);
   if (l->item->n_images == 2) {
@@ -131,12 +132,25 @@ static bool is_eos(const btc_llm_config *c, int32_t id) {
   return false;
 }
 
-btc_status btc_request_take(const btc_model *m, btc_sampler *s, btc_request *l, const float *logits, const int32_t *force,
-                            size_t n_force, btc_error *err) {
+/* What btc_sampler_pick says of such logits. */
+static btc_status take_pick(const btc_pick *p, int32_t *id, double *logprob, btc_error *err) {
+  *id = p->id;
+  *logprob = p->logprob;
+  if (!p->broken) return BTC_OK;
+  if (p->broken == 1)
+    return btc_fail(err, BTC_ERR_INTERNAL,
+                    "the model computed infinity or not a number for token %d: its weights or the arithmetic are broken", p->id);
+  return btc_fail(err, BTC_ERR_INTERNAL,
+                  "the model computed minus infinity for every token: its weights or the arithmetic are broken");
+}
+
+btc_status btc_request_take(const btc_model *m, btc_sampler *s, btc_request *l, const float *logits, const btc_pick *pick,
+                            const int32_t *force, size_t n_force, btc_error *err) {
   btc_result *r = l->result;
   int32_t id;
   double logprob;
-  btc_status st = btc_sampler_pick(s, logits, &l->sampling, &l->rng, &id, &logprob, err);
+  btc_status st = pick && l->step.greedy ? take_pick(pick, &id, &logprob, err)
+                                         : btc_sampler_pick(s, logits, &l->sampling, &l->rng, &id, &logprob, err);
   if (st == BTC_ERR_INTERNAL) return err->code = BTC_ERR_MODEL; /* logits that are no numbers: the checkpoint's fault */
   if (st != BTC_OK) return st;
   if (force) id = force[r->n_ids];

@@ -56,6 +56,7 @@ btc_status btc_session_create(btc_model *m, const btc_session_options *o, btc_se
                           .threads = o->threads,
                           .compute = s->precision == BTC_PRECISION_BF16 ? BTC_COMPUTE_BF16 : BTC_COMPUTE_F32,
                           .slots = o->max_batch,
+                          .pick_vocab = btc_tokenizer_vocab(m->tok),
                           .cancel = o->cancel,
                           .progress = o->progress};
   st = btc_stage_create(m, 0, btc_block_count(m), &so, &s->stage, err);
@@ -98,6 +99,7 @@ btc_precision btc_session_precision(const btc_session *s) {
 void btc_session_set_probe(btc_session *s, const btc_session_probe *p) {
   s->probe = p ? *p : (btc_session_probe){0};
   btc_stage_set_tap(s->stage, s->probe.tap, s->probe.user);
+  btc_stage_set_timed(s->stage, s->probe.timed);
 }
 
 btc_stage_times btc_session_times(const btc_session *s) {
@@ -154,13 +156,15 @@ static btc_status prepare(btc_session *s, btc_request *l, int slot, int64_t imag
 /* Runs decode steps until every item is done. Nothing here allocates: a test counts. */
 static btc_status generate(btc_session *s, int n, btc_error *err) {
   const int64_t vocab = s->m->cfg->llm.vocab;
+  const btc_pick *picks = btc_stage_picks(s->stage);
   for (int i = 0; i < n; i++) s->order[i] = i;
   for (int rows = n;;) {
     int live = 0;
     for (int k = 0; k < rows; k++) {
       btc_request *l = &s->live[s->order[k]];
       btc_error e;
-      btc_status st = btc_request_take(s->m, s->sampler, l, s->logits + k * vocab, s->probe.force, s->probe.n_force, &e);
+      btc_status st = btc_request_take(s->m, s->sampler, l, s->logits + k * vocab, picks ? &picks[k] : NULL, s->probe.force,
+                                       s->probe.n_force, &e);
       if (st != BTC_OK) btc_request_fail(l, st, &e);
       if (!l->done) s->order[live++] = s->order[k];
     }

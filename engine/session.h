@@ -12,6 +12,7 @@ typedef struct btc_session_probe {
   void *user;
   const int32_t *force; /* tokens fed instead of the sampled ones; NULL: free running */
   size_t n_force;       /* generation then stops after this many */
+  bool timed;           /* see btc_stage_set_timed */
 } btc_session_probe;
 
 /* NULL removes it. Borrowed until then. */

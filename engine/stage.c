@@ -24,6 +24,11 @@ struct btc_stage {
   uint64_t *progress;
   btc_tap *tap;
   void *tap_user;
+  bool timed;
+  btc_error failed; /* of the run that is timed */
+  /* a device's picks: there, and where they are copied to; [slots] */
+  int64_t pick_vocab;
+  btc_pick *pick_device, *picks;
   btc_stage_times times;
 };
 
@@ -79,13 +84,23 @@ static btc_status make_scratch(btc_stage *s, btc_error *err) {
   }
 }
 
+static btc_status make_picks(btc_stage *s, btc_error *err) {
+  void *p = NULL;
+  if (!s->pick_vocab || btc_backend_on_host(s->be) || s->last != btc_block_count(s->m)) return BTC_OK;
+  s->picks = btc_alloc((size_t)s->slots, sizeof *s->picks);
+  if (!s->picks) return btc_fail(err, BTC_ERR_NOMEM, "not enough memory for a stage of %d slots", s->slots);
+  btc_status st = btc_backend_alloc(s->be, (size_t)s->slots * sizeof *s->picks, &p, err);
+  s->pick_device = p;
+  return st;
+}
+
 static btc_status make_tables(btc_stage *s, btc_error *err) {
   size_t slots = (size_t)s->slots, layers = (size_t)(s->llm_last - s->llm_first);
   s->pos = btc_alloc(slots, sizeof *s->pos);
   s->rows = btc_alloc(slots, sizeof *s->rows);
   s->ids = btc_alloc(slots, sizeof *s->ids);
   s->kvs = btc_alloc(slots * (layers ? layers : 1), sizeof *s->kvs);
-  if (s->pos && s->rows && s->ids && s->kvs) return BTC_OK;
+  if (s->pos && s->rows && s->ids && s->kvs) return make_picks(s, err);
   return btc_fail(err, BTC_ERR_NOMEM, "not enough memory for a stage of %d slots", s->slots);
 }
 
@@ -101,7 +116,13 @@ btc_status btc_stage_create(const btc_model *m, int first, int last, const btc_s
     return btc_fail(err, BTC_ERR_ARG, "no such stage: blocks %d to %d of %d, %d slots", first, last, btc_block_count(m), o->slots);
   btc_stage *s = btc_alloc_zero(1, sizeof *s);
   if (!s) return btc_fail(err, BTC_ERR_NOMEM, "not enough memory for a stage");
-  *s = (btc_stage){.m = m, .first = first, .last = last, .slots = o->slots, .cancel = o->cancel, .progress = o->progress};
+  *s = (btc_stage){.m = m,
+                   .first = first,
+                   .last = last,
+                   .slots = o->slots,
+                   .cancel = o->cancel,
+                   .progress = o->progress,
+                   .pick_vocab = o->pick_vocab};
   for (int i = first; i < last; i++) {
     btc_block b = btc_block_at(m, i);
     if (b.kind != BTC_BLOCK_LLM) continue;
@@ -137,8 +158,10 @@ void btc_stage_destroy(btc_stage **sp) {
     btc_backend_free(s->be, s->flow[0]);
     btc_backend_free(s->be, s->flow[1]);
     btc_backend_free(s->be, s->scratch);
+    btc_backend_free(s->be, s->pick_device);
   }
   btc_backend_destroy(&s->be);
+  free(s->picks);
   free(s->pos);
   free(s->rows);
   free(s->ids);
@@ -199,16 +222,24 @@ void btc_stage_set_tap(btc_stage *s, btc_tap *tap, void *user) {
   s->tap_user = user;
 }
 
-btc_backend *btc_stage_backend(btc_stage *s) {
-  return s->be;
-}
-
 const char *btc_stage_describe(const btc_stage *s) {
   return btc_backend_describe(s->be);
 }
 
 bool btc_stage_device(const btc_stage *s, btc_device_info *out) {
   return btc_backend_device(s->be, out);
+}
+
+const btc_pick *btc_stage_picks(const btc_stage *s) {
+  return s->picks;
+}
+
+btc_backend *btc_stage_backend(btc_stage *s) {
+  return s->be;
+}
+
+void btc_stage_set_timed(btc_stage *s, bool timed) {
+  s->timed = timed;
 }
 
 btc_stage_times btc_stage_get_times(const btc_stage *s) {
@@ -260,7 +291,11 @@ static const float *splice_item(const btc_run *r, const btc_stage_item *it, cons
 static void splice(const btc_run *r, const btc_stage_item *items, int n, const float *visual, float *out) {
   int64_t rows = 0;
   for (int i = 0; i < n; i++) {
-    visual = splice_item(r, &items[i], visual, out + rows * r->m->width);
+    float *at = out + rows * r->m->width;
+    if (items[i].visual)
+      (void)splice_item(r, &items[i], items[i].visual, at);
+    else
+      visual = splice_item(r, &items[i], visual, at);
     rows += items[i].positions;
   }
   btc_tap_emit(r, "splice.embeds", out, rows, r->m->width);
@@ -315,6 +350,10 @@ static int64_t total_images(const btc_stage_item *items, int n) {
   return images;
 }
 
+static void pick(const btc_stage *s, const float *logits, int n) {
+  if (s->picks) btc_op_pick(s->be, s->pick_device, logits, s->m->cfg->llm.vocab, n, s->pick_vocab);
+}
+
 /* Runs block i from *cur (flow before it) and leaves *cur at the flow behind it, in one of the stage's two buffers. */
 static void prefill_block(btc_stage *s, const btc_run *r, int i, const btc_stage_item *items, int n, const float **cur) {
   btc_block b = btc_block_at(s->m, i);
@@ -339,6 +378,7 @@ static void prefill_block(btc_stage *s, const btc_run *r, int i, const btc_stage
       break;
     case BTC_BLOCK_HEAD:
       head_prefill(r, items, n, *cur, other, other);
+      pick(s, other, n);
       break;
   }
   *cur = in_place ? own : other;
@@ -359,6 +399,7 @@ static void decode_block(btc_stage *s, const btc_run *r, int i, int n, const flo
   } else {
     btc_head_forward(r, *cur, n, other);
     btc_tap_emit(r, "logits", other, n, s->m->cfg->llm.vocab);
+    pick(s, other, n);
     *cur = other;
   }
 }
@@ -392,8 +433,49 @@ static void run_recorded(btc_stage *s, const btc_run *r, int first, int last, in
   s->times.decode_ms[BTC_BLOCK_LLM] += (double)(btc_now_ns() - start) * 1e-6;
 }
 
-static btc_status run(btc_stage *s, int first, int last, const btc_stage_item *items, int n, const float *in, float *out,
-                      bool decode, btc_error *err) {
+/* With the device's own time, where that is asked for. */
+static void add_time(btc_stage *s, double *ms) {
+  btc_error ignored; /* said again by the finish that ends the run, unless it was about this work only */
+  int64_t start = btc_now_ns();
+  if (!s->timed || s->failed.code != BTC_OK) return;
+  if (btc_backend_finish(s->be, &ignored) != BTC_OK) s->failed = ignored;
+  *ms += (double)(btc_now_ns() - start) * 1e-6;
+}
+
+static btc_status run_blocks(btc_stage *s, const btc_run *r, int first, int last, const btc_stage_item *items, int n, bool decode,
+                             const float **cur, btc_error *err) {
+  double *ms = decode ? s->times.decode_ms : s->times.prefill_ms;
+  for (int i = first; i < last; i++) {
+    const btc_block_kind kind = btc_block_at(s->m, i).kind;
+    if (s->cancel && *s->cancel) return btc_fail(err, BTC_ERR_CANCELLED, "stopped on request");
+    run_block(s, r, i, items, n, decode, cur);
+    if (i + 1 == last || btc_block_at(s->m, i + 1).kind != kind) add_time(s, &ms[kind]);
+  }
+  return BTC_OK;
+}
+
+/* The flow behind the last block to the caller; behind the head, only the rows that a pick does not stand for. */
+static void hand_out(btc_stage *s, int last, const btc_stage_item *items, int n, bool decode, const float *cur, float *out) {
+  const int64_t floats = btc_flow_floats(s->m, last, items, n, decode), vocab = s->m->cfg->llm.vocab;
+  if (last < btc_block_count(s->m) || !s->picks) {
+    if (floats && out) btc_op_copy(s->be, out, cur, (size_t)floats * sizeof *out);
+    return;
+  }
+  btc_op_copy(s->be, s->picks, s->pick_device, (size_t)n * sizeof *s->picks);
+  for (int i = 0; i < n; i++)
+    if (!items[i].greedy) btc_op_copy(s->be, out + i * vocab, cur + i * vocab, (size_t)vocab * sizeof *out);
+}
+
+typedef struct stage_call {
+  int first, last;
+  const btc_stage_item *items;
+  int n;
+  const float *in;
+  float *out;
+  bool decode, wait;
+} stage_call;
+
+static btc_status run(btc_stage *s, const stage_call *k, btc_error *err) {
   btc_run r = {.m = s->m,
                .be = s->be,
                .scratch = s->scratch,
@@ -401,24 +483,25 @@ static btc_status run(btc_stage *s, int first, int last, const btc_stage_item *i
                .llm_rows = s->llm_rows,
                .tap = s->tap,
                .tap_user = s->tap_user};
-  const float *cur = in;
+  const float *cur = k->in;
   const bool device = !btc_backend_on_host(s->be);
-  int64_t floats = device ? btc_flow_floats(s->m, first, items, n, decode) : 0;
-  if (floats && in) btc_op_copy(s->be, s->flow[0], in, (size_t)floats * sizeof *in);
+  int64_t floats = device && k->in ? btc_flow_floats(s->m, k->first, k->items, k->n, k->decode) : 0;
+  btc_status st = BTC_OK;
+  s->failed = (btc_error){0};
+  if (floats) btc_op_copy(s->be, s->flow[0], k->in, (size_t)floats * sizeof *k->in);
   if (device) cur = s->flow[0];
-  set_items(s, items, n, decode);
+  set_items(s, k->items, k->n, k->decode);
   if (s->cancel && *s->cancel) return btc_fail(err, BTC_ERR_CANCELLED, "stopped on request");
-  if (device && decode && !s->tap) {
-    run_recorded(s, &r, first, last, n, &cur);
+  if (device && k->decode && !s->tap) {
+    run_recorded(s, &r, k->first, k->last, k->n, &cur);
+    add_time(s, &s->times.decode_ms[BTC_BLOCK_LLM]);
   } else {
-    for (int i = first; i < last; i++) {
-      if (s->cancel && *s->cancel) return btc_fail(err, BTC_ERR_CANCELLED, "stopped on request");
-      run_block(s, &r, i, items, n, decode, &cur);
-    }
+    st = run_blocks(s, &r, k->first, k->last, k->items, k->n, k->decode, &cur, err);
   }
-  floats = btc_flow_floats(s->m, last, items, n, decode);
-  if (floats) btc_op_copy(s->be, out, cur, (size_t)floats * sizeof *out);
-  return btc_backend_finish(s->be, err);
+  if (st != BTC_OK) return st;
+  if (s->failed.code != BTC_OK) return btc_fail(err, s->failed.code, "%s", s->failed.message);
+  hand_out(s, k->last, k->items, k->n, k->decode, cur, k->out);
+  return k->wait ? btc_backend_finish(s->be, err) : BTC_OK;
 }
 
 /* Checks what a wrong caller could break memory with; the items of a session are right by construction. */
@@ -441,15 +524,25 @@ static btc_status check_items(const btc_stage *s, int first, int last, const btc
 
 btc_status btc_stage_prefill(btc_stage *s, const btc_stage_item *items, int n, const float *in, float *out, btc_error *err) {
   btc_status st = check_items(s, s->first, s->last, items, n, false, err);
-  return st == BTC_OK ? run(s, s->first, s->last, items, n, in, out, false, err) : st;
+  return st == BTC_OK ? run(s, &(stage_call){s->first, s->last, items, n, in, out, false, true}, err) : st;
+}
+
+static btc_status run_part(btc_stage *s, const stage_call *k, btc_error *err) {
+  if (k->first < s->first || k->last > s->last || k->first >= k->last)
+    return btc_fail(err, BTC_ERR_ARG, "blocks %d to %d are no part of a stage of blocks %d to %d", k->first, k->last, s->first,
+                    s->last);
+  btc_status st = check_items(s, k->first, k->last, k->items, k->n, false, err);
+  return st == BTC_OK ? run(s, k, err) : st;
 }
 
 btc_status btc_stage_prefill_part(btc_stage *s, int first, int last, const btc_stage_item *items, int n, const float *in,
                                   float *out, btc_error *err) {
-  if (first < s->first || last > s->last || first >= last)
-    return btc_fail(err, BTC_ERR_ARG, "blocks %d to %d are no part of a stage of blocks %d to %d", first, last, s->first, s->last);
-  btc_status st = check_items(s, first, last, items, n, false, err);
-  return st == BTC_OK ? run(s, first, last, items, n, in, out, false, err) : st;
+  return run_part(s, &(stage_call){first, last, items, n, in, out, false, true}, err);
+}
+
+btc_status btc_stage_issue_part(btc_stage *s, int first, int last, const btc_stage_item *items, int n, const float *in, float *out,
+                                btc_error *err) {
+  return run_part(s, &(stage_call){first, last, items, n, in, out, false, false}, err);
 }
 
 btc_status btc_stage_copy_slot(btc_stage *s, int from, int to, int64_t positions, btc_error *err) {
@@ -462,5 +555,5 @@ btc_status btc_stage_copy_slot(btc_stage *s, int from, int to, int64_t positions
 
 btc_status btc_stage_decode(btc_stage *s, const btc_stage_item *items, int n, const float *in, float *out, btc_error *err) {
   btc_status st = check_items(s, s->first, s->last, items, n, true, err);
-  return st == BTC_OK ? run(s, s->first, s->last, items, n, in, out, true, err) : st;
+  return st == BTC_OK ? run(s, &(stage_call){s->first, s->last, items, n, in, out, true, true}, err) : st;
 }

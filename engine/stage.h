@@ -57,7 +57,9 @@ typedef struct btc_stage_item {
   int64_t past;      /* positions already in the slot: 0 for a whole prefill, more for its later chunks or behind a copied prefix */
   int32_t token;     /* decode: the token to feed */
   int slot;          /* key/value slot, 0..slots-1 */
-  float *cosine;     /* [T] receives the change map of a pair; may be NULL */
+  float *cosine;     /* [T] receives the change map of a pair, on the host or in the backend's memory; may be NULL */
+  const float *visual; /* splice: its visual blocks in the backend's memory, instead of in the flow; NULL: in the flow */
+  bool greedy;         /* head: a device's pick is all that is wanted of its logits (btc_stage_picks) */
 } btc_stage_item;
 
 int btc_item_blocks(const btc_stage_item *it); /* visual blocks it becomes: 1 for an image or a pair, else one a frame */
@@ -72,6 +74,7 @@ typedef struct btc_stage_options {
   int slots;                  /* items with live keys and values, and most items of a batch */
   const volatile int *cancel; /* checked between blocks; may be NULL */
   uint64_t *progress;         /* grows atomically with every block; may be NULL */
+  int64_t pick_vocab;         /* a device picks among the first so many logits of a row; 0: it does not */
 } btc_stage_options;
 
 typedef struct btc_stage btc_stage;
@@ -105,10 +108,19 @@ btc_status btc_stage_decode(btc_stage *s, const btc_stage_item *items, int n, co
  * row (ops.h); the item's whole ids and all its visual blocks are given each time. The head gives logits of a chunk's last row. */
 btc_status btc_stage_prefill_part(btc_stage *s, int first, int last, const btc_stage_item *items, int n, const float *in,
                                   float *out, btc_error *err);
+/* The same without waiting: in and out are the backend's memory, or NULL where nothing is read or wanted. What goes wrong on a
+ * device is said by the next call that waits. */
+btc_status btc_stage_issue_part(btc_stage *s, int first, int last, const btc_stage_item *items, int n, const float *in, float *out,
+                                btc_error *err);
+/* The greedy picks of the last run that ended behind the head, one an item; NULL: there are none, its logits are all there is. Rows
+ * of logits of items that were `greedy` have not been written then. */
+const btc_pick *btc_stage_picks(const btc_stage *s);
 /* Keys and values of the first positions of one slot, into another one. */
 btc_status btc_stage_copy_slot(btc_stage *s, int from, int to, int64_t positions, btc_error *err);
 
-/* Milliseconds spent so far per block kind, [BTC_BLOCK_HEAD + 1], prefill and decode apart. */
+/* Milliseconds spent so far per block kind, [BTC_BLOCK_HEAD + 1], prefill and decode apart. A device works behind our back: what a
+ * kind took there is known only when `timed`, which waits for it wherever another kind begins. */
+void btc_stage_set_timed(btc_stage *s, bool timed);
 typedef struct btc_stage_times {
   double prefill_ms[BTC_BLOCK_HEAD + 1], decode_ms[BTC_BLOCK_HEAD + 1];
 } btc_stage_times;

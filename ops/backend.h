@@ -47,6 +47,7 @@ typedef struct btc_ops_table {
   void (*set_items)(btc_backend *b, const btc_items *items);
   void (*attention_items)(btc_backend *b, const btc_attention_items *a);
   void (*embed_items)(btc_backend *b, float *y, const btc_weight *table);
+  void (*pick)(btc_backend *b, btc_pick *picks, const float *logits, int64_t stride, int64_t m, int64_t vocab);
 } btc_ops_table;
 
 struct btc_backend {

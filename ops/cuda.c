@@ -1,4 +1,5 @@
 /* The CUDA backend: maps the contracts of ops.h onto kernels/cuda. No arithmetic here. */
+#include <stddef.h>
 #include <stdlib.h>
 
 #include "ops/cuda_parts.h"
@@ -8,6 +9,10 @@ _Static_assert((int)BTC_F32 == BTC_CUDA_F32 && (int)BTC_F16 == BTC_CUDA_F16 && (
 _Static_assert((int)BTC_ACT_NONE == BTC_CUDA_NONE && (int)BTC_ACT_GELU_TANH == BTC_CUDA_GELU_TANH &&
                    (int)BTC_ACT_GELU_ERF == BTC_CUDA_GELU_ERF && (int)BTC_ACT_RELU == BTC_CUDA_RELU,
                "the activations have the same numbers");
+
+_Static_assert(sizeof(btc_pick) == sizeof(btc_cuda_pick) && offsetof(btc_pick, broken) == offsetof(btc_cuda_pick, broken) &&
+                   offsetof(btc_pick, logprob) == offsetof(btc_cuda_pick, logprob),
+               "picks lie in memory alike");
 
 enum { PRODUCT_ROWS = 24576 }; /* 33 images: enough tiles for every multiprocessor, a few times over */
 
@@ -161,6 +166,11 @@ static void cuda_embed(btc_backend *b, float *y, const btc_weight *table, const 
   }
 }
 
+static void cuda_pick(btc_backend *b, btc_pick *picks, const float *logits, int64_t stride, int64_t m, int64_t vocab) {
+  cuda_backend *c = b->self;
+  START(c, btc_cuda_sample((btc_cuda_pick *)picks, logits, stride, m, vocab, NULL, NULL, c->stream));
+}
+
 const btc_ops_table btc_ops_cuda = {
     .kind = "cuda",
     .create = cuda_create,
@@ -191,4 +201,5 @@ const btc_ops_table btc_ops_cuda = {
     .set_items = cuda_set_items,
     .attention_items = cuda_attention_items,
     .embed_items = cuda_embed_items,
+    .pick = cuda_pick,
 };

@@ -4,14 +4,18 @@
  * What a step's rows mean (positions, items, tokens, places of keys and values) lies in one block of device memory at fixed
  * places, sent before the step. So a decode step's kernels read everything that changes from there, and a recording of them
  * (a CUDA graph) can be repeated as it is. Where recording fails, steps are issued one kernel after the other.
+ *
+ * The block is written in pinned memory and sent from there. Several such copies are taken in turn, so that the next step is
+ * prepared while the device still works on the ones before.
  */
 #include <string.h>
 
 #include "ops/cuda_parts.h"
 
-/* Places in the block, for the most items, layers and rows. */
+/* Places in the block, for the most items, layers and rows. Up to `head` lies what every step needs, behind it what belongs to the
+ * rows of a prefill; item_row and item_pos are the same for steps of one row an item. */
 typedef struct places {
-  size_t k, v, row_item, row_pos, ids, first_row, pos, end;
+  size_t k, v, ids, first_row, pos, item_row, item_pos, head, row_item, row_pos, end;
 } places;
 
 static size_t up(size_t bytes) {
@@ -26,26 +30,40 @@ static places places_of(const cuda_backend *c) {
   size_t items = (size_t)c->o.max_items, layers = (size_t)(c->o.max_layers ? c->o.max_layers : 1), rows = (size_t)most_rows(c);
   places p = {0};
   p.v = up(items * layers * sizeof(void *));
-  p.row_item = p.v + up(items * layers * sizeof(void *));
-  p.row_pos = p.row_item + up(rows * sizeof(int32_t));
-  p.ids = p.row_pos + up(rows * sizeof(int32_t));
+  p.ids = p.v + up(items * layers * sizeof(void *));
   p.first_row = p.ids + up(items * sizeof(int32_t));
   p.pos = p.first_row + up((items + 1) * sizeof(int32_t));
-  p.end = p.pos + up(items * sizeof(int32_t));
+  p.item_row = p.pos + up(items * sizeof(int32_t));
+  p.item_pos = p.item_row + up(items * sizeof(int32_t));
+  p.head = p.item_pos + up(items * sizeof(int32_t));
+  p.row_item = p.head;
+  p.row_pos = p.row_item + up(rows * sizeof(int32_t));
+  p.end = p.row_pos + up(rows * sizeof(int32_t));
   return p;
 }
 
-btc_status cuda_items_open(cuda_backend *c, btc_error *err) {
-  if (c->o.max_items < 1) return BTC_OK;
+static btc_status open_tables(cuda_backend *c, btc_error *err) {
   void *p = NULL;
   c->table_bytes = places_of(c).end;
   btc_status st = cuda_alloc(c->base, c->table_bytes, &p, err);
   c->table = p;
   if (st != BTC_OK) return st;
+  for (int i = 0; i < CUDA_TABLES; i++) {
+    if (!CUDA_TRY(c, cudaMallocHost(&p, c->table_bytes))) return cuda_failure(c, err);
+    c->table_copy[i] = p;
+    if (!CUDA_TRY(c, cudaEventCreateWithFlags(&c->table_sent[i], cudaEventDisableTiming))) return cuda_failure(c, err);
+  }
+  c->table_host = c->table_copy[0];
+  return BTC_OK;
+}
+
+btc_status cuda_items_open(cuda_backend *c, btc_error *err) {
+  if (c->o.max_items < 1) return BTC_OK;
+  void *p = NULL;
+  btc_status st = open_tables(c, err);
+  if (st != BTC_OK) return st;
   if ((st = cuda_alloc(c->base, (size_t)c->o.max_positions * sizeof *c->ids, &p, err)) != BTC_OK) return st;
   c->ids = p;
-  if (!CUDA_TRY(c, cudaMallocHost(&p, c->table_bytes))) return cuda_failure(c, err);
-  c->table_host = p;
   c->decode_bytes = btc_cuda_decode_scratch(c->o.max_items, c->o.heads, c->o.head_dim, c->o.max_positions);
   if ((st = cuda_alloc(c->base, c->decode_bytes, &p, err)) != BTC_OK) return st;
   c->decode_scratch = p;
@@ -57,7 +75,10 @@ void cuda_items_close(cuda_backend *c) {
   if (c->table) (void)cudaFree(c->table);
   if (c->ids) (void)cudaFree(c->ids);
   if (c->decode_scratch) (void)cudaFree(c->decode_scratch);
-  if (c->table_host) (void)cudaFreeHost(c->table_host);
+  for (int i = 0; i < CUDA_TABLES; i++) {
+    if (c->table_sent[i]) (void)cudaEventDestroy(c->table_sent[i]);
+    if (c->table_copy[i]) (void)cudaFreeHost(c->table_copy[i]);
+  }
 }
 
 /* first_row and pos for rows [first, first+m) of all: those of the items that have some of them, cut to the window; the others
@@ -81,46 +102,72 @@ static void fill_window(cuda_backend *c, int64_t first, int64_t m) {
 }
 
 static void send(cuda_backend *c, size_t from, size_t to) {
-  if (c->failed.code == BTC_OK)
+  if (c->failed.code == BTC_OK && from < to)
     CUDA_TRY(c, cudaMemcpyAsync(c->table + from, c->table_host + from, to - from, cudaMemcpyHostToDevice, c->stream));
 }
 
-/* The pinned block may still be on its way to the device. */
-static void await_table(cuda_backend *c) {
-  if (c->failed.code == BTC_OK) CUDA_TRY(c, cudaStreamSynchronize(c->stream));
+/* The next copy in turn, which may still be on its way to the device. */
+static void take_table(cuda_backend *c) {
+  c->table_at = (c->table_at + 1) % CUDA_TABLES;
+  c->table_host = c->table_copy[c->table_at];
+  if (c->failed.code == BTC_OK) CUDA_TRY(c, cudaEventSynchronize(c->table_sent[c->table_at]));
 }
 
-void cuda_set_items(btc_backend *b, const btc_items *t) {
-  cuda_backend *c = b->self;
-  const places p = places_of(c);
-  int32_t *row_item = (int32_t *)(c->table_host + p.row_item), *row_pos = (int32_t *)(c->table_host + p.row_pos);
+static void mark_sent(cuda_backend *c) {
+  if (c->failed.code == BTC_OK) CUDA_TRY(c, cudaEventRecord(c->table_sent[c->table_at], c->stream));
+}
+
+static void fill_rows(cuda_backend *c, const btc_items *t, const places *p) {
+  int32_t *row_item = (int32_t *)(c->table_host + p->row_item), *row_pos = (int32_t *)(c->table_host + p->row_pos);
   int64_t rows = 0;
-  await_table(c);
   for (int64_t i = 0; i < t->n; i++)
     for (int64_t r = 0; r < t->rows[i] && rows < most_rows(c); r++, rows++) {
       row_item[rows] = (int32_t)i;
       row_pos[rows] = (int32_t)(t->pos[i] + r);
     }
+  c->n_rows = rows;
+}
+
+static void fill_items(cuda_backend *c, const btc_items *t, const places *p) {
+  int32_t *item_row = (int32_t *)(c->table_host + p->item_row), *item_pos = (int32_t *)(c->table_host + p->item_pos);
   for (int64_t i = 0; i < t->n * t->layers; i++) {
     const size_t at = (size_t)i * sizeof t->kv[i].k;
-    memcpy(c->table_host + p.k + at, &t->kv[i].k, sizeof t->kv[i].k);
-    memcpy(c->table_host + p.v + at, &t->kv[i].v, sizeof t->kv[i].v);
+    memcpy(c->table_host + p->k + at, &t->kv[i].k, sizeof t->kv[i].k);
+    memcpy(c->table_host + p->v + at, &t->kv[i].v, sizeof t->kv[i].v);
   }
+  for (int64_t i = 0; i < t->n; i++) {
+    item_row[i] = (int32_t)i;
+    item_pos[i] = (int32_t)t->pos[i];
+  }
+  if (t->ids) memcpy(c->table_host + p->ids, t->ids, (size_t)t->n * sizeof *t->ids);
+}
+
+void cuda_set_items(btc_backend *b, const btc_items *t) {
+  cuda_backend *c = b->self;
+  const places p = places_of(c);
+  if (!c->table) return; /* a backend made without items */
+  take_table(c);
+  fill_items(c, t, &p);
+  fill_rows(c, t, &p);
   if (t->layers) c->kv = t->kv[0];
-  if (t->ids) memcpy(c->table_host + p.ids, t->ids, (size_t)t->n * sizeof *t->ids);
   c->n_items = t->n;
-  c->n_rows = rows;
-  fill_window(c, 0, rows);
-  send(c, 0, p.end);
+  fill_window(c, 0, c->n_rows);
+  send(c, 0, p.head);
+  if (!t->ids) {
+    send(c, p.row_item, p.row_item + (size_t)c->n_rows * sizeof(int32_t));
+    send(c, p.row_pos, p.row_pos + (size_t)c->n_rows * sizeof(int32_t));
+  }
+  mark_sent(c);
 }
 
 /* Rows [first, first+m) as the kernels see them. Only a call for another window than the last costs anything. */
 static void set_window(cuda_backend *c, int64_t first, int64_t m) {
   const places p = places_of(c);
   if (first == c->window_first && m == c->window_rows) return;
-  await_table(c);
+  take_table(c);
   fill_window(c, first, m);
-  send(c, p.first_row, p.end);
+  send(c, p.first_row, p.item_row);
+  mark_sent(c);
 }
 
 void cuda_attention_items(btc_backend *b, const btc_attention_items *a) {
@@ -129,8 +176,8 @@ void cuda_attention_items(btc_backend *b, const btc_attention_items *a) {
   const int64_t nq = a->heads * c->kv.d, nkv = c->kv.kv_heads * c->kv.d;
   const size_t at = (size_t)(a->layer * c->n_items) * sizeof(void *);
   set_window(c, a->first, a->m);
-  const int32_t *row_item = (const int32_t *)(c->table + p.row_item) + a->first;
-  const int32_t *row_pos = (const int32_t *)(c->table + p.row_pos) + a->first;
+  const int32_t *row_item = (const int32_t *)(c->table + (a->prefill ? p.row_item : p.item_row)) + a->first;
+  const int32_t *row_pos = (const int32_t *)(c->table + (a->prefill ? p.row_pos : p.item_pos)) + a->first;
   btc_cuda_kv kv = {.k = (void *const *)(c->table + p.k + at),
                     .v = (void *const *)(c->table + p.v + at),
                     .type = (btc_cuda_type)c->kv.dtype,

@@ -25,7 +25,7 @@ typedef struct cuda_constant {
 
 typedef struct cuda_plan cuda_plan; /* one product's algorithm */
 
-enum { CUDA_RECORDINGS = 64, CUDA_PLANS = 1024 };
+enum { CUDA_RECORDINGS = 64, CUDA_PLANS = 1024, CUDA_TABLES = 4 };
 
 typedef struct cuda_recording {
   uint64_t key;
@@ -52,9 +52,11 @@ typedef struct cuda_backend {
   cuda_plan *plan; /* [CUDA_PLANS] by shape */
   void *operand;   /* rows of x in the products' type */
   float *dot;      /* results before their epilogue */
-  /* items: one block, on the host (pinned) and on the device */
+  /* items: one block on the device, written in one of several on the host (pinned) */
   btc_backend_options o;
-  char *table_host, *table;
+  char *table_copy[CUDA_TABLES], *table_host /* the one that is written */, *table;
+  cudaEvent_t table_sent[CUDA_TABLES];
+  int table_at;
   size_t table_bytes;
   int64_t n_items, n_rows, window_first, window_rows, capacity, max_rows;
   btc_kv kv; /* shape of the items' keys and values */

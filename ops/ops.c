@@ -249,3 +249,7 @@ void btc_op_embed_items(btc_backend *b, float *y, const btc_weight *table) {
   for (int64_t i = 0; i < b->items.n; i++) rows += b->items.rows[i];
   btc_op_embed(b, y, table, b->items.ids, rows);
 }
+
+void btc_op_pick(btc_backend *b, btc_pick *picks, const float *logits, int64_t stride, int64_t m, int64_t vocab) {
+  if (b->table->pick) b->table->pick(b, picks, logits, stride, m, vocab);
+}

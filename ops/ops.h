@@ -220,6 +220,15 @@ void btc_op_attention_items(btc_backend *b, const btc_attention_items *a);
 /* y[all rows, n] = rows `ids` of a stored table. */
 void btc_op_embed_items(btc_backend *b, float *y, const btc_weight *table);
 
+/* What a row of logits is sure to become without a draw. */
+typedef struct btc_pick {
+  int32_t id;     /* of the largest, the lowest of equal ones */
+  int32_t broken; /* 0; 1: not a number or +infinity among them, first at `id`; 2: nothing but minus infinity */
+  double logprob; /* ln of the id's share in the softmax */
+} btc_pick;
+/* picks[m] of logits [m, vocab], the rows `stride` floats apart. On a device only: a host's logits need no journey. */
+void btc_op_pick(btc_backend *b, btc_pick *picks, const float *logits, int64_t stride, int64_t m, int64_t vocab);
+
 /* Half-split rotary embedding in place on x[m, heads*d] (row stride in elements); cos/sin [max_pos, d/2]; row i has
  * position pos+i. Spec 1.6. */
 void btc_op_rope(btc_backend *b, float *x, int64_t stride, int64_t m, int64_t heads, int64_t d, int64_t pos, const float *cos,

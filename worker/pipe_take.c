@@ -11,7 +11,7 @@ static void take_row(pipe_driver *p, const pipe_group *g, pipe_job *j, const flo
   btc_error e = {0};
   if (g->kind == SHARD_DECODE) j->fed++;
   if (j->fed < j->q.result->n_ids) return; /* a token that the journal already has */
-  btc_status st = btc_request_take(p->m, p->sampler, &j->q, logits, NULL, 0, &e);
+  btc_status st = btc_request_take(p->m, p->sampler, &j->q, logits, NULL, NULL, 0, &e);
   if (st != BTC_OK) btc_request_fail(&j->q, st, &e);
   p->new_token = true;
   if (j->q.done) pipe_answer(p, j);

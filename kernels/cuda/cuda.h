@@ -163,11 +163,11 @@ typedef struct btc_cuda_sampling {
   double uniform; /* the item's own draw in [0, 1), made by the caller's generator */
 } btc_cuda_sampling;
 
-/* One pick a row of logits [m, vocab]; settings and picks [m] are device arrays. settings NULL: all greedy. scratch:
- * btc_cuda_sample_scratch bytes (0 when greedy). */
+/* One pick a row of logits [m, vocab], the rows `stride` floats apart; settings and picks [m] are device arrays. settings NULL: all
+ * greedy. scratch: btc_cuda_sample_scratch bytes (0 when greedy). */
 size_t btc_cuda_sample_scratch(int64_t m, int64_t vocab);
-int btc_cuda_sample(btc_cuda_pick *picks, const float *logits, int64_t m, int64_t vocab, const btc_cuda_sampling *settings,
-                    void *scratch, btc_cuda_stream s);
+int btc_cuda_sample(btc_cuda_pick *picks, const float *logits, int64_t stride, int64_t m, int64_t vocab,
+                    const btc_cuda_sampling *settings, void *scratch, btc_cuda_stream s);
 
 /* ---- resize.cu: bit for bit the CPU's (spec 3.2, 3.3) ---- */
 

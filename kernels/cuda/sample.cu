@@ -192,11 +192,11 @@ BTC_DEVICE int32_t sample_id(candidate *list, candidate *kept, const float *logi
   return threadIdx.x == 0 ? draw(list, n, step, total, g.uniform) : 0;
 }
 
-static __global__ void __launch_bounds__(THREADS)
-    sample(btc_cuda_pick *picks, const float *all_logits, int32_t vocab, const btc_cuda_sampling *settings, candidate *scratch) {
+static __global__ void __launch_bounds__(THREADS) sample(btc_cuda_pick *picks, const float *all_logits, int64_t stride,
+                                                         int32_t vocab, const btc_cuda_sampling *settings, candidate *scratch) {
   BTC_SHARED(int32_t, id, 1);
   const int64_t row = blockIdx.x;
-  const float *logits = all_logits + row * vocab;
+  const float *logits = all_logits + row * stride;
   int32_t broken;
   const best top = find_largest(logits, vocab, &broken);
   if (broken != INT32_MAX || top.logit == -INFINITY) {
@@ -220,9 +220,9 @@ size_t btc_cuda_sample_scratch(int64_t m, int64_t vocab) {
   return static_cast<size_t>(m) * static_cast<size_t>(vocab) * 2 * sizeof(candidate);
 }
 
-int btc_cuda_sample(btc_cuda_pick *picks, const float *logits, int64_t m, int64_t vocab, const btc_cuda_sampling *settings,
-                    void *scratch, btc_cuda_stream s) {
+int btc_cuda_sample(btc_cuda_pick *picks, const float *logits, int64_t stride, int64_t m, int64_t vocab,
+                    const btc_cuda_sampling *settings, void *scratch, btc_cuda_stream s) {
   if (m <= 0) return 0;
-  return BTC_LAUNCH(sample, static_cast<unsigned>(m), THREADS, 0, s, picks, logits, static_cast<int32_t>(vocab), settings,
+  return BTC_LAUNCH(sample, static_cast<unsigned>(m), THREADS, 0, s, picks, logits, stride, static_cast<int32_t>(vocab), settings,
                     static_cast<candidate *>(scratch));
 }

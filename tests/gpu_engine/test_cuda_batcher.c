@@ -1,14 +1,17 @@
 /*
  * A batcher over a CUDA device that fails (tests/gpu_host/fake): a device that is lost ends every open item with DEVICE and is
- * never computed on again; memory that runs out costs slots and no item.
+ * never computed on again; memory that runs out costs slots and no item. And over one that works: what is computed together, what
+ * stays on it, and that answers are those of items alone.
  */
 #define _GNU_SOURCE
 #include "test.h"
 
 #include <stdio.h>
+#include <unistd.h>
 
 #include "engine/batcher.h"
 #include "engine/model.h"
+#include "tests/gpu_host/fake/fake.h"
 #include "tiny_checkpoint.h"
 
 enum { N = 2 };
@@ -110,8 +113,177 @@ static void test_cuda_batcher_short_of_memory_costs_no_item(void **state) {
   btc_model_close(&f.m);
 }
 
+/* ---- batches ---- */
+
+enum { MANY = 8, TOKENS = 3 };
+
+typedef struct many {
+  btc_model *m;
+  btc_item items[MANY];
+  const char *paths[MANY][2];
+  btc_result alone[MANY], got[MANY];
+  btc_batcher_counts counts;
+} many;
+
+static void on_many(void *ctx, void *tag, btc_result *r) {
+  many *f = ctx;
+  f->got[(btc_item *)tag - f->items] = *r;
+}
+
+/* Eight pairs of sixteen pictures; drawn: every other answer is drawn. */
+static void begin_many(many *f, bool drawn) {
+  btc_error err = {0};
+  *f = (many){0};
+  if (btc_model_open(shared_path("vectors/pair-l0/ckpt"), &f->m, &err) != BTC_OK) fail_msg("%s", err.message);
+  for (int i = 0; i < MANY; i++) {
+    f->paths[i][0] = tiny_picture(40 + i, 50, (unsigned)i);
+    f->paths[i][1] = tiny_picture(41 + i, 51, (unsigned)i + 100);
+    f->items[i] = (btc_item){.images = f->paths[i],
+                             .n_images = 2,
+                             .question = i % 3 ? "Is anything new?" : NULL,
+                             .temperature = drawn && i % 2 ? 0.9f : 0,
+                             .seed = (uint64_t)i};
+  }
+}
+
+/* One item at a time in a session on that device. */
+static void run_alone(many *f, const char *device, btc_precision precision, btc_result *results) {
+  btc_session *s;
+  btc_error err;
+  btc_session_options o = btc_session_options_default();
+  o.device = device;
+  o.threads = 1;
+  o.precision = precision;
+  o.max_tokens = TOKENS;
+  if (btc_session_create(f->m, &o, &s, &err) != BTC_OK) fail_msg("%s", err.message);
+  for (int i = 0; i < MANY; i++) assert_int_equal(btc_session_run(s, &f->items[i], 1, &results[i], &err), BTC_OK);
+  btc_session_destroy(&s);
+}
+
+/* All at once: no step is made before every picture has been read, so that what is computed together is foreseen. */
+static void run_together(many *f, btc_precision precision) {
+  btc_batcher *b;
+  btc_error err;
+  btc_batcher_options o = {
+      .device = "cuda", .threads = 1, .precision = precision, .slots = MANY, .max_tokens = TOKENS, .readers = 4, .done = on_many};
+  o.ctx = f;
+  if (btc_batcher_create(f->m, &o, &b, &err) != BTC_OK) fail_msg("%s", err.message);
+  for (int i = 0; i < MANY; i++) assert_int_equal(btc_batcher_submit(b, &f->items[i], &f->items[i], &err), BTC_OK);
+  for (int64_t end = btc_now_ns() + INT64_C(60000000000); btc_batcher_get_counts(b).images < 2 * MANY && btc_now_ns() < end;)
+    usleep(1000);
+  memset(&fake, 0, sizeof fake);
+  while (btc_batcher_open(b))
+    if (btc_batcher_step(b, &err) != BTC_OK) fail_msg("%s", err.message);
+  f->counts = btc_batcher_get_counts(b);
+  btc_batcher_destroy(&b);
+}
+
+static void end_many(many *f) {
+  for (int i = 0; i < MANY; i++) {
+    btc_result_clear(&f->alone[i]);
+    btc_result_clear(&f->got[i]);
+  }
+  btc_model_close(&f->m);
+}
+
+static void assert_same(const btc_result *a, const btc_result *b, int64_t tokens) {
+  assert_int_equal(a->status, BTC_OK);
+  assert_int_equal(b->status, BTC_OK);
+  assert_string_equal(a->text, b->text);
+  assert_int_equal(a->n_ids, b->n_ids);
+  assert_memory_equal(a->ids, b->ids, (size_t)a->n_ids * sizeof *a->ids);
+  assert_memory_equal(&a->logprob, &b->logprob, sizeof a->logprob);
+  assert_memory_equal(&a->score, &b->score, sizeof a->score);
+  assert_memory_equal(a->cosine, b->cosine, (size_t)tokens * sizeof *a->cosine);
+}
+
+static void check_together(btc_precision precision, bool drawn) {
+  many f;
+  skip_without_shared();
+  begin_many(&f, drawn);
+  run_alone(&f, "cuda", precision, f.alone);
+  run_together(&f, precision);
+  for (int i = 0; i < MANY; i++) assert_same(&f.alone[i], &f.got[i], f.m->tokens);
+  end_many(&f);
+}
+
+static void test_cuda_batcher_answers_like_a_session(void **state) {
+  (void)state;
+  check_together(BTC_PRECISION_F32, false);
+  check_together(BTC_PRECISION_BF16, false);
+}
+
+static void test_cuda_batcher_draws_like_a_session(void **state) {
+  (void)state;
+  check_together(BTC_PRECISION_F32, true);
+}
+
+/* In f32 the device says what the CPU says; its log-probabilities come from other exponentials. */
+static void test_cuda_batcher_answers_like_the_cpu(void **state) {
+  (void)state;
+  many f;
+  skip_without_shared();
+  begin_many(&f, true);
+  run_alone(&f, "cpu", BTC_PRECISION_F32, f.alone);
+  run_together(&f, BTC_PRECISION_F32);
+  for (int i = 0; i < MANY; i++) {
+    assert_int_equal(f.got[i].status, BTC_OK);
+    assert_string_equal(f.alone[i].text, f.got[i].text);
+    assert_int_equal(f.alone[i].n_ids, f.got[i].n_ids);
+    assert_memory_equal(f.alone[i].ids, f.got[i].ids, (size_t)f.alone[i].n_ids * sizeof *f.alone[i].ids);
+    assert_true(f.alone[i].logprob - f.got[i].logprob < 1e-3 && f.got[i].logprob - f.alone[i].logprob < 1e-3);
+  }
+  end_many(&f);
+}
+
+/* Products of that shape of weight; *rows: of all of them together. */
+static int64_t products(int64_t n, int64_t k, int64_t *rows) {
+  int64_t count = 0;
+  assert_true(fake.n_products < FAKE_PRODUCTS);
+  *rows = 0;
+  for (int64_t i = 0; i < fake.n_products; i++) {
+    if (fake.product[i].n != n || fake.product[i].k != k) continue;
+    *rows += fake.product[i].m;
+    count++;
+  }
+  return count;
+}
+
+static void test_cuda_batcher_computes_together(void **state) {
+  (void)state;
+  many f;
+  int64_t rows;
+  skip_without_shared();
+  begin_many(&f, false);
+  const btc_vision_config *v = &f.m->cfg->vision;
+  const btc_llm_config *l = &f.m->cfg->llm;
+  run_together(&f, BTC_PRECISION_F32);
+  assert_int_equal(products(v->mlp, v->hidden, &rows), v->blocks); /* one pass of the tower for all sixteen pictures */
+  assert_int_equal(rows, v->blocks * 2 * MANY * f.m->tokens);
+  assert_int_equal(f.counts.prefills, 1);
+  /* one pass over the weights for all prompts and one for their common beginning; gate and up each */
+  assert_int_equal(products(l->mlp, l->hidden, &rows), 2 * 2 * l->layers);
+  assert_int_equal(rows, 2 * l->layers * f.counts.prefilled);
+  for (int i = 0; i < MANY; i++) assert_int_equal(f.got[i].status, BTC_OK);
+  end_many(&f);
+}
+
+/* Of greedy pairs only tokens and change maps come back. */
+static void test_cuda_batcher_keeps_tensors_on_the_device(void **state) {
+  (void)state;
+  many f;
+  skip_without_shared();
+  begin_many(&f, false);
+  run_together(&f, BTC_PRECISION_F32);
+  int64_t picks = (MANY + f.counts.decoded) * (int64_t)sizeof(btc_pick);
+  assert_int_equal(fake.to_host, picks + MANY * f.m->tokens * (int64_t)sizeof(float));
+  end_many(&f);
+}
+
 static const struct CMUnitTest tests[] = {
-    cmocka_unit_test(test_cuda_batcher_lost_device_ends_all),
+    cmocka_unit_test(test_cuda_batcher_answers_like_a_session),        cmocka_unit_test(test_cuda_batcher_draws_like_a_session),
+    cmocka_unit_test(test_cuda_batcher_answers_like_the_cpu),          cmocka_unit_test(test_cuda_batcher_computes_together),
+    cmocka_unit_test(test_cuda_batcher_keeps_tensors_on_the_device),   cmocka_unit_test(test_cuda_batcher_lost_device_ends_all),
     cmocka_unit_test(test_cuda_batcher_short_of_memory_costs_no_item),
 };
 

@@ -11,8 +11,10 @@ static void fill(float *x, int64_t n, int64_t row) {
     for (int64_t i = 0; i < n; i += 2) x[i] = -INFINITY; /* never drawn */
 }
 
+/* The rows lie further apart than they are long, as those of a head with more rows than there are pieces. */
 static void check(int64_t vocab, const btc_sampling *g) {
-  gpu_array x = gpu_new((size_t)(M * vocab) * 4, 0), scratch = gpu_new(btc_cuda_sample_scratch(M, vocab), 0),
+  const int64_t stride = vocab + 3;
+  gpu_array x = gpu_new((size_t)(M * stride) * 4, 0), scratch = gpu_new(btc_cuda_sample_scratch(M, vocab), 0),
             settings = gpu_new(M * sizeof(btc_cuda_sampling), 0), picks = gpu_new(M * sizeof(btc_cuda_pick), 0);
   btc_sampler *sampler;
   btc_error err;
@@ -20,8 +22,9 @@ static void check(int64_t vocab, const btc_sampling *g) {
   int32_t want[M];
   double logprob[M];
   for (int i = 0; i < M; i++) {
-    float *logits = gpu_f32(&x) + i * vocab;
+    float *logits = gpu_f32(&x) + i * stride;
     fill(logits, vocab, vocab > 2 ? i : 0);
+    for (int64_t k = vocab; k < stride; k++) logits[k] = 1e9f; /* never looked at */
     btc_rng rng, same;
     btc_rng_seed(&rng, random_u32(), (uint64_t)i);
     same = rng;
@@ -30,7 +33,7 @@ static void check(int64_t vocab, const btc_sampling *g) {
   }
   gpu_put(&x);
   gpu_put(&settings);
-  GPU(btc_cuda_sample(picks.device, x.device, M, vocab, settings.device, scratch.device, NULL));
+  GPU(btc_cuda_sample(picks.device, x.device, stride, M, vocab, settings.device, scratch.device, NULL));
   gpu_get(&picks);
   for (int i = 0; i < M; i++) {
     btc_cuda_pick p = ((btc_cuda_pick *)picks.host)[i];
@@ -76,7 +79,7 @@ static void test_sample_broken_rows(void **state) {
   logits[VOCAB + 650] = INFINITY;
   for (int i = 0; i < VOCAB; i++) logits[2 * VOCAB + i] = -INFINITY;
   gpu_put(&x);
-  GPU(btc_cuda_sample(picks.device, x.device, 4, VOCAB, NULL, NULL, NULL));
+  GPU(btc_cuda_sample(picks.device, x.device, VOCAB, 4, VOCAB, NULL, NULL, NULL));
   gpu_get(&picks);
   const btc_cuda_pick *p = picks.host;
   assert_int_equal(p[0].broken, 1);

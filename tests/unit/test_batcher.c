@@ -189,6 +189,7 @@ static void check_arrivals(btc_precision precision) {
   for (uint32_t seed = 1; seed <= 8; seed++) {
     btc_batcher_options o = options(&f, 1 + (int)(seed * 3) % 8, 1 + (int)seed % 2);
     o.ahead = (int)seed % 4;
+    o.readers = (int)(seed * 3) % 5;
     o.vision_batch = (int)(seed * 5) % 7;
     o.chunk = seed % 3 == 0 ? 0 : (int)(3 + seed);
     o.cache_bytes = seed % 4 == 1 ? -1 : 0;

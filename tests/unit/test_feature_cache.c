@@ -6,12 +6,19 @@
 static void test_feature_cache_keeps_its_bound(void **state) {
   (void)state;
   btc_feature_cache *c;
+  btc_backend *be;
+  btc_block_pool *pool;
   btc_error err;
-  assert_int_equal(btc_feature_cache_create(3 * 400, 100, &c, &err), BTC_OK);
+  assert_int_equal(btc_backend_create(&(btc_backend_options){.kind = "cpu", .threads = 1, .max_cols = 1}, &be, &err), BTC_OK);
+  assert_int_equal(btc_block_pool_create(be, 400, &pool, &err), BTC_OK);
+  assert_int_equal(btc_feature_cache_create(3 * 400, 100, pool, &c, &err), BTC_OK);
   btc_features *held[6];
   for (int i = 0; i < 6; i++) {
     uint8_t key[33] = {(uint8_t)i};
     assert_non_null(held[i] = btc_feature_cache_get(c, key));
+    void *block;
+    assert_int_equal(btc_block_pool_take(pool, &block, &err), BTC_OK);
+    held[i]->data = block; /* goes with its entry: else a leak */
     held[i]->state = BTC_FEATURES_READY;
   }
   assert_int_equal(btc_feature_cache_bytes(c), 6 * 400); /* those in use stay */
@@ -36,6 +43,8 @@ static void test_feature_cache_keeps_its_bound(void **state) {
   (void)f;
   btc_feature_cache_put(c, f);
   btc_feature_cache_destroy(&c);
+  btc_block_pool_destroy(&pool);
+  btc_backend_destroy(&be);
 }
 
 static const struct CMUnitTest tests[] = {

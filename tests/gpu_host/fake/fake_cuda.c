@@ -2,23 +2,36 @@
  * The CUDA runtime as far as ops/cuda*.c uses it, on the host: memory is memory, a stream is the calling thread, kernels run on the
  * shim. Its 16 GiB are always a quarter full. FAKE_CUDA=0 leaves no device. FAKE_CUDA_FAIL=N:CODE makes the Nth call that can fail
  * return CODE; codes that leave a real context unusable stay for all later calls. Every device is a card of its own. Recording is
- * refused, so steps are issued plainly.
+ * refused, so steps are issued plainly. What was copied is counted (fake.h).
  */
+#include "fake.h"
+
 #include <cuda_runtime_api.h>
+#include <pthread.h>
+#include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
+enum { BLOCKS = 65536 };
+
+fake_seen fake;
 static _Thread_local cudaError_t last;
+static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER; /* of all below */
 static cudaError_t sticky;
 static long calls;
+static struct {
+  char *at;
+  size_t bytes;
+} block[BLOCKS]; /* what is the device's memory */
+static size_t n_blocks;
 
 static cudaError_t answer(cudaError_t rc) {
   if (rc != cudaSuccess) last = rc;
   return rc;
 }
 
-static cudaError_t step(void) {
+static cudaError_t step_locked(void) {
   const char *fail = getenv("FAKE_CUDA_FAIL");
   static char seen[32];
   long at = 0;
@@ -33,6 +46,26 @@ static cudaError_t step(void) {
   if (!fail || sscanf(fail, "%ld:%d", &at, &code) != 2 || at != calls) return cudaSuccess;
   if (code == cudaErrorIllegalAddress || code == cudaErrorECCUncorrectable) sticky = (cudaError_t)code;
   return answer((cudaError_t)code);
+}
+
+static cudaError_t step(void) {
+  pthread_mutex_lock(&lock);
+  cudaError_t rc = step_locked();
+  pthread_mutex_unlock(&lock);
+  return rc;
+}
+
+static bool on_device(const void *p) {
+  for (size_t i = 0; i < n_blocks; i++)
+    if ((const char *)p >= block[i].at && (const char *)p < block[i].at + block[i].bytes) return true;
+  return false;
+}
+
+static void count_copy(const void *dst, const void *src, size_t bytes) {
+  pthread_mutex_lock(&lock);
+  bool from = on_device(src), to = on_device(dst);
+  *(from && to ? &fake.within : from ? &fake.to_host : &fake.to_device) += (int64_t)bytes;
+  pthread_mutex_unlock(&lock);
 }
 
 cudaError_t cudaGetLastError(void) {
@@ -102,7 +135,14 @@ static cudaError_t give(void **p, size_t bytes) {
 }
 
 cudaError_t cudaMalloc(void **p, size_t bytes) {
-  return give(p, bytes);
+  cudaError_t rc = give(p, bytes);
+  pthread_mutex_lock(&lock);
+  if (rc == cudaSuccess && n_blocks < BLOCKS) {
+    block[n_blocks].at = *p;
+    block[n_blocks++].bytes = bytes;
+  }
+  pthread_mutex_unlock(&lock);
+  return rc;
 }
 
 cudaError_t cudaMallocHost(void **p, size_t bytes) {
@@ -110,6 +150,10 @@ cudaError_t cudaMallocHost(void **p, size_t bytes) {
 }
 
 cudaError_t cudaFree(void *p) {
+  pthread_mutex_lock(&lock);
+  for (size_t i = 0; p && i < n_blocks; i++)
+    if (block[i].at == p) block[i] = block[--n_blocks];
+  pthread_mutex_unlock(&lock);
   free(p);
   return sticky;
 }
@@ -169,7 +213,10 @@ cudaError_t cudaMemcpyAsync(void *dst, const void *src, size_t bytes, enum cudaM
   (void)kind;
   (void)s;
   cudaError_t rc = step();
-  if (rc == cudaSuccess) memcpy(dst, src, bytes);
+  if (rc == cudaSuccess) {
+    memcpy(dst, src, bytes);
+    count_copy(dst, src, bytes);
+  }
   return rc;
 }
 
@@ -181,6 +228,7 @@ cudaError_t cudaMemcpy2DAsync(void *dst, size_t dst_pitch, const void *src, size
   cudaError_t rc = step();
   for (size_t i = 0; rc == cudaSuccess && i < rows; i++)
     memcpy((char *)dst + i * dst_pitch, (const char *)src + i * src_pitch, width);
+  if (rc == cudaSuccess) count_copy(dst, src, width * rows);
   return rc;
 }
 

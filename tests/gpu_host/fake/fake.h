@@ -1,0 +1,21 @@
+/* What the stand-ins of CUDA's libraries saw, for tests that link them. Reset by assigning zeros while no backend works. */
+#ifndef TEST_FAKE_H
+#define TEST_FAKE_H
+
+#include <stdint.h>
+
+enum { FAKE_PRODUCTS = 65536 };
+
+typedef struct fake_product {
+  int64_t m, n, k; /* rows of x, outputs, columns */
+} fake_product;
+
+typedef struct fake_seen {
+  int64_t to_host, to_device, within; /* bytes copied: from the device, to it, from place to place there */
+  int64_t n_products;                 /* cuBLASLt's; the first FAKE_PRODUCTS are kept */
+  fake_product product[FAKE_PRODUCTS];
+} fake_seen;
+
+extern fake_seen fake;
+
+#endif
