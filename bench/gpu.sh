@@ -110,7 +110,7 @@ part stages 150 'stages and one pair'
 part pairs 100 'pairs a second'
 part torch 100 'PyTorch in the same run'
 part sanitizer 100 'compute-sanitizer'
-part ranks 5 'NCCL with several ranks'
+part ranks 120 'NCCL with several ranks'
 [ -n "$KEEP" ] || rm -rf "$MODEL"
 python3 bench/gpu_report.py "$OUT" | tee "$OUT/table.md"
 all_held

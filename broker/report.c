@@ -98,7 +98,9 @@ static void on_job(void *ctx, const redisReply *r) {
   job_part *p = ctx;
   btc_request *q = p->q;
   if (btc_answer_failed(r)) q->finished = true;
-  Btc__Job *j = !btc_answer_failed(r) && r->elements ? make_job(q->b, p->jid, r) : NULL;
+  const char *tenant = btc_answer_failed(r) ? NULL : btc_answer_field(r, "tenant");
+  bool wanted = tenant && q->status->n_jobs < q->limit && btc_request_sees(q, tenant);
+  Btc__Job *j = wanted ? make_job(q->b, p->jid, r) : NULL;
   if (j) q->status->jobs[q->status->n_jobs++] = j;
   free(p);
   if (q->left == 1 && q->jid[0] && !q->status->n_jobs) set_text(&q->status->message, "there is no such job");
@@ -121,7 +123,7 @@ static void ask_job(btc_request *q, const char *jid) {
 static void on_jobs(void *ctx, const redisReply *r) {
   btc_request *q = ctx;
   if (btc_answer_failed(r)) q->finished = true;
-  for (size_t i = 0; !btc_answer_failed(r) && i < r->elements && i < q->limit; i++) ask_job(q, btc_answer_text(r, i));
+  for (size_t i = 0; !btc_answer_failed(r) && i < r->elements; i++) ask_job(q, btc_answer_text(r, i));
   status_part(q);
 }
 
@@ -161,7 +163,8 @@ void btc_report_status(btc_broker *b, const btc_message *m) {
     return;
   }
   char last[24];
-  snprintf(last, sizeof last, "%u", q->limit - 1);
+  /* who sees only some jobs gets them from among the newest */
+  snprintf(last, sizeof last, "%u", (btc_request_is_limited(q) ? MAX_LIST : q->limit) - 1);
   q->status->in_reply_to = q->req_id;
   q->status->items_per_s = btc_metrics_get(b->metrics, BTC_METRIC_ITEMS_PER_SECOND);
   set_text(&q->status->broker, b->name);
@@ -220,6 +223,10 @@ static void on_results_job(void *ctx, const redisReply *r) {
     return;
   }
   const char *state = btc_answer_text(r, 0);
+  if (btc_request_is_limited(q) && (!*state || !btc_request_sees(q, btc_answer_text(r, 6)))) {
+    results_reply(q, "", "", true, "there is no such job"); /* also one that Redis has forgotten: whose it was nobody knows then */
+    return;
+  }
   bool known = *state, over = strcmp(state, "FIN") == 0 || strcmp(state, "CXD") == 0;
   if (strcmp(btc_answer_text(r, 5), "stream") == 0) {
     results_reply(q, "", "", true, "the records of this job go to the stream out, not to files");
@@ -248,7 +255,8 @@ void btc_report_results(btc_broker *b, const btc_message *m) {
   snprintf(q->jid, sizeof q->jid, "%s", in->jid);
   snprintf(q->cursor, sizeof q->cursor, "%s", in->cursor);
   const char *key = btc_store_key(b->store, "job:", q->jid);
-  if (!btc_store_command(b->store, on_results_job, q, "HMGET", key, "st", "rec", "done", "dead", "epoch", "route", NULL)) away(q);
+  if (!btc_store_command(b->store, on_results_job, q, "HMGET", key, "st", "rec", "done", "dead", "epoch", "route", "tenant", NULL))
+    away(q);
 }
 
 /* ---- dead letters ---- */
@@ -375,6 +383,15 @@ static void on_dead_keys(void *ctx, const redisReply *r) {
   }
 }
 
+static void dead_seen(btc_request *q, bool seen) {
+  Btc__DeadReply none = BTC__DEAD_REPLY__INIT;
+  q->finished = true;
+  if (!seen)
+    dead_reply(q, &none);
+  else if (!btc_store_command(q->b->store, on_dead_keys, q, "HKEYS", btc_store_key(q->b->store, "dd:", q->jid), NULL))
+    away(q);
+}
+
 void btc_report_dead(btc_broker *b, const btc_message *m) {
   const Btc__DeadRequest *in = m->envelope->dead_request;
   btc_request *q = btc_request_new(b, m);
@@ -382,7 +399,7 @@ void btc_report_dead(btc_broker *b, const btc_message *m) {
   q->limit = !in->limit || in->limit > MAX_DEAD ? MAX_DEAD : in->limit;
   q->after = in->after;
   snprintf(q->jid, sizeof q->jid, "%s", btc_name_valid(in->jid) ? in->jid : "-");
-  if (!btc_store_command(b->store, on_dead_keys, q, "HKEYS", btc_store_key(b->store, "dd:", q->jid), NULL)) away(q);
+  btc_request_gate(q, dead_seen);
 }
 
 /* ---- workers ---- */

@@ -20,7 +20,32 @@ btc_request *btc_request_new(btc_broker *b, const btc_message *m) {
   q->b = b;
   q->peer = m->from;
   q->req_id = m->req_id;
+  snprintf(q->key, sizeof q->key, "%s", m->key);
   return q;
+}
+
+bool btc_request_is_limited(const btc_request *q) {
+  return q->b->keys && btc_keys_is_limited(q->b->keys, q->key);
+}
+
+bool btc_request_sees(const btc_request *q, const char *tenant) {
+  return !q->b->keys || btc_keys_may_see(q->b->keys, q->key, tenant);
+}
+
+static void on_tenant(void *ctx, const redisReply *r) {
+  btc_request *q = ctx;
+  if (btc_answer_failed(r))
+    btc_request_later(q, btc_answer_why(r), 0);
+  else
+    q->go(q, r->type == REDIS_REPLY_STRING && btc_request_sees(q, r->str));
+}
+
+void btc_request_gate(btc_request *q, void (*go)(btc_request *q, bool seen)) {
+  q->go = go;
+  if (!btc_request_is_limited(q))
+    go(q, true);
+  else if (!btc_store_command(q->b->store, on_tenant, q, "HGET", btc_store_key(q->b->store, "job:", q->jid), "tenant", NULL))
+    btc_request_later(q, "Redis is away", 0);
 }
 
 void btc_request_free(btc_request *q) {
@@ -177,6 +202,15 @@ static void on_exists(void *ctx, const redisReply *r) {
     btc_request_reply(q, false, q->jid, "there is no such job");
 }
 
+static void command_seen(btc_request *q, bool seen) {
+  if (!seen)
+    btc_request_reply(q, false, q->jid, "there is no such job");
+  else if (q->verb != BTC__VERB__VERB_REPLAY)
+    command(q);
+  else if (!btc_store_command(q->b->store, on_exists, q, "EXISTS", btc_store_key(q->b->store, "job:", q->jid), NULL))
+    btc_request_later(q, "Redis is away", 0);
+}
+
 static bool may_rule(btc_role role) {
   return role == BTC_ROLE_ADMIN || role == BTC_ROLE_ANY;
 }
@@ -191,9 +225,9 @@ static void take_command(btc_broker *b, const btc_message *m) {
     btc_request_reply(q, false, "", "this command needs a job's id");
     return;
   }
-  if (all && !may_rule(m->role)) {
+  if (all && (!may_rule(m->role) || btc_request_is_limited(q))) {
     btc_broker_nack(b, b->clients, &m->from, m->req_id, BTC__NACK_CODE__NACK_DENIED,
-                    "only an admin's key may pause or resume the queue", 0);
+                    "only an admin's key without tenants= may pause or resume the queue", 0);
     btc_request_free(q);
     return;
   }
@@ -201,10 +235,10 @@ static void take_command(btc_broker *b, const btc_message *m) {
   snprintf(q->jid, sizeof q->jid, "%s", c->jid);
   snprintf(q->text, sizeof q->text, "%s", c->filter);
   snprintf(q->cursor, sizeof q->cursor, "0");
-  if (q->verb != BTC__VERB__VERB_REPLAY)
+  if (all)
     command(q);
-  else if (!btc_store_command(b->store, on_exists, q, "EXISTS", btc_store_key(b->store, "job:", q->jid), NULL))
-    btc_request_later(q, "Redis is away", 0);
+  else
+    btc_request_gate(q, command_seen);
 }
 
 /* ---- drain ---- */

@@ -14,7 +14,9 @@ typedef struct btc_request {
   btc_broker *b;
   btc_peer_id peer;
   uint64_t req_id;
+  char key[41];                       /* of who asks */
   char jid[BTC_JID], text[BTC_CLASS]; /* text: filter, worker */
+  void (*go)(struct btc_request *q, bool seen);
   uint64_t count, after;
   uint32_t limit;
   Btc__Verb verb;
@@ -30,6 +32,11 @@ typedef struct btc_request {
 
 btc_request *btc_request_new(btc_broker *b, const btc_message *m);
 void btc_request_free(btc_request *q);
+/* A key with tenants= knows only jobs of these: others are, to it, not there. */
+bool btc_request_is_limited(const btc_request *q);
+bool btc_request_sees(const btc_request *q, const char *tenant);
+/* Goes on with q when it is known whether its job may be seen, at once for a key without limits. */
+void btc_request_gate(btc_request *q, void (*go)(btc_request *q, bool seen));
 void btc_request_reply(btc_request *q, bool ok, const char *jid, const char *message); /* and frees it */
 void btc_request_later(btc_request *q, const char *why, uint32_t retry_ms);            /* Nack BUSY, and frees it */
 void btc_request_send(btc_request *q, Btc__Envelope *e);                               /* and frees it */

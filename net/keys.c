@@ -125,6 +125,22 @@ static bool is_in(const char *list, const char *name) {
   }
 }
 
+bool btc_keys_is_limited(const btc_keys *k, const char *public_key) {
+  pthread_rwlock_rdlock(&k->allow->lock);
+  const btc_allowed *a = find(k, public_key);
+  bool limited = !a || a->tenants;
+  pthread_rwlock_unlock(&k->allow->lock);
+  return limited;
+}
+
+bool btc_keys_may_see(const btc_keys *k, const char *public_key, const char *tenant) {
+  pthread_rwlock_rdlock(&k->allow->lock);
+  const btc_allowed *a = find(k, public_key);
+  bool may = a && (!a->tenants || is_in(a->tenants, tenant));
+  pthread_rwlock_unlock(&k->allow->lock);
+  return may;
+}
+
 bool btc_keys_may_submit(const btc_keys *k, const char *public_key, const char *tenant, uint32_t priority) {
   pthread_rwlock_rdlock(&k->allow->lock);
   const btc_allowed *a = find(k, public_key);

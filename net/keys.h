@@ -26,6 +26,9 @@ btc_role btc_keys_role(const btc_keys *k, const char *public_key);              
 const char *btc_keys_name(const btc_keys *k, const char *public_key, char *buf, size_t len); /* NULL when not listed */
 /* May this key submit jobs of this tenant with this priority? As its line says; without a limit any. Any thread. */
 bool btc_keys_may_submit(const btc_keys *k, const char *public_key, const char *tenant, uint32_t priority);
+/* May it see and command jobs of this tenant? Likewise. */
+bool btc_keys_may_see(const btc_keys *k, const char *public_key, const char *tenant);
+bool btc_keys_is_limited(const btc_keys *k, const char *public_key); /* to some tenants; also when not listed. Any thread. */
 
 const char *btc_keys_public(const btc_keys *k); /* our own */
 const char *btc_role_text(btc_role r);          /* "client"; never NULL */

@@ -18,6 +18,7 @@
 #include "cli/run_home.h"
 #include "daemon.h"
 #include "fake_peer.h"
+#include "net/keys.h"
 #include "program.h"
 #include "redis_server.h"
 
@@ -235,6 +236,73 @@ static void test_abuse_a_tenant_that_is_not_the_key_s(void **state) {
   refused(submit_as("k3", "north", "0"), 1, "tenant 'north' with priority 0");
 }
 
+/* Adds a line for a new key NAME to the allow-list. */
+static void allow_key(const char *name, const char *role, const char *limits) {
+  char public_key[41] = "", text[160], file[32];
+  btc_error err;
+  if (btc_keys_generate(path_of(name), public_key, &err) != BTC_OK) fail_msg("%s", err.message);
+  snprintf(text, sizeof text, "%s %s %s %s\n", public_key, role, name, limits);
+  snprintf(file, sizeof file, "%s", "allow");
+  int fd = open(path_of(file), O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0600);
+  assert_true(fd >= 0 && write(fd, text, strlen(text)) == (ssize_t)strlen(text));
+  close(fd);
+}
+
+/* A command about a job, with the key NAME; job may be NULL. */
+static program_result command_as(const char *name, const char *command, const char *job) {
+  char key[64];
+  snprintf(key, sizeof key, "%s.key", name);
+  return RUN(command, "--broker", clients, "--keys", path_of(key), "--server-key", path_of("server.pub"), "--timeout", "30", job);
+}
+
+static void expect_as(const char *name, const char *command, const char *job, int code) {
+  program_result r = command_as(name, command, job);
+  if (r.code != code) fail_msg("%s, %s: exit code %d: %s", name, command, r.code, r.err);
+  program_clear(&r);
+}
+
+static void expect_listed(const char *name, const char *job, bool listed) {
+  program_result r = command_as(name, "status", NULL);
+  assert_int_equal(r.code, 0);
+  if ((strstr(r.out, job) != NULL) != listed) fail_msg("%s %s in the list of %s: %s", job, listed ? "is not" : "is", name, r.out);
+  program_clear(&r);
+}
+
+static void test_abuse_a_job_of_another_tenant(void **state) {
+  (void)state;
+  static const char *const commands[] = {"status", "pause", "resume", "replay", "cancel", "results"};
+  char job[80], keys[] = "north.key";
+  allow_key("server", "client", "");
+  allow_key("north", "client", "tenants=north");
+  allow_key("south", "client", "tenants=south,east");
+  allow_key("boss", "admin", "");
+  allow_key("chief", "admin", "tenants=south");
+  write_file(path_of("one.jsonl"), "{\"id\":\"a\",\"before\":\"/a.png\",\"after\":\"/b.png\"}\n", 0644);
+  start_broker(path_of("results"), path_of("server.key"), path_of("allow"));
+  program_result r = RUN("submit", path_of("one.jsonl"), "--broker", clients, "--keys", path_of(keys), "--server-key",
+                         path_of("server.pub"), "--tenant", "north");
+  if (r.code) fail_msg("submit: %s", r.err);
+  snprintf(job, sizeof job, "%.*s", (int)strcspn(r.out, "\n"), r.out);
+  program_clear(&r);
+  for (size_t i = 0; i < sizeof commands / sizeof commands[0]; i++) {
+    refused(command_as("south", commands[i], job), 1, "no such job");
+    refused(command_as("chief", commands[i], job), 1, "no such job");
+  }
+  r = command_as("south", "dead", job);
+  assert_null(strstr(r.out, "\"a\""));
+  program_clear(&r);
+  expect_listed("north", job, true);
+  expect_listed("boss", job, true);
+  expect_listed("south", job, false);
+  expect_listed("chief", job, false);
+  refused(command_as("chief", "pause", NULL), 1, "without tenants=");
+  expect_as("boss", "pause", NULL, 0);
+  expect_as("boss", "resume", NULL, 0);
+  expect_as("north", "pause", job, 0);
+  expect_as("boss", "resume", job, 0);
+  expect_as("north", "cancel", job, 0);
+}
+
 /* A server that says it is Redis, of an older kind. */
 static void serve_old_redis(int fd) {
   static const char info[] = "# Server\r\nredis_version:6.2.14\r\nrole:master\r\nmaxmemory_policy:noeviction\r\n";
@@ -396,6 +464,7 @@ int main(int argc, char **argv) {
       cmocka_unit_test_setup_teardown(test_abuse_a_second_worker_of_a_name_says_so, set_up, tear_down),
       cmocka_unit_test_setup_teardown(test_abuse_a_key_that_is_not_on_the_list, set_up, tear_down),
       cmocka_unit_test_setup_teardown(test_abuse_a_tenant_that_is_not_the_key_s, set_up, tear_down),
+      cmocka_unit_test_setup_teardown(test_abuse_a_job_of_another_tenant, set_up, tear_down),
       cmocka_unit_test(test_abuse_a_redis_whose_name_is_not_found),
       cmocka_unit_test_setup_teardown(test_abuse_a_redis_by_name, set_up, tear_down),
       cmocka_unit_test(test_abuse_redis_too_old),

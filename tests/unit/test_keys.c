@@ -155,6 +155,10 @@ static void test_keys_limits_tenants_and_priorities(void **state) {
   assert_true(btc_keys_may_submit(k, b, "north", 0));
   assert_false(btc_keys_may_submit(k, b, "default", 1));
   assert_true(btc_keys_may_submit(k, c, "default", 0));
+  assert_true(btc_keys_may_see(k, a, "south")); /* priorities limit submissions only */
+  assert_false(btc_keys_may_see(k, b, "south"));
+  assert_true(btc_keys_may_see(k, c, "south"));
+  assert_true(btc_keys_is_limited(k, a) && btc_keys_is_limited(k, b) && !btc_keys_is_limited(k, c));
   assert_false(btc_keys_may_submit(k, "rq:rM>}U?@Lns47E1%kR.o@n%FcmmsL/@{H8]yf7", "north", 1));
   snprintf(text, sizeof text, "%s client anna\n", a);
   write_text("limits", text);
