@@ -207,9 +207,13 @@ static void check_together(btc_precision precision, bool drawn) {
   end_many(&f);
 }
 
-static void test_cuda_batcher_answers_like_a_session(void **state) {
+static void test_cuda_batcher_answers_like_a_session_f32(void **state) {
   (void)state;
   check_together(BTC_PRECISION_F32, false);
+}
+
+static void test_cuda_batcher_answers_like_a_session_bf16(void **state) {
+  (void)state;
   check_together(BTC_PRECISION_BF16, false);
 }
 
@@ -289,7 +293,8 @@ static void test_cuda_batcher_keeps_tensors_on_the_device(void **state) {
 }
 
 static const struct CMUnitTest tests[] = {
-    cmocka_unit_test(test_cuda_batcher_answers_like_a_session),
+    cmocka_unit_test(test_cuda_batcher_answers_like_a_session_f32),
+    cmocka_unit_test(test_cuda_batcher_answers_like_a_session_bf16),
     cmocka_unit_test(test_cuda_batcher_draws_like_a_session),
     cmocka_unit_test(test_cuda_batcher_survives_a_failed_recording),
     cmocka_unit_test(test_cuda_batcher_answers_like_the_cpu),

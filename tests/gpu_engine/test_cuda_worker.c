@@ -68,7 +68,10 @@ static void expect(program_result r, const char *text) {
 static void test_cuda_worker_tells_of_its_device(void **state) {
   (void)state;
   skip_without_shared();
-  cluster_start(&c, &(cluster_options){.model = shared_path("vectors/pair-l0/ckpt"), .device = "cuda"});
+  cluster_start(
+      &c,
+      &(cluster_options){
+          .model = shared_path("vectors/pair-l0/ckpt"), .device = "cuda", .dead_ms = 20000, .lease_ms = 30000, .stall_ms = 60000});
   json_t *list = devices_of_workers();
   check_device(json_array_get(list, 0));
   json_decref(list);
