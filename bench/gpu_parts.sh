@@ -17,10 +17,10 @@ fail() {
 blocked() {
   local after='build card'
   case $1 in
-    build | ranks) return 0 ;;
+    build) return 0 ;;
     card | pack) after=build ;;
     torch) after='card model' ;; # PyTorch needs nothing that was built but the model
-    stages | pairs) after='build card model' ;;
+    stages | pairs | ranks) after='build card model' ;;
     model) after='build card' ;;
   esac
   for need in $after; do
@@ -31,13 +31,17 @@ blocked() {
   done
 }
 
-# A program that was built, with the libraries it needs: those that were packed with it, and cuBLASLt where only PyTorch or the toolkit has it.
+# A program that was built, with the libraries it needs: those that were packed with it, and cuBLASLt and NCCL where only PyTorch or the
+# toolkit has them.
+python_library() {
+  python3 -c 'import sys, nvidia, glob; print((glob.glob(list(nvidia.__path__)[0] + "/*/lib/" + sys.argv[1] + ".so*") or [""])[0].rpartition("/")[0])' "$1" 2>/dev/null || true
+}
 libraries() {
   local nvcc dir
   [ -z "$PREBUILT" ] || printf '%s/lib:' "$(realpath "$PREBUILT")"
   nvcc=$(command -v nvcc || true)
   for dir in "${nvcc:+$(dirname "$(realpath "${nvcc:-/}")")/../lib64}" /usr/local/cuda/lib64 /usr/local/nvidia/lib64 \
-    "$(python3 -c 'import nvidia, glob; print((glob.glob(list(nvidia.__path__)[0] + "/*/lib/libcublasLt.so*") or [""])[0].rpartition("/")[0])' 2>/dev/null)"; do
+    "$(python_library libcublasLt)" "$(python_library libnccl)"; do
     [ -z "$dir" ] || [ ! -d "$dir" ] || printf '%s:' "$dir"
   done
   printf '%s' "${LD_LIBRARY_PATH:-}"
@@ -148,11 +152,13 @@ part_golden() {
   echo "$n cases hold (f32 and bf16)"
 }
 
-# All ordered pairs of the sample images that a prime step reaches: 64 lines, some with no change and some that make no sense.
+# All ordered pairs of the sample images that a prime step reaches: 64 lines (a rehearsal 12), some with no change and some that make no
+# sense.
 write_pairs() {
-  local images=(samples/*.png) n i
+  local images=(samples/*.png) n i lines=64
+  [ -z "$REHEARSE" ] || lines=12
   n=${#images[@]}
-  for ((i = 0; i < 64; i++)); do
+  for ((i = 0; i < lines; i++)); do
     printf '{"id":"%02d","before":"%s","after":"%s"}\n' "$i" "$PWD/${images[i % n]}" "$PWD/${images[(i * 5 + i / n) % n]}"
   done
 }
@@ -175,7 +181,7 @@ part_batches() {
   shuf --random-source=bench/gpu.sh "$OUT/pairs.manifest" >"$OUT/shuffled.manifest"
   for dtype in f32 bf16; do
     caption alone-$dtype "$OUT/pairs.manifest" "$DEVICE" $dtype 1
-    for batch in 3 8 32 64; do caption "batch$batch-$dtype" "$OUT/pairs.manifest" "$DEVICE" $dtype $batch; done
+    for batch in 3 32 64; do caption "batch$batch-$dtype" "$OUT/pairs.manifest" "$DEVICE" $dtype $batch; done
     caption shuffled-$dtype "$OUT/shuffled.manifest" "$DEVICE" $dtype 13
   done
   python3 bench/gpu_report.py --batches "$OUT"
@@ -248,7 +254,34 @@ part_sanitizer() {
   echo "no error:$run"
 }
 
+# Pairs through a pipeline of RANKS processes: their figures go to ranks.jsonl.
+ranks() { # RANKS DEVICE WAY
+  local pairs=32 tokens=20
+  [ -z "$REHEARSE" ] || pairs=4 tokens=4
+  ours btcchat bench pipe -m "$MODEL" --device "$2" --dtype bf16 --ranks "$1" --pairs $pairs --slots 16 --tokens $tokens --tensors "$3" --json >"$OUT/ranks.tmp" 2>&1 || return 1
+  tail -n 1 "$OUT/ranks.tmp" | tee -a "$OUT/ranks.jsonl"
+}
+
+# More cards: a rank on each. One card: its ranks are hosts of their own to NCCL, which takes their tensors by sockets of the loopback, slowly.
 part_ranks() {
-  [ -f worker/link_nccl.c ] || missing 'there is no NCCL link in this version (worker/link_nccl.c)'
-  missing 'this script does not run ranks over NCCL'
+  if [ -n "$REHEARSE" ]; then
+    ranks 2 cpu tcp || fail "2 ranks on the CPU: $(tail -n 1 "$OUT/ranks.tmp")"
+    missing 'a rehearsal has no card: two ranks ran over their links only'
+  fi
+  local n on=cuda way=auto
+  n=$(nvidia-smi --list-gpus | grep -c '^GPU' || true)
+  [ "$n" -le 8 ] || n=8
+  if [ "$n" -lt 2 ]; then
+    n=2 on=$DEVICE way=nccl
+    export NCCL_SOCKET_IFNAME=lo
+  fi
+  export NCCL_DEBUG=${NCCL_DEBUG:-WARN}
+  ranks "$n" "$on" tcp || fail "$n ranks over their links: $(tail -n 1 "$OUT/ranks.tmp")"
+  if ! ranks "$n" "$on" nccl; then
+    cat "$OUT/ranks.tmp"
+    ! grep -q 'NCCL cannot be used' "$OUT/ranks.tmp" || missing "$(tail -n 1 "$OUT/ranks.tmp")"
+    [ "$way" = auto ] || missing "one card, and NCCL does not take two ranks on it: $(tail -n 1 "$OUT/ranks.tmp")"
+    fail "$n ranks over NCCL: $(tail -n 1 "$OUT/ranks.tmp")"
+  fi
+  python3 bench/gpu_report.py --ranks "$OUT"
 }

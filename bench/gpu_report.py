@@ -1,8 +1,9 @@
 #!/usr/bin/env python3
-"""What bench/gpu.sh found, as text: gpu_report.py [--captions|--batches] DIR
+"""What bench/gpu.sh found, as text: gpu_report.py [--captions|--batches|--ranks] DIR
 
 Without an option, the table for docs/performance.md and the parts that did not run or did not hold. --captions compares the records of the
-CPU with the card's, --batches those of the card in different batches; exit status 1 when they do not hold, the last line says how.
+CPU with the card's, --batches those of the card in different batches, --ranks the answers of ranks over NCCL with those over their links;
+exit status 1 when they do not hold, the last line says how.
 """
 import argparse
 import datetime
@@ -54,7 +55,7 @@ def compare_batches(directory):
     names, bad = [], []
     for dtype in ("f32", "bf16"):
         alone = records(directory, "alone-" + dtype)
-        for how in ("batch3", "batch8", "batch32", "batch64", "shuffled"):
+        for how in ("batch3", "batch32", "batch64", "shuffled"):
             other = records(directory, f"{how}-{dtype}")
             differ = [i for i in alone if any(alone[i][k] != other.get(i, {}).get(k) for k in ("caption", "tokens", "score", "logprob"))]
             names.append(f"{how}-{dtype}")
@@ -62,6 +63,13 @@ def compare_batches(directory):
                 bad.append(f"{how}-{dtype} ({len(differ)} of {len(alone)})")
     print(f"differ from the pair alone: {', '.join(bad)}" if bad else f"equal to the pair alone: {', '.join(names)}")
     return 1 if bad else 0
+
+
+def compare_ranks(directory):
+    links, nccl = lines(directory, "ranks")
+    same = links["answers"] == nccl["answers"]
+    print(f"{nccl['backend']}: {nccl['items_s']:.2f} pairs/s, over the links {links['items_s']:.2f}; answers {'equal' if same else 'NOT equal'}")
+    return 0 if same and nccl["nccl"] and not links["nccl"] else 1
 
 
 def at_batch(rows, batch):
@@ -142,9 +150,10 @@ def main():
     a = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     a.add_argument("--captions", action="store_true")
     a.add_argument("--batches", action="store_true")
+    a.add_argument("--ranks", action="store_true")
     a.add_argument("directory")
     o = a.parse_args()
-    work = compare_captions if o.captions else compare_batches if o.batches else print_report
+    work = compare_captions if o.captions else compare_batches if o.batches else compare_ranks if o.ranks else print_report
     return work(o.directory)
 
 

@@ -61,7 +61,8 @@ static void wait_for(const char *command, const char *reply) {
 
 /* ---- members: 12 language blocks of 10 bytes ---- */
 
-static fake_peer *join_with(int broker, const char *name, uint64_t incarnation, uint64_t memory, const char *class) {
+static fake_peer *join_on(int broker, const char *name, uint64_t incarnation, uint64_t memory, const char *class, uint32_t nccl,
+                          const char *card) {
   fake_peer *p = peer_open(w.workers[broker]);
   Btc__Hello hello = BTC__HELLO__INIT;
   Btc__PipeBlock block = BTC__PIPE_BLOCK__INIT, *blocks = &block;
@@ -81,6 +82,8 @@ static fake_peer *join_with(int broker, const char *name, uint64_t incarnation, 
   hello.memory_bytes = memory;
   hello.slots = 1;
   hello.endpoint = (char *)"127.0.0.1:9";
+  hello.nccl = nccl;
+  hello.card = (char *)card;
   e.hello = &hello;
   peer_send(p, &e);
   Btc__Envelope *welcome = peer_expect(p, BTC__ENVELOPE__BODY_WELCOME);
@@ -88,6 +91,10 @@ static fake_peer *join_with(int broker, const char *name, uint64_t incarnation, 
   snprintf(p->name, sizeof p->name, "%s", name);
   btc_wire_free(&welcome);
   return p;
+}
+
+static fake_peer *join_with(int broker, const char *name, uint64_t incarnation, uint64_t memory, const char *class) {
+  return join_on(broker, name, incarnation, memory, class, 0, "");
 }
 
 static fake_peer *join(const char *name) {
@@ -99,6 +106,7 @@ typedef struct order { /* a PipeForm, as far as tests look at it */
   uint64_t epoch;
   uint32_t rank, first, last;
   size_t ranks;
+  bool nccl;
 } order;
 
 /* Heartbeats keep members alive while a test waits. */
@@ -119,7 +127,7 @@ static Btc__Envelope *take(fake_peer *p, fake_peer *const *others, int n, Btc__E
 static order take_form(fake_peer *p, fake_peer *const *others, int n) {
   Btc__Envelope *e = take(p, others, n, BTC__ENVELOPE__BODY_PIPE_FORM);
   const Btc__PipeForm *f = e->pipe_form;
-  order o = {.epoch = f->epoch, .rank = f->rank, .ranks = f->n_ranks};
+  order o = {.epoch = f->epoch, .rank = f->rank, .ranks = f->n_ranks, .nccl = f->nccl};
   snprintf(o.pipe, sizeof o.pipe, "%s", f->pipe);
   assert_int_equal(f->secret.len, 32);
   assert_true(f->rank < f->n_ranks);
@@ -277,6 +285,18 @@ static void test_pipes_replaces_a_lost_rank_by_the_spare(void **state) {
   leave(p, 3);
 }
 
+static void say_broken(fake_peer *p, const order *o) {
+  Btc__PipeBroken m = BTC__PIPE_BROKEN__INIT;
+  Btc__Envelope e = btc_wire_envelope(BTC__ENVELOPE__BODY_PIPE_BROKEN);
+  m.pipe = (char *)o->pipe;
+  m.epoch = o->epoch;
+  m.rank = !o->rank;
+  m.cause = (char *)"step 7 was late";
+  e.pipe_broken = &m;
+  Btc__Envelope *a = peer_answer(p, peer_send(p, &e), BTC__ENVELOPE__BODY_ACK);
+  btc_wire_free(&a);
+}
+
 static void test_pipes_breaks_when_a_rank_says_so(void **state) {
   (void)state;
   fake_peer *p[2] = {join("a"), join("b")};
@@ -286,18 +306,62 @@ static void test_pipes_breaks_when_a_rank_says_so(void **state) {
     say_ready(p[0], &o[0]);
     say_ready(p[1], &o[1]);
     expect_go(p[0], p, 2, o[0].epoch);
-    Btc__PipeBroken m = BTC__PIPE_BROKEN__INIT;
-    Btc__Envelope e = btc_wire_envelope(BTC__ENVELOPE__BODY_PIPE_BROKEN);
-    m.pipe = o[0].pipe;
-    m.epoch = o[0].epoch;
-    m.rank = o[1].rank;
-    m.cause = (char *)"step 7 was late";
-    e.pipe_broken = &m;
-    Btc__Envelope *a = peer_answer(p[0], peer_send(p[0], &e), BTC__ENVELOPE__BODY_ACK);
-    btc_wire_free(&a);
+    say_broken(p[0], &o[0]);
     expect_abort(p[1], p, 2, o[0].epoch);
   }
   assert_string_equal(say("SCARD $pipes"), "1");
+  leave(p, 2);
+}
+
+/* ---- tensors from GPU to GPU ---- */
+
+static order order_two(fake_peer *p[2]) {
+  order o[2] = {take_form(p[0], p, 2), take_form(p[1], p, 2)};
+  assert_int_equal(o[0].epoch, o[1].epoch);
+  assert_int_equal(o[0].nccl, o[1].nccl);
+  return o[0];
+}
+
+static void check_nccl(uint32_t version, const char *card, bool nccl) {
+  fake_peer *p[2] = {join_on(0, "a", 1, 60, "m", 22809, "GPU-a"), join_on(0, "b", 1, 60, "m", version, card)};
+  assert_int_equal(order_two(p).nccl, nccl);
+  leave(p, 2);
+}
+
+static void test_pipes_use_nccl_on_two_cards(void **state) {
+  (void)state;
+  check_nccl(22809, "GPU-b", true);
+}
+
+static void test_pipes_no_nccl_on_one_card(void **state) {
+  (void)state;
+  check_nccl(22809, "GPU-a", false);
+}
+
+static void test_pipes_no_nccl_of_two_versions(void **state) {
+  (void)state;
+  check_nccl(22707, "GPU-b", false);
+}
+
+/* A worker without NCCL, or of a version of ours that knows nothing of it. */
+static void test_pipes_no_nccl_with_one_without(void **state) {
+  (void)state;
+  check_nccl(0, "", false);
+}
+
+static void test_pipes_no_nccl_on_a_card_without_a_name(void **state) {
+  (void)state;
+  check_nccl(22809, "", false);
+}
+
+static void test_pipes_no_nccl_after_two_failures(void **state) {
+  (void)state;
+  fake_peer *p[2] = {join_on(0, "a", 1, 60, "m", 22809, "GPU-a"), join_on(0, "b", 1, 60, "m", 22809, "GPU-b")};
+  for (int round = 0; round < 4; round++) {
+    order o = order_two(p);
+    assert_int_equal(o.nccl, round < 2);
+    say_broken(p[0], &o);
+  }
   leave(p, 2);
 }
 
@@ -420,6 +484,12 @@ static const struct CMUnitTest tests[] = {
     cmocka_unit_test_setup_teardown(test_pipes_leaves_replicas_and_other_models_alone, set_up, tear_down),
     cmocka_unit_test_setup_teardown(test_pipes_replaces_a_lost_rank_by_the_spare, set_up, tear_down),
     cmocka_unit_test_setup_teardown(test_pipes_breaks_when_a_rank_says_so, set_up, tear_down),
+    cmocka_unit_test_setup_teardown(test_pipes_use_nccl_on_two_cards, set_up, tear_down),
+    cmocka_unit_test_setup_teardown(test_pipes_no_nccl_on_one_card, set_up, tear_down),
+    cmocka_unit_test_setup_teardown(test_pipes_no_nccl_of_two_versions, set_up, tear_down),
+    cmocka_unit_test_setup_teardown(test_pipes_no_nccl_with_one_without, set_up, tear_down),
+    cmocka_unit_test_setup_teardown(test_pipes_no_nccl_on_a_card_without_a_name, set_up, tear_down),
+    cmocka_unit_test_setup_teardown(test_pipes_no_nccl_after_two_failures, set_up, tear_down),
     cmocka_unit_test_setup_teardown(test_pipes_tell_of_memory_that_ran_out, set_up, tear_down),
     cmocka_unit_test_setup_teardown(test_pipes_deadline_breaks_a_formation, set_up, tear_down),
     cmocka_unit_test_setup_teardown(test_pipes_survive_their_broker, set_up, tear_down),

@@ -78,7 +78,7 @@ static void init_broker(cluster *c, int i) {
 
 /* Workers begin at different brokers, so that each has some; those of pipelines at the same, which plans them. */
 static void init_worker(cluster *c, int i) {
-  char name[32], brokers[512] = "", cache[200];
+  char name[32], device[32] = "", brokers[512] = "", cache[200];
   snprintf(name, sizeof name, "worker%d", i);
   if (c->worker_link && i == 0) snprintf(brokers, sizeof brokers, "tcp://127.0.0.1:%d", link_port(c->worker_link));
   for (int k = 0; k < c->o.brokers && !(c->worker_link && i == 0); k++)
@@ -91,7 +91,9 @@ static void init_worker(cluster *c, int i) {
   if (c->o.model) {
     args[n++] = "--model", args[n++] = c->o.model;
     args[n++] = "--threads", args[n++] = "1";
-    if (c->o.device) args[n++] = "--device", args[n++] = c->o.device;
+    if (c->o.device) snprintf(device, sizeof device, "%s", c->o.device);
+    if (!strcmp(device, "cuda:")) snprintf(device, sizeof device, "cuda:%d", i);
+    if (*device) args[n++] = "--device", args[n++] = device;
     if (c->o.memory_mib > 0) args[n++] = "--name", args[n++] = name, args[n++] = "--memory", args[n++] = real(c->o.memory_mib);
   } else {
     args[n++] = "--engine", args[n++] = "stub";

@@ -17,7 +17,7 @@ typedef struct cluster_options {
   int stub_us;                     /* of one item */
   const char *faults;              /* of the stub engine, or NULL */
   const char *model;               /* a model folder instead of the stub engine */
-  const char *device;              /* with model; NULL: the default */
+  const char *device;              /* with model; NULL: the default; "cuda:" is followed by the worker's number */
   double memory_mib;               /* with model: of each worker, see btcchat worker --memory; 0: a whole model each */
   int form_ms;                     /* 0: 5000; of a pipe */
   int credits;                     /* items in hand of a worker; 0: its default */
