@@ -381,7 +381,8 @@ static int run(int argc, char **argv) {
   if (!cli_parse(&cmd_scene, table, sizeof table / sizeof table[0], argc, argv, &args, &n, &code)) return code;
   if (n != 2) return cli_usage_error(&cmd_scene, "two images expected, before and after; got %d", n);
   if (!o.out && !o.dry_run) return cli_usage_error(&cmd_scene, "where to? give -o OUT.gpkg");
-  if (o.overlap >= o.tile) return cli_usage_error(&cmd_scene, "--overlap must be less than --tile");
+  if (o.overlap >= o.tile)
+    return cli_usage_error(&cmd_scene, "--overlap %lld must be less than --tile %lld", (long long)o.overlap, (long long)o.tile);
   o.before = args[0];
   o.after = args[1];
   signal(SIGXFSZ, SIG_IGN); /* a limit on file sizes is then an error like a full disk */

@@ -52,7 +52,7 @@ btc_status grid_make(const image *before, const image *after, double gsd_m, bool
   }
   if (!before->georeferenced || !after->georeferenced)
     return btc_geo_fail(f, BTC_GEO_BAD_REQUEST, BTC_ERR_ARG,
-                        "'%s' is georeferenced and '%s' is not: give it a world file, or compare by pixels",
+                        "'%s' is georeferenced and '%s' is not: give it a world file, or compare by pixels (--pixels)",
                         before->georeferenced ? before->label : after->label, before->georeferenced ? after->label : before->label);
   g->srs = before->srs ? before->srs : after->srs;
   if (g->srs && (!before->srs || !after->srs))

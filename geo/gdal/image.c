@@ -164,9 +164,10 @@ static btc_status find_place(image *im, const double *world, btc_geo_failure *f)
     im->georeferenced = im->world_file = true;
   }
   if (!im->georeferenced && GDALGetGCPCount(im->ds) > 0)
-    return btc_geo_fail(f, BTC_GEO_BAD_REQUEST, BTC_ERR_UNSUPPORTED,
-                        "'%s' is placed by ground control points only: warp it to a grid first (gdalwarp), or compare by pixels",
-                        im->label);
+    return btc_geo_fail(
+        f, BTC_GEO_BAD_REQUEST, BTC_ERR_UNSUPPORTED,
+        "'%s' is placed by ground control points only: warp it to a grid first (gdalwarp), or compare by pixels (--pixels)",
+        im->label);
   OGRSpatialReferenceH srs = GDALGetSpatialRef(im->ds);
   if (im->georeferenced && srs && (im->srs = OSRClone(srs))) OSRSetAxisMappingStrategy(im->srs, OAMS_TRADITIONAL_GIS_ORDER);
   if (!im->georeferenced) memcpy(im->gt, none, sizeof none);
