@@ -100,7 +100,8 @@ btc_status btc_link_send_carried(btc_link *l, const btc_link_head *h, const btc_
 btc_status btc_link_receive_carried(btc_link *l, void *data, const btc_link_wait *w, btc_error *err);
 
 /* ---- parts that tests look at ---- */
-uint32_t btc_link_crc32c(uint32_t crc, const void *data, size_t n); /* begins with 0 */
+uint32_t btc_link_crc32c(uint32_t crc, const void *data, size_t n);        /* begins with 0 */
+uint32_t btc_link_crc32c_tables(uint32_t crc, const void *data, size_t n); /* the same, as processors without the instruction do */
 void btc_link_hmac(const uint8_t key[BTC_LINK_SECRET], const btc_link_part *parts, int n, uint8_t mac[32]);
 
 #endif

@@ -11,7 +11,7 @@
 #include "engine/prompt.h"
 #include "pipe_parts.h"
 
-enum { AHEAD = 8 };
+enum { AHEAD = 8, CHUNK = 128, GPU_CHUNK = 2048 };
 
 pipe_options pipe_options_default(void) {
   return (pipe_options){.device = "cpu",
@@ -55,8 +55,9 @@ btc_status pipe_even_cuts(const btc_model *m, int ranks, int *cuts, btc_error *e
 /* ---- life ---- */
 
 static btc_status check_options(const pipe_options *o, btc_error *err) {
-  if (o->slots < 1 || o->slots > 256 || o->groups < 0 || o->ahead < 0 || o->ahead > 256)
-    return btc_fail(err, BTC_ERR_ARG, "%d slots in %d groups, %d ahead: 1 to 256 can be", o->slots, o->groups, o->ahead);
+  if (o->slots < 1 || o->slots > 256 || o->groups < 0 || o->ahead < 0 || o->ahead > 256 || o->chunk < 0)
+    return btc_fail(err, BTC_ERR_ARG, "%d slots in %d groups, %d ahead: 1 to 256 can be; chunks of %d positions", o->slots,
+                    o->groups, o->ahead, o->chunk);
   if (o->max_tokens < 1 || o->max_tokens > 65536)
     return btc_fail(err, BTC_ERR_ARG, "max tokens %d is not between 1 and 65536", o->max_tokens);
   return BTC_OK;
@@ -128,6 +129,7 @@ static btc_status open_driver(pipe_driver *p, btc_error *err) {
   if (st == BTC_OK) st = btc_model_open(p->model_dir, &p->m, err);
   if (st != BTC_OK) return st;
   btc_shard_drop_weights(p->m);
+  if (!p->o.chunk) p->o.chunk = strncmp(p->o.device, "cuda", 4) == 0 ? GPU_CHUNK : CHUNK;
   if (!p->o.ahead) p->o.ahead = p->o.slots < AHEAD ? p->o.slots : AHEAD;
   p->precision = p->o.precision;
   if (p->precision == BTC_PRECISION_AUTO) p->precision = btc_device_has_bf16(p->o.device) ? BTC_PRECISION_BF16 : BTC_PRECISION_F32;
@@ -253,6 +255,9 @@ pipe_state pipe_get_state(const pipe_driver *p) {
                   .form_ms = p->form_ms,
                   .images = p->n_images,
                   .encoded = p->n_encoded,
+                  .chunks = p->n_chunks,
+                  .decodes = p->n_decodes,
+                  .amid = p->n_amid,
                   .reused = p->n_reused};
   for (int r = 0; r < p->n_ranks && !p->remote; r++) {
     s.pid[r] = p->rank[r].process.pid;

@@ -135,13 +135,21 @@ static btc_status turn(pipe_driver *p, btc_error *err) {
   return st;
 }
 
+void pipe_forget_prompt(pipe_job *j) {
+  j->prefilled = false;
+  j->sent = 0;
+  j->chunks = 0;
+}
+
 void pipe_start_epoch(pipe_driver *p) {
   p->formed = p->beginning_flies = p->reserved = false;
   p->step[0] = p->step[1] = 0;
   for (int g = 0; g < p->n_groups; g++) p->group[g].flying = false;
   for (int i = 0; i < PIPE_ENCODES; i++) p->encode[i].flying = false;
+  for (int i = 0; i < PIPE_CHUNKS; i++) p->chunk[i].flying = false;
+  p->filling = NULL;
   for (int i = 0; i < p->o.slots; i++)
-    if (p->slot[i]) p->slot[i]->prefilled = false;
+    if (p->slot[i]) pipe_forget_prompt(p->slot[i]);
   pthread_mutex_lock(&p->lock);
   for (int i = 0; i < p->n_pictures; i++)
     if (p->pictures[i].state > PICTURE_THERE) p->pictures[i].state = PICTURE_THERE;

@@ -10,7 +10,7 @@
 #include "shard_process.h"
 #include "shard_step.h"
 
-enum { PIPE_ENCODES = PIPE_MAX_RANKS + 1 };
+enum { PIPE_ENCODES = PIPE_MAX_RANKS + 1, PIPE_CHUNKS = PIPE_MAX_RANKS + 1 };
 
 typedef struct pipe_rank {
   shard_process process;
@@ -39,19 +39,28 @@ typedef struct pipe_job { /* the journal of one item */
   btc_result result;
   int *place; /* [n_images] pictures; the first n_read are held */
   int n_read;
-  int64_t end;    /* positions of the prompt */
-  int fed;        /* tokens of the answer that the ranks have seen */
-  bool prefilled; /* in this epoch */
+  int64_t end;  /* positions of the prompt */
+  int fed;      /* tokens of the answer that the ranks have seen */
+  int64_t sent; /* positions of the prompt that the ranks were sent in this epoch */
+  int chunks;   /* in so many steps */
+  int64_t sent_ns;
+  bool prefilled; /* in this epoch: all came back */
 } pipe_job;
 
-typedef struct pipe_group {
-  pipe_job **row; /* [slots] of the step that flies */
+typedef struct pipe_group { /* items whose tokens are decoded together */
+  pipe_job **row;           /* [slots] of the step that flies */
   int rows;
   bool flying;
-  shard_step_kind kind;
   uint64_t step;
   int64_t sent_ns;
 } pipe_group;
+
+typedef struct pipe_chunk { /* a step of a prompt that flies */
+  bool flying;
+  uint64_t step;
+  int64_t sent_ns;
+  pipe_job *job;
+} pipe_chunk;
 
 typedef struct pipe_encode { /* a step of the tower that flies */
   bool flying;
@@ -102,6 +111,8 @@ struct pipe_driver {
   pipe_job **slot; /* [slots] */
   pipe_group *group;
   pipe_encode encode[PIPE_ENCODES];
+  pipe_chunk chunk[PIPE_CHUNKS];
+  pipe_job *filling;     /* its prompt is being sent; the next one is when all of it has been */
   btc_stage_item *steps; /* [slots] */
   int32_t *places;       /* [n_pictures] of a prefill */
   float *pixels;         /* [SHARD_IMAGES] */
@@ -115,7 +126,7 @@ struct pipe_driver {
   bool new_token;  /* since the last break */
   bool failing;    /* see pipe_is_failing */
   int futile;      /* epochs in a row without one */
-  int64_t n_images, n_encoded, n_reused;
+  int64_t n_images, n_encoded, n_reused, n_chunks, n_decodes, n_amid;
   /* pictures and their reading */
   pipe_picture *pictures; /* [n_pictures] */
   int n_pictures;
@@ -168,6 +179,7 @@ btc_status pipe_check_deadlines(const pipe_driver *p, btc_error *err);
 /* pipe.c */
 void pipe_answer(pipe_driver *p, pipe_job *j); /* frees the job and hands its result out */
 void pipe_start_epoch(pipe_driver *p);         /* the ranks know nothing; the journal does */
+void pipe_forget_prompt(pipe_job *j);          /* no rank has any of it */
 btc_status pipe_make_groups(pipe_driver *p, int ranks, btc_error *err);
 
 #endif

@@ -13,7 +13,7 @@ static void empty_slots(pipe_driver *p, int from) {
   for (int i = from; i < p->o.slots; i++) {
     if (!p->slot[i]) continue;
     p->slot[i]->state = PIPE_READ;
-    p->slot[i]->prefilled = false;
+    pipe_forget_prompt(p->slot[i]);
     p->slot[i] = NULL;
     p->live--;
   }

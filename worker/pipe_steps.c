@@ -23,6 +23,7 @@ static btc_status send_step(pipe_driver *p, shard_step *s, uint64_t *number, btc
 static bool anything_flies(const pipe_driver *p) {
   bool flies = p->beginning_flies;
   for (int g = 0; g < p->n_groups; g++) flies |= p->group[g].flying;
+  for (int i = 0; i < PIPE_CHUNKS; i++) flies |= p->chunk[i].flying;
   for (int i = 0; i < PIPE_ENCODES; i++) flies |= p->encode[i].flying;
   return flies;
 }
@@ -38,7 +39,8 @@ static btc_status send_beginning(pipe_driver *p, btc_error *err) {
 /* Room in all ranks for whatever is known to come. Nothing flies and no slot holds anything. */
 static btc_status reserve(pipe_driver *p, int64_t positions, int64_t images, btc_error *err) {
   uint64_t number;
-  btc_stage_item widest = {.n_images = (int)images, .positions = positions};
+  const int64_t chunk = p->o.chunk > p->n_prefix ? p->o.chunk : p->n_prefix;
+  btc_stage_item widest = {.n_images = (int)images, .positions = positions < chunk ? positions : chunk};
   shard_step s = {.kind = SHARD_PREPARE,
                   .n = 1,
                   .items = &widest,
@@ -127,19 +129,26 @@ static int64_t common_prefix(const pipe_driver *p, const btc_request *q, int64_t
   return n;
 }
 
-static btc_status send_prefill(pipe_driver *p, pipe_group *g, pipe_job *j, btc_error *err) {
+/* The next positions of the prompt that is being sent. */
+static btc_status send_chunk(pipe_driver *p, pipe_chunk *c, btc_error *err) {
+  pipe_job *j = p->filling;
   btc_stage_item it = j->q.step;
-  it.past = common_prefix(p, &j->q, j->end);
-  it.positions = j->end - it.past;
-  p->n_reused += it.past;
+  const bool first = !j->chunks;
+  if (first) {
+    j->sent = common_prefix(p, &j->q, j->end);
+    j->sent_ns = btc_now_ns();
+    p->n_reused += j->sent;
+  }
+  it.past = j->sent;
+  it.positions = j->end - j->sent < p->o.chunk ? j->end - j->sent : p->o.chunk;
   for (int i = 0; i < j->n_read; i++) p->places[i] = j->place[i];
-  g->row[0] = j;
-  g->rows = 1;
-  g->kind = SHARD_PREFILL;
-  g->flying = true;
-  g->sent_ns = btc_now_ns();
-  shard_step s = {.kind = SHARD_PREFILL, .n = 1, .items = &it, .places = p->places, .n_places = j->n_read};
-  return send_step(p, &s, &g->step, err);
+  shard_step s = {
+      .kind = SHARD_PREFILL, .n = 1, .items = &it, .chunk = j->chunks++, .places = p->places, .n_places = first ? j->n_read : 0};
+  *c = (pipe_chunk){.flying = true, .sent_ns = btc_now_ns(), .job = j};
+  j->sent += it.positions;
+  if (j->sent == j->end) p->filling = NULL;
+  p->n_chunks++;
+  return send_step(p, &s, &c->step, err);
 }
 
 static btc_status send_decode(pipe_driver *p, pipe_group *g, int first, btc_error *err) {
@@ -152,23 +161,27 @@ static btc_status send_decode(pipe_driver *p, pipe_group *g, int first, btc_erro
     g->row[g->rows++] = j;
   }
   if (!g->rows) return BTC_OK;
-  g->kind = SHARD_DECODE;
+  p->n_decodes++;
+  p->n_amid += p->filling != NULL;
   g->flying = true;
   g->sent_ns = btc_now_ns();
   return send_step(p, &(shard_step){.kind = SHARD_DECODE, .n = g->rows, .items = p->steps}, &g->step, err);
 }
 
-/* An item of the group that this epoch's ranks have not seen, and whose features they have. */
-static pipe_job *to_prefill(pipe_driver *p, int first) {
-  for (int i = first; i < p->slots; i += p->n_groups)
-    if (p->slot[i] && !p->slot[i]->prefilled && pipe_pictures_are(p, p->slot[i], PICTURE_READY)) return p->slot[i];
-  return NULL;
+/* The earliest item in a slot of which this epoch's ranks have seen nothing, and whose features they have. */
+static pipe_job *to_prefill(const pipe_driver *p) {
+  pipe_job *first = NULL;
+  for (int i = 0; i < p->slots; i++) {
+    pipe_job *j = p->slot[i];
+    if (j && !j->sent && (!first || j->order < first->order) && pipe_pictures_are(p, j, PICTURE_READY)) first = j;
+  }
+  return first;
 }
 
-/* The earliest item that can be prefilled goes into a free slot of the group. */
-static pipe_job *admit(pipe_driver *p, int first) {
-  int slot = first;
-  while (slot < p->slots && p->slot[slot]) slot += p->n_groups;
+/* The earliest item that can be prefilled goes into a free slot. Slots are dealt out to groups in turn. */
+static pipe_job *admit(pipe_driver *p) {
+  int slot = 0;
+  while (slot < p->slots && p->slot[slot]) slot++;
   if (slot >= p->slots) return NULL;
   pthread_mutex_lock(&p->lock);
   pipe_job *j = pipe_first(p, PIPE_READ, 0);
@@ -184,10 +197,17 @@ static pipe_job *admit(pipe_driver *p, int first) {
   return j;
 }
 
-static btc_status advance(pipe_driver *p, int g, btc_error *err) {
-  pipe_job *j = to_prefill(p, g);
-  if (!j) j = admit(p, g);
-  return j ? send_prefill(p, &p->group[g], j, err) : send_decode(p, &p->group[g], g, err);
+/* As many chunks at once as keep every rank of the language busy, and one that waits. */
+static btc_status send_chunks(pipe_driver *p, btc_error *err) {
+  btc_status st = BTC_OK;
+  for (int i = 0; st == BTC_OK && i < p->n_ranks - p->entry + 1; i++) {
+    if (p->chunk[i].flying) continue;
+    if (!p->filling) p->filling = to_prefill(p);
+    if (!p->filling) p->filling = admit(p);
+    if (!p->filling) break;
+    st = send_chunk(p, &p->chunk[i], err);
+  }
+  return st;
 }
 
 /* The earliest read item, when it is larger than what is reserved: its room is made once all slots are free. */
@@ -206,7 +226,7 @@ btc_status pipe_send_steps(pipe_driver *p, btc_error *err) {
   if (!p->reserved) st = reserve_first(p, err);
   if (st == BTC_OK) st = grow(p, err);
   if (st == BTC_OK) st = send_encodes(p, err);
-  for (int g = 0; st == BTC_OK && g < p->n_groups; g++)
-    if (!p->group[g].flying) st = advance(p, g, err);
-  return st;
+  for (int g = 0; st == BTC_OK && g < p->n_groups; g++) /* before chunks: somebody waits for these tokens */
+    if (!p->group[g].flying) st = send_decode(p, &p->group[g], g, err);
+  return st == BTC_OK ? send_chunks(p, err) : st;
 }

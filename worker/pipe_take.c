@@ -7,9 +7,12 @@ static double ms_since(int64_t start) {
   return (double)(btc_now_ns() - start) * 1e-6;
 }
 
-static void take_row(pipe_driver *p, const pipe_group *g, pipe_job *j, const float *logits) {
+static void took(pipe_driver *p, double ms) {
+  p->usual_ms = p->usual_ms > 0 ? 0.9 * p->usual_ms + 0.1 * ms : ms;
+}
+
+static void take_row(pipe_driver *p, pipe_job *j, const float *logits) {
   btc_error e = {0};
-  if (g->kind == SHARD_DECODE) j->fed++;
   if (j->fed < j->q.result->n_ids) return; /* a token that the journal already has */
   btc_status st = btc_request_take(p->m, p->sampler, &j->q, logits, NULL, NULL, 0, &e);
   if (st != BTC_OK) btc_request_fail(&j->q, st, &e);
@@ -19,27 +22,41 @@ static void take_row(pipe_driver *p, const pipe_group *g, pipe_job *j, const flo
 
 static btc_status take_logits(pipe_driver *p, pipe_group *g, const uint8_t *data, size_t bytes, btc_error *err) {
   shard_step s;
-  const int64_t tokens = p->m->tokens, vocab = p->m->cfg->llm.vocab;
+  const int64_t vocab = p->m->cfg->llm.vocab;
   const double ms = ms_since(g->sent_ns);
-  btc_status st = shard_step_read(p->m, btc_block_count(p->m), (uint16_t)g->kind, data, bytes, p->steps, p->o.slots, &s, err);
+  btc_status st = shard_step_read(p->m, btc_block_count(p->m), SHARD_DECODE, data, bytes, p->steps, p->o.slots, &s, err);
   if (st != BTC_OK) return st;
   if (s.n != g->rows) return btc_fail(err, BTC_ERR_FORMAT, "%d rows came back from a step of %d", s.n, g->rows);
-  p->usual_ms = p->usual_ms > 0 ? 0.9 * p->usual_ms + 0.1 * ms : ms;
+  took(p, ms);
   g->flying = false;
   for (int k = 0; k < g->rows; k++) {
     pipe_job *j = g->row[k];
-    btc_timing *t = &j->result.timing;
-    *(g->kind == SHARD_PREFILL ? &t->prefill_ms : &t->generate_ms) += ms / g->rows;
-    if (g->kind == SHARD_PREFILL) {
-      j->prefilled = true;
-      j->fed = 0;
-      if (j->n_read == 2) {
-        if (!s.cosine) return btc_fail(err, BTC_ERR_FORMAT, "a step came back without change maps");
-        memcpy(j->result.cosine, s.cosine, (size_t)tokens * sizeof *s.cosine);
-      }
-    }
-    take_row(p, g, j, s.flow + k * vocab);
+    j->result.timing.generate_ms += ms / g->rows;
+    j->fed++;
+    take_row(p, j, s.flow + k * vocab);
   }
+  return BTC_OK;
+}
+
+/* Change maps come with a prompt's first chunk, logits with its last. */
+static btc_status take_chunk(pipe_driver *p, pipe_chunk *c, const uint8_t *data, size_t bytes, btc_error *err) {
+  shard_step s;
+  pipe_job *j = c->job;
+  btc_status st = shard_step_read(p->m, btc_block_count(p->m), SHARD_PREFILL, data, bytes, p->steps, p->o.slots, &s, err);
+  if (st != BTC_OK) return st;
+  if (s.n != 1) return btc_fail(err, BTC_ERR_FORMAT, "%d rows came back from a chunk of a prompt", s.n);
+  took(p, ms_since(c->sent_ns));
+  c->flying = false;
+  if (!s.chunk && j->n_read == 2) {
+    if (!s.cosine) return btc_fail(err, BTC_ERR_FORMAT, "a step came back without change maps");
+    memcpy(j->result.cosine, s.cosine, (size_t)p->m->tokens * sizeof *s.cosine);
+  }
+  if (s.items[0].past + s.items[0].positions < j->end) return BTC_OK;
+  if (!s.flow_floats) return btc_fail(err, BTC_ERR_FORMAT, "a prompt came back without logits");
+  j->result.timing.prefill_ms += ms_since(j->sent_ns);
+  j->prefilled = true;
+  j->fed = 0;
+  take_row(p, j, s.flow);
   return BTC_OK;
 }
 
@@ -67,10 +84,10 @@ static btc_status take_frame(pipe_driver *p, const btc_link_head *h, const uint8
     p->beginning_flies = false;
     return BTC_OK;
   }
-  for (int i = 0; i < p->n_groups; i++) {
-    pipe_group *g = &p->group[i];
-    if (g->flying && g->step == h->step && g->kind == (shard_step_kind)h->kind) return take_logits(p, g, data, bytes, err);
-  }
+  for (int i = 0; i < PIPE_CHUNKS && h->kind == SHARD_PREFILL; i++)
+    if (p->chunk[i].flying && p->chunk[i].step == h->step) return take_chunk(p, &p->chunk[i], data, bytes, err);
+  for (int i = 0; i < p->n_groups && h->kind == SHARD_DECODE; i++)
+    if (p->group[i].flying && p->group[i].step == h->step) return take_logits(p, &p->group[i], data, bytes, err);
   return btc_fail(err, BTC_ERR_FORMAT, "step %llu came back, but was not sent", (unsigned long long)h->step);
 }
 
@@ -85,14 +102,18 @@ btc_status pipe_take_frames(pipe_driver *p, btc_error *err) {
   }
 }
 
+static btc_status late(const char *what, uint64_t step, double ms, btc_error *err) {
+  return btc_fail(err, BTC_ERR_IO, "%s %llu did not come back within %.0f ms", what, (unsigned long long)step, ms);
+}
+
 btc_status pipe_check_deadlines(const pipe_driver *p, btc_error *err) {
   double most = 8 * p->usual_ms;
   if (most < p->o.step_ms) most = p->o.step_ms;
   for (int i = 0; i < p->n_groups; i++)
-    if (p->group[i].flying && ms_since(p->group[i].sent_ns) > most)
-      return btc_fail(err, BTC_ERR_IO, "step %llu did not come back within %.0f ms", (unsigned long long)p->group[i].step, most);
+    if (p->group[i].flying && ms_since(p->group[i].sent_ns) > most) return late("step", p->group[i].step, most, err);
+  for (int i = 0; i < PIPE_CHUNKS; i++)
+    if (p->chunk[i].flying && ms_since(p->chunk[i].sent_ns) > most) return late("prompt", p->chunk[i].step, most, err);
   for (int i = 0; i < PIPE_ENCODES; i++)
-    if (p->encode[i].flying && ms_since(p->encode[i].sent_ns) > most)
-      return btc_fail(err, BTC_ERR_IO, "images %llu did not come back within %.0f ms", (unsigned long long)p->encode[i].step, most);
+    if (p->encode[i].flying && ms_since(p->encode[i].sent_ns) > most) return late("images", p->encode[i].step, most, err);
   return BTC_OK;
 }

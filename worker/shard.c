@@ -29,15 +29,16 @@ typedef struct shard {
   int change;       /* the block that computes change maps and keeps features */
   int slots;
   int listen_fd, port;
-  shard_order order;                     /* of the epoch we are in */
-  btc_link *in[2], *out;                 /* from the previous node; at the entry also from the driver */
-  uint64_t step[2];                      /* last one of the language's and of the tower's */
-  int turn;                              /* which of in is asked first */
-  btc_lane *lane;                        /* of our GPU; NULL: we have none */
-  link_nccl *nccl;                       /* of this epoch; NULL: tensors go by the links */
-  btc_stage_item *items;                 /* [SHARD_MAX_SLOTS] */
-  shard_room flow, arrived;              /* what goes out, and what a carrier brings: on the GPU when a carrier takes it */
-  shard_room cosine, gathered, features; /* features: [places, T, C]; these two on the GPU if we have one */
+  shard_order order;                             /* of the epoch we are in */
+  btc_link *in[2], *out;                         /* from the previous node; at the entry also from the driver */
+  uint64_t step[2];                              /* last one of the language's and of the tower's */
+  int turn;                                      /* which of in is asked first */
+  btc_lane *lane;                                /* of our GPU; NULL: we have none */
+  link_nccl *nccl;                               /* of this epoch; NULL: tensors go by the links */
+  btc_stage_item *items;                         /* [SHARD_MAX_SLOTS] */
+  shard_room flow, arrived;                      /* what goes out, and what a carrier brings: on the GPU when a carrier takes it */
+  shard_room cosine, gathered, visual, features; /* features: [places, T, C]; these three on the GPU if we have one */
+  int visual_slot;                               /* whose visual tokens these are */
   int places;
   uint8_t *words;
   size_t words_room;
@@ -306,21 +307,49 @@ static btc_status make_maps(shard *s, shard_step *d, btc_error *err) {
   return st;
 }
 
-static btc_status prefill(shard *s, shard_step *d, btc_error *err) {
-  bool beginning = d->items[0].n_images == 0, maps = s->o.first <= s->change && !beginning;
-  int from = s->change + (beginning ? 1 : 0), first = s->o.first > from ? s->o.first : from;
+/* Visual tokens of the one item whose prompt is being prefilled: made with its first chunk, used by all. */
+static btc_status make_visual(shard *s, shard_step *d, btc_error *err) {
   btc_status st = BTC_OK;
-  if (s->o.last <= from) return BTC_OK;
-  if (maps) st = gather(s, d, err);
-  if (st == BTC_OK && maps) st = make_maps(s, d, err);
-  if (st == BTC_OK) st = make_flow(s, d->items, d->n, s->o.last, false, err);
+  if (d->chunk && s->visual_slot != d->items[0].slot)
+    return btc_fail(err, BTC_ERR_FORMAT, "step: chunk %d in slot %d, whose first was not the last that came", d->chunk,
+                    d->items[0].slot);
+  if (!d->chunk) {
+    st = gather(s, d, err);
+    if (st == BTC_OK) st = make_maps(s, d, err);
+    if (st == BTC_OK) st = grow(&s->visual, s->lane, btc_flow_floats(s->m, s->change + 1, d->items, d->n, false), err);
+    if (st == BTC_OK) st = btc_stage_prefill_part(s->stage, s->change, s->change + 1, d->items, d->n, d->flow, s->visual.at, err);
+  }
+  s->visual_slot = st == BTC_OK ? d->items[0].slot : -1;
+  d->flow = s->visual.at;
+  return st;
+}
+
+/* A range that ends with the change module hands visual tokens on, with every chunk. */
+static btc_status hand_visual(shard *s, shard_step *d, btc_error *err) {
+  btc_status st = make_flow(s, d->items, d->n, s->change + 1, false, err);
+  if (st != BTC_OK) return st;
+  copy(s, s->flow.at, s->visual.at, btc_flow_floats(s->m, s->change + 1, d->items, d->n, false));
+  d->flow = s->flow.at;
+  return btc_backend_finish(btc_stage_backend(s->stage), err);
+}
+
+static btc_status prefill(shard *s, shard_step *d, btc_error *err) {
+  const bool beginning = d->items[0].n_images == 0, ends = shard_step_ends_prompt(s->m, d);
+  const int splice = s->change + 1, first = s->o.first > splice ? s->o.first : splice, count = btc_block_count(s->m);
+  const int last = s->o.last == count && !ends ? count - 1 : s->o.last; /* logits are wanted at the end only */
+  btc_status st = BTC_OK;
+  if (s->o.last <= (beginning ? splice : s->change)) return BTC_OK;
   for (int i = 0; st == BTC_OK && i < d->n; i++)
-    if (d->items[i].past) st = btc_stage_copy_slot(s->stage, s->slots - 1, d->items[i].slot, d->items[i].past, err);
+    if (d->items[i].past && !d->chunk) st = btc_stage_copy_slot(s->stage, s->slots - 1, d->items[i].slot, d->items[i].past, err);
+  if (st == BTC_OK && s->o.first <= s->change && !beginning) st = make_visual(s, d, err);
   if (st != BTC_OK) return st;
   BTC_FAILPOINT("shard_prefill");
-  st = btc_stage_prefill_part(s->stage, first, s->o.last, d->items, d->n, d->flow, s->flow.at, err);
+  s->page->items += beginning || !ends ? 0 : (uint64_t)d->n;
+  if (s->o.last == splice) return hand_visual(s, d, err);
+  if (first >= last) return BTC_OK; /* nothing but the head */
+  st = make_flow(s, d->items, d->n, last, false, err);
+  if (st == BTC_OK) st = btc_stage_prefill_part(s->stage, first, last, d->items, d->n, d->flow, s->flow.at, err);
   d->flow = s->flow.at;
-  s->page->items += beginning ? 0 : (uint64_t)d->n;
   return st;
 }
 

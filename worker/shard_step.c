@@ -12,7 +12,7 @@ enum { MAX_IDS = 1 << 20 };
 
 typedef struct wire_head {
   uint32_t n, n_ids, slots,
-      n_places; /* items; prompt ids of all of them; RESERVE, PREPARE: slots and places to make, PREFILL: places */
+      n_places; /* items; prompt ids of all of them; RESERVE, PREPARE: slots and places to make, PREFILL: chunk and places */
   uint64_t slot_positions, flow_floats, cosine_floats;
 } wire_head;
 
@@ -48,6 +48,16 @@ int64_t shard_step_cosines(const btc_model *m, const btc_stage_item *items, int 
   return pairs * m->tokens;
 }
 
+static int64_t prompt_positions(const btc_model *m, const btc_stage_item *it) {
+  int64_t holes = 0;
+  for (int64_t k = 0; k < it->n_ids; k++) holes += it->ids[k] == BTC_IMAGE_ID;
+  return it->n_ids - holes + holes * m->block_tokens;
+}
+
+bool shard_step_ends_prompt(const btc_model *m, const shard_step *s) {
+  return s->n > 1 || s->items[0].past + s->items[0].positions == prompt_positions(m, &s->items[0]);
+}
+
 /* The beginning of all prompts has no images: its line starts at splice. */
 static bool is_beginning(const shard_step *s) {
   return s->kind == SHARD_PREFILL && s->n == 1 && s->items[0].n_images == 0;
@@ -59,6 +69,7 @@ int64_t shard_step_floats(const btc_model *m, int i, const shard_step *s) {
     case SHARD_ENCODE:
       return i <= change ? btc_flow_floats(m, i, s->items, s->n, false) : 0;
     case SHARD_PREFILL:
+      if (i == btc_block_count(m) && !shard_step_ends_prompt(m, s)) return 0;
       return i <= change + (is_beginning(s) ? 1 : 0) ? 0 : btc_flow_floats(m, i, s->items, s->n, false);
     case SHARD_DECODE:
       return btc_flow_floats(m, i, s->items, s->n, true);
@@ -91,7 +102,7 @@ static btc_status check_prompt(const btc_model *m, const btc_stage_item *it, int
       return btc_fail(err, BTC_ERR_FORMAT, "step: item %d has token %d", i, it->ids[k]);
     holes += it->ids[k] == BTC_IMAGE_ID;
   }
-  if (holes != (it->n_images ? btc_item_blocks(it) : 0) || it->past + it->positions != it->n_ids - holes + holes * m->block_tokens)
+  if (holes != (it->n_images ? btc_item_blocks(it) : 0) || it->past + it->positions > prompt_positions(m, it))
     return btc_fail(err, BTC_ERR_FORMAT, "step: item %d has %lld positions for %lld ids", i, (long long)it->positions,
                     (long long)it->n_ids);
   return BTC_OK;
@@ -112,17 +123,23 @@ static btc_status check_item(const btc_model *m, shard_step_kind kind, const btc
 
 static btc_status check_whole(const btc_model *m, int first, const shard_step *s, btc_error *err) {
   int64_t want = shard_step_floats(m, first, s);
-  int64_t cosines = s->kind == SHARD_PREFILL ? shard_step_cosines(m, s->items, s->n) : 0;
+  const bool first_chunk = s->kind == SHARD_PREFILL && !s->chunk;
+  int64_t cosines = first_chunk ? shard_step_cosines(m, s->items, s->n) : 0;
   if (s->flow_floats != want || (s->cosine_floats && s->cosine_floats != cosines))
     return btc_fail(err, BTC_ERR_FORMAT, "step: a tensor of %lld numbers where %lld belong", (long long)s->flow_floats,
                     (long long)want);
-  int places = s->kind == SHARD_PREFILL ? shard_step_images(s->items, s->n) : 0;
+  int places = first_chunk ? shard_step_images(s->items, s->n) : 0;
   bool sizes = !makes_room(s->kind) || (s->n == 1 && s->slots >= 1 && s->slots <= SHARD_MAX_SLOTS && s->n_places >= 1);
   if (!sizes || (!makes_room(s->kind) && s->n_places != places))
     return btc_fail(err, BTC_ERR_FORMAT, "step: %d slots and %d places of features", s->slots, s->n_places);
   for (int i = 0; i < s->n; i++)
     if (s->items[i].n_images == 0 && s->kind == SHARD_PREFILL && (s->n != 1 || s->items[i].past))
       return btc_fail(err, BTC_ERR_FORMAT, "step: an item without images among others");
+  if (s->kind != SHARD_PREFILL) return BTC_OK;
+  bool whole = s->n == 1 || !s->chunk; /* several items come whole, and so does the beginning */
+  for (int i = 0; i < s->n && (s->n > 1 || is_beginning(s)); i++)
+    whole = whole && !s->chunk && s->items[i].past + s->items[i].positions == prompt_positions(m, &s->items[i]);
+  if (!whole) return btc_fail(err, BTC_ERR_FORMAT, "step: chunk %d of %d prompts", s->chunk, s->n);
   return BTC_OK;
 }
 
@@ -163,9 +180,9 @@ btc_status shard_step_read_apart(const btc_model *m, int first, uint16_t kind, c
     return btc_fail(err, BTC_ERR_FORMAT, "step: %zu bytes of kind %u", bytes, kind);
   memcpy(&h, data, sizeof h);
   uint64_t travelling = makes_room(kind) ? 0 : h.n_places, inside = apart ? 0 : h.flow_floats;
-  if (h.n < 1 || h.n > (uint32_t)most || h.n_ids > MAX_IDS || h.n_places > SHARD_MAX_PLACES || h.slots > SHARD_MAX_SLOTS ||
-      h.flow_floats > BTC_LINK_MAX_BYTES || h.cosine_floats > BTC_LINK_MAX_BYTES ||
-      h.slot_positions > (uint64_t)m->cfg->llm.context ||
+  if (h.n < 1 || h.n > (uint32_t)most || h.n_ids > MAX_IDS || h.n_places > SHARD_MAX_PLACES ||
+      h.slots > (kind == SHARD_PREFILL ? MAX_IDS : SHARD_MAX_SLOTS) || h.flow_floats > BTC_LINK_MAX_BYTES ||
+      h.cosine_floats > BTC_LINK_MAX_BYTES || h.slot_positions > (uint64_t)m->cfg->llm.context ||
       bytes != sizeof h + h.n * sizeof(wire_item) + 4 * ((uint64_t)h.n_ids + travelling + inside + h.cosine_floats) ||
       (apart && apart != 4 * h.flow_floats))
     return btc_fail(err, BTC_ERR_FORMAT, "step: %u items do not make %zu bytes", h.n, bytes);
@@ -177,7 +194,8 @@ btc_status shard_step_read_apart(const btc_model *m, int first, uint16_t kind, c
                       .items = items,
                       .places = ids,
                       .slot_positions = (int64_t)h.slot_positions,
-                      .slots = (int)h.slots,
+                      .slots = kind == SHARD_PREFILL ? 0 : (int)h.slots,
+                      .chunk = kind == SHARD_PREFILL ? (int)h.slots : 0,
                       .n_places = (int)h.n_places,
                       .flow = apart ? NULL : (const float *)(const void *)(ids + travelling),
                       .flow_floats = (int64_t)h.flow_floats,
@@ -199,7 +217,7 @@ static btc_status grow(uint8_t **buffer, size_t *room, size_t bytes, btc_error *
 
 btc_status shard_step_write(const shard_step *s, uint8_t **buffer, size_t *room, btc_link_part parts[3], btc_error *err) {
   wire_head h = {.n = (uint32_t)s->n,
-                 .slots = (uint32_t)s->slots,
+                 .slots = (uint32_t)(s->kind == SHARD_PREFILL ? s->chunk : s->slots),
                  .n_places = (uint32_t)s->n_places,
                  .slot_positions = (uint64_t)s->slot_positions,
                  .flow_floats = (uint64_t)s->flow_floats,

@@ -9,7 +9,9 @@
  * images through the tower; the rank that holds the change module keeps their features, each in its place RESERVE  language: room
  * for what follows; what key/value slots hold is lost when they grow. Nothing else is under way PREFILL  items whose features are
  * there: the rest of the line. Rows behind `past` only: what comes before is copied from the last slot, where an item without
- * images and without a past has left the beginning that all prompts share DECODE   one token of every item
+ * images and without a past has left the beginning that all prompts share. A long prompt comes in chunks, one item a step: all
+ * chunks of one before the first of the next, decode steps among them. Logits come with the last chunk, change maps with the first
+ * DECODE   one token of every item
  */
 #ifndef BTC_WORKER_SHARD_STEP_H
 #define BTC_WORKER_SHARD_STEP_H
@@ -27,7 +29,8 @@ typedef struct shard_step {
   btc_stage_item
       *items; /* [n]; ids point into the body that was read. ENCODE: n_images 1, slot is the feature place. PREPARE, RESERVE: one
                  item, as large as any that follows: images of an item or of an ENCODE, positions prefilled at once */
-  const int32_t *places;  /* PREFILL: where the features of all its images are, items one after another */
+  int chunk;  /* PREFILL: which of its prompt, from 0 */
+  const int32_t *places;  /* PREFILL, first chunk: where the features of all its images are, items one after another */
   int64_t slot_positions; /* PREPARE, RESERVE: of a slot */
   int slots, n_places;    /* the same two: how many */
   const float *flow;
@@ -51,7 +54,8 @@ btc_status shard_step_write(const shard_step *s, uint8_t **buffer, size_t *room,
 
 /* Floats of the flow before block i (the block count: behind the last). */
 int64_t shard_step_floats(const btc_model *m, int i, const shard_step *s);
-bool shard_step_is_tower(uint16_t kind); /* which train */
+bool shard_step_is_tower(uint16_t kind);                              /* which train */
+bool shard_step_ends_prompt(const btc_model *m, const shard_step *s); /* a PREFILL behind which logits are known */
 int shard_step_images(const btc_stage_item *items, int n);
 int64_t shard_step_cosines(const btc_model *m, const btc_stage_item *items, int n); /* floats of the change maps of these items */
 int shard_change_block(const btc_model *m);                                         /* the block that reads features */

@@ -238,6 +238,98 @@ static void test_pipe_one_rank_one_group(void **state) {
   clear_work();
 }
 
+/* ---- prompts in chunks, items that come at any time ---- */
+
+typedef struct arrivals {
+  btc_result got[MOST];
+  size_t done;
+} arrivals;
+
+static arrivals came;
+
+static void keep_answer(void *ctx, void *tag, btc_result *r) {
+  (void)ctx;
+  came.got[(size_t)(uintptr_t)tag] = *r;
+  came.done++;
+}
+
+/* In an order and at moments drawn from seed. */
+static void arrive_and_compare(pipe_driver *p, unsigned seed) {
+  size_t order[MOST], next = 0;
+  btc_error err;
+  came.done = 0;
+  for (size_t i = 0; i < w.n; i++) {
+    seed = seed * 1664525u + 1013904223u;
+    size_t k = seed / 65536 % (i + 1);
+    order[i] = order[k];
+    order[k] = i;
+  }
+  while (came.done < w.n) {
+    seed = seed * 1664525u + 1013904223u;
+    for (unsigned n = seed / 65536 % 4; n && next < w.n && pipe_room(p); n--, next++)
+      if (pipe_submit(p, &w.items[order[next]], (void *)(uintptr_t)order[next], &err) != BTC_OK) fail_msg("%s", err.message);
+    if (pipe_step(p, &err) != BTC_OK) fail_msg("%s", err.message);
+  }
+  for (size_t i = 0; i < w.n; i++) assert_same(i, &came.got[i]);
+  for (size_t i = 0; i < w.n; i++) btc_result_clear(&came.got[i]);
+}
+
+/* Whatever the chunks, with the longest prompts among short ones: the same bytes, and tokens of others come amid a prompt. */
+static void test_pipe_prompts_in_chunks(void **state) {
+  (void)state;
+  static const int chunks[] = {1, 3, 16, 50, 4096};
+  static const char *film[MOST];
+  make_work(tiny_checkpoint(), 24, true, BTC_PRECISION_F32);
+  for (size_t i = 0; i < w.n; i++) btc_result_clear(&w.want[i]);
+  btc_model *m;
+  btc_error err;
+  assert_int_equal(btc_model_open(w.model, &m, &err), BTC_OK);
+  const int frames = (int)m->cfg->num_video_frames;
+  for (int i = 0; i < frames; i++) film[i] = w.pictures[i][0];
+  btc_model_close(&m);
+  for (size_t i = 0; i < w.n && frames > 2; i += 9) w.items[i] = (btc_item){.images = film, .n_images = frames, .max_tokens = 4};
+  answer_whole();
+  for (size_t i = 0; i < sizeof chunks / sizeof chunks[0]; i++)
+    for (int ranks = 2; ranks <= 4; ranks++) {
+      pipe_options o = quick();
+      o.chunk = chunks[i];
+      o.done = keep_answer;
+      pipe_driver *p = open_even(&o, ranks);
+      arrive_and_compare(p, (unsigned)(7 * i) + (unsigned)ranks);
+      pipe_state s = pipe_get_state(p);
+      assert_int_equal(s.breaks, 0);
+      if (o.chunk <= 3) assert_true(s.chunks > 4 * (int64_t)w.n && s.amid > 0);
+      if (o.chunk == 4096) assert_true(s.chunks <= (int64_t)w.n);
+      pipe_destroy(&p);
+    }
+  clear_work();
+}
+
+/* With every cut near the change module, and a rank that dies while prompts are half sent. */
+static void test_pipe_chunks_at_any_cut(void **state) {
+  (void)state;
+  btc_model *m;
+  btc_error err;
+  make_work(tiny_checkpoint(), 12, true, BTC_PRECISION_F32);
+  assert_int_equal(btc_model_open(w.model, &m, &err), BTC_OK);
+  const int n = btc_block_count(m), change = (int)m->cfg->vision.blocks + 1;
+  btc_model_close(&m);
+  const int cuts[][4] = {
+      {0, change, change + 1, n}, {0, change + 1, change + 2, n}, {0, change - 1, change + 1, n}, {0, change, n - 1, n}};
+  for (size_t i = 0; i < sizeof cuts / sizeof cuts[0]; i++)
+    for (int kill_rank = -1; kill_rank < 3; kill_rank++) {
+      pipe_options o = quick();
+      o.chunk = 6;
+      o.fail_rank = kill_rank;
+      o.fail = kill_rank < 0 ? NULL : cuts[i][kill_rank + 1] > change ? "shard_prefill:8" : "shard_vision:3";
+      pipe_driver *p = open_pipe(&o, cuts[i], 3);
+      run_and_compare(p);
+      assert_int_equal(pipe_get_state(p).breaks, kill_rank >= 0);
+      pipe_destroy(&p);
+    }
+  clear_work();
+}
+
 /* A golden case's images, as its runs group them. */
 static bool load_case(const char *dir) {
   json_error_t e;
@@ -690,6 +782,8 @@ static const struct CMUnitTest tests[] = {
     cmocka_unit_test(test_pipe_bf16),
     cmocka_unit_test(test_pipe_one_rank_one_group),
     cmocka_unit_test(test_pipe_golden_models),
+    cmocka_unit_test(test_pipe_prompts_in_chunks),
+    cmocka_unit_test(test_pipe_chunks_at_any_cut),
     cmocka_unit_test(test_pipe_rank_killed_at_vision),
     cmocka_unit_test(test_pipe_rank_killed_at_prefill),
     cmocka_unit_test(test_pipe_rank_killed_at_decode),

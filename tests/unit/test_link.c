@@ -388,6 +388,17 @@ static void test_link_crc32c_known_answers(void **state) {
   assert_int_equal(btc_link_crc32c(0, zeros, 32), 0x8a9136aa);      /* RFC 3720 B.4 */
   assert_int_equal(btc_link_crc32c(0, ones, 32), 0x62a8ab43);
   assert_int_equal(btc_link_crc32c(btc_link_crc32c(0, "1234", 4), "56789", 5), 0xe3069283);
+  assert_int_equal(btc_link_crc32c_tables(0, "123456789", 9), 0xe3069283);
+}
+
+static void test_link_crc32c_instruction_and_tables_agree(void **state) {
+  (void)state;
+  uint8_t bytes[300];
+  uint32_t random = 7;
+  for (size_t i = 0; i < sizeof bytes; i++) bytes[i] = (uint8_t)((random = random * 1664525u + 1013904223u) >> 24);
+  for (size_t from = 0; from < 9; from++)
+    for (size_t n = 0; n <= sizeof bytes - from; n++)
+      assert_int_equal(btc_link_crc32c(random, bytes + from, n), btc_link_crc32c_tables(random, bytes + from, n));
 }
 
 static void test_link_hmac_is_over_all_parts(void **state) {
@@ -407,7 +418,8 @@ static const struct CMUnitTest tests[] = {
     cmocka_unit_test(test_link_old_epoch_frame_is_dropped), cmocka_unit_test(test_link_wrong_hello_is_turned_away),
     cmocka_unit_test(test_link_strangers_do_not_hinder),    cmocka_unit_test(test_link_slow_peer_is_given_up),
     cmocka_unit_test(test_link_wait_can_be_stopped),        cmocka_unit_test(test_link_peer_killed_within_a_frame),
-    cmocka_unit_test(test_link_crc32c_known_answers),       cmocka_unit_test(test_link_hmac_is_over_all_parts),
+    cmocka_unit_test(test_link_crc32c_known_answers),       cmocka_unit_test(test_link_crc32c_instruction_and_tables_agree),
+    cmocka_unit_test(test_link_hmac_is_over_all_parts),
 };
 
 BTC_TEST_MAIN(tests)
