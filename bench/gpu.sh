@@ -104,7 +104,7 @@ part model 180 'full-size random model' & # a minute of the CPU's, beside what u
 part tests 120 'GPU tests'
 part golden 60 'golden cases'
 part captions 60 'captions against the CPU'
-part batches 60 'a caption does not depend on its batch'
+part batches 90 'a caption does not depend on its batch'
 wait
 part stages 150 'stages and one pair'
 part pairs 100 'pairs a second'

@@ -55,7 +55,7 @@ def compare_batches(directory):
     names, bad = [], []
     for dtype in ("f32", "bf16"):
         alone = records(directory, "alone-" + dtype)
-        for how in ("batch3", "batch8", "batch32", "batch64", "shuffled"):
+        for how in ("batch3", "batch32", "batch64", "shuffled"):
             other = records(directory, f"{how}-{dtype}")
             differ = [i for i in alone if any(alone[i][k] != other.get(i, {}).get(k) for k in ("caption", "tokens", "score", "logprob"))]
             names.append(f"{how}-{dtype}")

@@ -10,7 +10,7 @@
 #include "base/failpoint.h"
 #include "broker/broker.h"
 #include "broker/io.h"
-#include "broker/log.h"
+#include "base/log.h"
 #include "broker/metrics.h"
 #include "broker/store.h"
 #include "net/outbox.h"

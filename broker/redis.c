@@ -12,7 +12,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-#include "log.h"
+#include "base/log.h"
 #include "resolve.h"
 
 enum { BACKOFF_MIN_MS = 50, BACKOFF_MAX_MS = 2000, CHECK_MS = 100, SLEPT_MS = 1000, CONNECT_MS = 5000, LOOK_MS = 5 };

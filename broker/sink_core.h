@@ -5,7 +5,7 @@
 #include <pthread.h>
 
 #include "base/failpoint.h"
-#include "broker/log.h"
+#include "base/log.h"
 #include "broker/results.h"
 #include "broker/sink.h"
 #include "broker/sink_part.h"

@@ -7,7 +7,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "broker/log.h"
+#include "base/log.h"
 #include "broker/redis.h"
 
 #define CONNECT_S 2

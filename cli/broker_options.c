@@ -27,3 +27,20 @@ int client_failed(const btc_client *c, const char *what, btc_status st, const bt
     cli_error("%s", err->message);
   return btc_client_unreachable(c) ? CLI_UNREACHABLE : CLI_FAILED;
 }
+
+int run_list(const cli_command *cmd, int argc, char **argv, int (*show)(btc_client *c, bool json)) {
+  broker_options b = broker_options_default;
+  bool json = false;
+  cli_option table[] = {
+      BROKER_OPTION_ROWS(b),
+      {.name = "json", .type = CLI_FLAG, .target = &json, .help = "print one JSON array"},
+  };
+  char **args;
+  int n, code;
+  btc_client *c = NULL;
+  if (!cli_parse(cmd, table, sizeof table / sizeof table[0], argc, argv, &args, &n, &code)) return code;
+  if (n) return cli_usage_error(cmd, "no arguments expected, got %d", n);
+  if ((code = open_client(&b, &c)) == CLI_OK) code = show(c, json);
+  btc_client_close(&c);
+  return code;
+}

@@ -38,5 +38,8 @@ int open_client(const broker_options *o, btc_client **out);
 /* Says what went wrong ("WHAT: WHY") and returns the exit code: 4 when nobody answered, 130 when interrupted, else 1. what may be
  * NULL. */
 int client_failed(const btc_client *c, const char *what, btc_status st, const btc_error *err);
+/* A command without arguments that shows one reply, as a table or with --json: reads the options, connects, calls show. Returns the
+ * exit code. */
+int run_list(const cli_command *cmd, int argc, char **argv, int (*show)(btc_client *c, bool json));
 
 #endif

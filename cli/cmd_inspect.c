@@ -14,13 +14,16 @@ const cli_command cmd_inspect = {
     .arguments = "[MODEL]",
     .summary = "shows a checkpoint's config, tensors, bytes, fingerprint, memory needed and blocks with prices",
     .details =
-        "MODEL is a checkpoint directory (default: as for caption). Prices of a block: bytes of weights, GFLOP for one pair.",
+        "MODEL is a checkpoint directory (default: as for caption). Prices of a block: bytes of weights, GFLOP for one pair. A "
+        "GPU's\n"
+        "memory: for --batch items at once in bf16, and answers of 128 tokens, whether or not there is one.",
     .run = run,
 };
 
 typedef struct inspect_options {
   const char *model;
   bool json, tensors, fingerprint;
+  int64_t batch;
 } inspect_options;
 
 static btc_load pair_load(const btc_model *m) {
@@ -38,6 +41,31 @@ static int64_t working_bytes(const btc_model *m) {
   }
   return btc_kv_cache_slot_bytes(l->layers, l->kv_heads, l->head_dim, BTC_F32, it.positions + 128) + 8 * flow +
          4 * 6 * m->cfg->vision.image * m->cfg->vision.image;
+}
+
+/* On a GPU, in bf16, batch items at once; slots: of all of them and the prompts' common beginning. */
+static btc_device_needs gpu_needs(const btc_model *m, int64_t batch, int64_t *slots) {
+  btc_device_needs n = btc_stage_device_needs(m, BTC_COMPUTE_BF16, (int)batch, pair_load(m).positions + 128);
+  *slots = (batch + 1) * n.slot;
+  return n;
+}
+
+static json_t *gpu_json(const btc_model *m, int64_t batch) {
+  int64_t slots;
+  const btc_device_needs n = gpu_needs(m, batch, &slots);
+  return json_pack("{s:I,s:I,s:I,s:I,s:I}", "batch", (json_int_t)batch, "weight_bytes", (json_int_t)n.weights, "slot_bytes",
+                   (json_int_t)n.slot, "activation_bytes", (json_int_t)n.activations, "bytes",
+                   (json_int_t)(n.weights + slots + n.activations));
+}
+
+static void print_gpu(const btc_model *m, int64_t batch) {
+  int64_t slots;
+  const btc_device_needs n = gpu_needs(m, batch, &slots);
+  printf(
+      "gpu memory   %.1f MB for a batch of %lld, bf16, 128 tokens: weights %.1f MB, keys and values %.1f MB an item, activations "
+      "%.1f MB at most\n",
+      (double)(n.weights + slots + n.activations) * 1e-6, (long long)batch, (double)n.weights * 1e-6, (double)n.slot * 1e-6,
+      (double)n.activations * 1e-6);
 }
 
 static void shape_text(const btc_tensor_view *t, char out[96]) {
@@ -72,6 +100,7 @@ static void print_text(btc_model *m, const inspect_options *o, const char *finge
   printf("video        %lld frames%s\n", (long long)info.video_frames, c->aspect_pad ? ", padded to squares" : "");
   printf("memory       weights are mapped (shared, %.1f MB); about %.1f MB of working memory for one pair, f32, 128 tokens\n",
          (double)info.weight_bytes * 1e-6, (double)working_bytes(m) * 1e-6);
+  print_gpu(m, o->batch);
   printf("\n%-5s %-12s %14s %14s\n", "block", "what", "weight bytes", "GFLOP a pair");
   btc_load load = pair_load(m);
   double total = 0;
@@ -94,7 +123,7 @@ static void print_text(btc_model *m, const inspect_options *o, const char *finge
     }
 }
 
-static void print_json(btc_model *m, const char *fingerprint) {
+static void print_json(btc_model *m, const inspect_options *options, const char *fingerprint) {
   btc_model_info info;
   const btc_config *c = m->cfg;
   btc_load load = pair_load(m);
@@ -107,12 +136,12 @@ static void print_json(btc_model *m, const char *fingerprint) {
                           json_pack("{s:s,s:I,s:f}", "name", name, "weight_bytes", (json_int_t)btc_block_at(m, i).weight_bytes,
                                     "flop_per_pair", btc_block_flops(m, i, &load)));
   }
-  json_t *o =
-      json_pack("{s:s,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:o}", "name", info.name, "parameters", (json_int_t)info.parameters,
-                "weight_bytes", (json_int_t)info.weight_bytes, "working_bytes", (json_int_t)working_bytes(m), "image_side",
-                (json_int_t)info.image_side, "grid", (json_int_t)info.grid, "tokens_per_image", (json_int_t)info.tokens_per_image,
-                "context", (json_int_t)info.context, "video_frames", (json_int_t)info.video_frames, "change_layers",
-                (json_int_t)info.change_layers, "vocabulary", (json_int_t)c->llm.vocab, "blocks", blocks);
+  json_t *o = json_pack("{s:s,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:o,s:o}", "name", info.name, "parameters",
+                        (json_int_t)info.parameters, "weight_bytes", (json_int_t)info.weight_bytes, "working_bytes",
+                        (json_int_t)working_bytes(m), "image_side", (json_int_t)info.image_side, "grid", (json_int_t)info.grid,
+                        "tokens_per_image", (json_int_t)info.tokens_per_image, "context", (json_int_t)info.context, "video_frames",
+                        (json_int_t)info.video_frames, "change_layers", (json_int_t)info.change_layers, "vocabulary",
+                        (json_int_t)c->llm.vocab, "blocks", blocks, "gpu", gpu_json(m, options->batch));
   if (fingerprint) json_object_set_new(o, "fingerprint", json_string(fingerprint));
   char *line = json_dumps(o, JSON_COMPACT | JSON_REAL_PRECISION(12));
   if (line) puts(line);
@@ -121,7 +150,7 @@ static void print_json(btc_model *m, const char *fingerprint) {
 }
 
 static int run(int argc, char **argv) {
-  inspect_options o = {.fingerprint = true};
+  inspect_options o = {.fingerprint = true, .batch = 64};
   bool no_fingerprint = false;
   cli_option table[] = {
       {.name = "model",
@@ -131,6 +160,13 @@ static int run(int argc, char **argv) {
        .value = "DIR",
        .help = "checkpoint, if not given as the argument"},
       {.name = "tensors", .type = CLI_FLAG, .target = &o.tensors, .help = "list every tensor with dtype and shape"},
+      {.name = "batch",
+       .type = CLI_INT,
+       .target = &o.batch,
+       .value = "N",
+       .help = "items at once on a GPU (default 64)",
+       .low = 1,
+       .high = 256},
       {.name = "no-fingerprint", .type = CLI_FLAG, .target = &no_fingerprint, .help = "skip it: it reads all weights once"},
       {.name = "json", .type = CLI_FLAG, .target = &o.json, .help = "one JSON object"},
   };
@@ -148,7 +184,7 @@ static int run(int argc, char **argv) {
     cli_error("%s", err.message);
     code = CLI_FAILED;
   } else if (o.json) {
-    print_json(m, no_fingerprint ? NULL : fingerprint);
+    print_json(m, &o, no_fingerprint ? NULL : fingerprint);
   } else {
     print_text(m, &o, no_fingerprint ? NULL : fingerprint);
   }

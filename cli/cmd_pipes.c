@@ -86,18 +86,5 @@ static int show(btc_client *c, bool json) {
 }
 
 static int run(int argc, char **argv) {
-  broker_options b = broker_options_default;
-  bool json = false;
-  cli_option table[] = {
-      BROKER_OPTION_ROWS(b),
-      {.name = "json", .type = CLI_FLAG, .target = &json, .help = "print one JSON array"},
-  };
-  char **args;
-  int n, code;
-  btc_client *c = NULL;
-  if (!cli_parse(&cmd_pipes, table, sizeof table / sizeof table[0], argc, argv, &args, &n, &code)) return code;
-  if (n) return cli_usage_error(&cmd_pipes, "no arguments expected, got %d", n);
-  if ((code = open_client(&b, &c)) == CLI_OK) code = show(c, json);
-  btc_client_close(&c);
-  return code;
+  return run_list(&cmd_pipes, argc, argv, show);
 }

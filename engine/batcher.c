@@ -8,7 +8,7 @@
 #include "batcher_internal.h"
 #include "prompt.h"
 
-enum { AHEAD = 8, VISION_BATCH = 4, CHUNK = 512, DEVICE_AHEAD = 64, DEVICE_VISION_BATCH = 32, WAIT_MS = 20 };
+enum { AHEAD = 8, VISION_BATCH = 4, CHUNK = 512, DEVICE_AHEAD = 64, WAIT_MS = 20 };
 #define CACHE_BYTES ((int64_t)256 << 20)
 
 /* ---- life ---- */
@@ -62,7 +62,7 @@ static void size_for_device(btc_batcher *b) {
   const int64_t image = 4 * (pixels + tokens + 2 * (pixels > tokens ? pixels : tokens)), row = 8 * m->width;
   const int64_t room = btc_backend_device(b->be, &d) ? (int64_t)(d.free_bytes / 8) : 0;
   if (!o->ahead) o->ahead = o->slots < DEVICE_AHEAD ? o->slots : DEVICE_AHEAD;
-  if (!o->vision_batch) o->vision_batch = (int)clamp(room / image, VISION_BATCH, DEVICE_VISION_BATCH);
+  if (!o->vision_batch) o->vision_batch = (int)clamp(room / image, VISION_BATCH, BTC_DEVICE_IMAGES);
   if (!o->chunk)
     o->chunk = (int)clamp(room / row, CHUNK, btc_backend_rows(b->be) / 3 > CHUNK ? btc_backend_rows(b->be) / 3 : CHUNK);
   if (!o->readers) o->readers = (int)clamp(sysconf(_SC_NPROCESSORS_ONLN), 1, BATCHER_READERS);

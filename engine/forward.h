@@ -19,6 +19,8 @@ typedef struct btc_run {
 
 /* Declares to the backend all constants of blocks [first,last). */
 btc_status btc_stage_hold(const btc_model *m, int first, int last, btc_backend *be, btc_error *err);
+/* Bytes of them as a CUDA device keeps them, of all blocks. */
+int64_t btc_stage_held_bytes(const btc_model *m, btc_compute compute);
 /* Hands out a tensor of the backend's memory. */
 void btc_tap_emit(const btc_run *r, const char *name, const float *data, int64_t rows, int64_t cols);
 

@@ -65,14 +65,33 @@ static int64_t block_scratch(const btc_stage *s, btc_block_kind kind) {
   }
 }
 
+static void size_scratch(btc_stage *s, int64_t rows) {
+  s->images_at_once = max64(rows / s->m->tokens, 1);
+  s->llm_rows = rows > BTC_VISION_ROWS ? max64(rows / 3, BTC_LLM_ROWS) : BTC_LLM_ROWS;
+  s->scratch_floats = 1;
+  for (int i = s->first; i < s->last; i++)
+    s->scratch_floats = max64(s->scratch_floats, block_scratch(s, btc_block_at(s->m, i).kind));
+}
+
+btc_device_needs btc_stage_device_needs(const btc_model *m, btc_compute compute, int slots, int64_t positions) {
+  const btc_llm_config *l = &m->cfg->llm;
+  const int64_t pixels = 3 * m->cfg->vision.image * m->cfg->vision.image, image = m->tokens * m->hidden;
+  btc_stage s = {.m = m, .last = btc_block_count(m), .slots = slots + 1};
+  const btc_stage_item widest = {.n_images = BTC_DEVICE_IMAGES, .positions = BTC_DEVICE_ROWS / 3};
+  size_scratch(&s, BTC_DEVICE_ROWS);
+  int64_t flow = max64(slots * l->vocab, BTC_DEVICE_IMAGES * pixels);
+  for (int i = 0; i < s.last; i++) flow = max64(flow, btc_flow_floats(m, i, &widest, 1, false));
+  return (btc_device_needs){
+      .weights = btc_stage_held_bytes(m, compute),
+      .slot =
+          btc_kv_cache_slot_bytes(l->layers, l->kv_heads, l->head_dim, compute == BTC_COMPUTE_BF16 ? BTC_BF16 : BTC_F32, positions),
+      .activations = 4 * (s.scratch_floats + 2 * flow + BTC_DEVICE_IMAGES * (pixels + image)) + BTC_DEVICE_WINDOWS};
+}
+
 /* As many rows at once as the backend likes; fewer when they do not fit its memory. */
 static btc_status make_scratch(btc_stage *s, btc_error *err) {
   for (int64_t rows = max64(btc_backend_rows(s->be), BTC_VISION_ROWS);; rows /= 2) {
-    s->images_at_once = max64(rows / s->m->tokens, 1);
-    s->llm_rows = rows > BTC_VISION_ROWS ? max64(rows / 3, BTC_LLM_ROWS) : BTC_LLM_ROWS;
-    s->scratch_floats = 1;
-    for (int i = s->first; i < s->last; i++)
-      s->scratch_floats = max64(s->scratch_floats, block_scratch(s, btc_block_at(s->m, i).kind));
+    size_scratch(s, rows);
     void *p = NULL;
     btc_status st = btc_backend_alloc(s->be, (size_t)s->scratch_floats * sizeof *s->scratch, &p, err);
     s->scratch = p;
@@ -415,21 +434,35 @@ static void run_block(btc_stage *s, const btc_run *r, int i, const btc_stage_ite
   (decode ? s->times.decode_ms : s->times.prefill_ms)[btc_block_at(s->m, i).kind] += ms;
 }
 
-/* All blocks of a decode step at once, which a device records and repeats. */
-static void run_recorded(btc_stage *s, const btc_run *r, int first, int last, int n, const float **cur) {
-  uint64_t key = ((s->generation * 1024 + (uint64_t)n) * 1024 + (uint64_t)first) * 1024 + (uint64_t)last;
-  int64_t start = btc_now_ns();
-  if (s->progress) __atomic_add_fetch(s->progress, 1, __ATOMIC_RELAXED);
-  bool repeated = btc_op_sequence_begin(s->be, key);
+static void issue_steps(btc_stage *s, const btc_run *r, int first, int last, int n, const float **cur) {
+  for (int i = first; i < last; i++) decode_block(s, r, i, n, cur);
+}
+
+/* Where the recording of these blocks leaves the flow. */
+static void follow_steps(const btc_stage *s, int first, int last, const float **cur) {
   for (int i = first; i < last; i++) {
-    if (!repeated)
-      decode_block(s, r, i, n, cur);
-    else if (btc_block_at(s->m, i).kind == BTC_BLOCK_HEAD) /* where the recording leaves the flow */
+    if (btc_block_at(s->m, i).kind == BTC_BLOCK_HEAD)
       *cur = *cur == s->flow[0] ? s->flow[1] : s->flow[0];
     else if (*cur != s->flow[0])
       *cur = s->flow[1];
   }
-  if (!repeated) btc_op_sequence_end(s->be);
+}
+
+/* All blocks of a decode step at once, which a device records and repeats. */
+static void run_recorded(btc_stage *s, const btc_run *r, int first, int last, int n, const float **cur) {
+  uint64_t key = ((s->generation * 1024 + (uint64_t)n) * 1024 + (uint64_t)first) * 1024 + (uint64_t)last;
+  int64_t start = btc_now_ns();
+  const float *const before = *cur;
+  if (s->progress) __atomic_add_fetch(s->progress, 1, __ATOMIC_RELAXED);
+  if (btc_op_sequence_begin(s->be, key)) {
+    follow_steps(s, first, last, cur);
+  } else {
+    issue_steps(s, r, first, last, n, cur);
+    if (!btc_op_sequence_end(s->be)) {
+      *cur = before;
+      issue_steps(s, r, first, last, n, cur);
+    }
+  }
   s->times.decode_ms[BTC_BLOCK_LLM] += (double)(btc_now_ns() - start) * 1e-6;
 }
 

@@ -115,6 +115,14 @@ btc_status btc_stage_issue_part(btc_stage *s, int first, int last, const btc_sta
 /* The greedy picks of the last run that ended behind the head, one an item; NULL: there are none, its logits are all there is. Rows
  * of logits of items that were `greedy` have not been written then. */
 const btc_pick *btc_stage_picks(const btc_stage *s);
+/* Bytes of a CUDA device's memory that a stage over all blocks and its batcher take: weights as they are kept there, keys and
+ * values of one slot of so many positions, and all else for so many slots: activations of a pass, windows of products, tables. */
+typedef struct btc_device_needs {
+  int64_t weights, slot, activations;
+} btc_device_needs;
+#define BTC_DEVICE_IMAGES 32 /* of one pass of a device's tower */
+btc_device_needs btc_stage_device_needs(const btc_model *m, btc_compute compute, int slots, int64_t positions);
+
 /* Keys and values of the first positions of one slot, into another one. */
 btc_status btc_stage_copy_slot(btc_stage *s, int from, int to, int64_t positions, btc_error *err);
 

@@ -12,6 +12,9 @@ enum { FETCH_BYTES = 32 << 20 };
 /* One weight after the other goes to the backend, or without one into memory. After the first failure nothing more is done. */
 typedef struct holder {
   btc_backend *be;
+  btc_device_needs *needs; /* only counts */
+  btc_compute compute;
+
   uint64_t *progress;
   btc_status status;
   btc_error *err;
@@ -37,8 +40,19 @@ static void fetch(const holder *h, const btc_weight *w) {
   }
 }
 
+/* As ops/cuda_device.c keeps it: products in their type, in rows of whole 16 bytes; other constants as they are. */
+static void count(holder *h, const btc_weight *w, bool product) {
+  const btc_dtype type = h->compute == BTC_COMPUTE_BF16 ? BTC_BF16 : BTC_F32;
+  const int64_t size = (int64_t)btc_dtype_size(type), step = 16 / size, pitch = (w->cols + step - 1) / step * step;
+  const int64_t exact = w->rows * w->cols * (int64_t)btc_dtype_size(w->dtype);
+  if (product) h->needs->weights += w->rows * pitch * size;
+  if (!product || pitch != w->cols) h->needs->weights += exact;
+}
+
 static void hold(holder *h, const btc_weight *w, bool product) {
-  if (!h->be)
+  if (h->needs)
+    count(h, w, product);
+  else if (!h->be)
     fetch(h, w);
   else if (h->status == BTC_OK)
     h->status = btc_backend_hold(h->be, w, product, h->err);
@@ -105,6 +119,7 @@ static void llm(holder *h, const btc_model *m, const btc_llm_block *b) {
   for (size_t i = 0; i < sizeof all / sizeof all[0]; i++) matrix(h, all[i]);
   vector(h, b->norm1, m->width);
   vector(h, b->norm2, m->width);
+  if (h->needs && b != m->llm) return; /* the same for all of them */
   vector(h, m->rope_cos, l->context * (l->head_dim / 2));
   vector(h, m->rope_sin, l->context * (l->head_dim / 2));
 }
@@ -145,6 +160,13 @@ btc_status btc_stage_hold(const btc_model *m, int first, int last, btc_backend *
   holder h = {.be = be, .status = BTC_OK, .err = err};
   blocks(&h, m, first, last);
   return h.status;
+}
+
+int64_t btc_stage_held_bytes(const btc_model *m, btc_compute compute) {
+  btc_device_needs n = {0};
+  holder h = {.needs = &n, .compute = compute, .status = BTC_OK};
+  blocks(&h, m, 0, btc_block_count(m));
+  return n.weights;
 }
 
 void btc_stage_fetch(const btc_model *m, int first, int last, uint64_t *progress) {

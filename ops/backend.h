@@ -39,7 +39,7 @@ typedef struct btc_ops_table {
   bool (*device)(const btc_backend *b, btc_device_info *out);
   void (*copy_2d)(btc_backend *b, void *dst, size_t dst_pitch, const void *src, size_t src_pitch, size_t width, int64_t rows);
   bool (*sequence_begin)(btc_backend *b, uint64_t key);
-  void (*sequence_end)(btc_backend *b);
+  bool (*sequence_end)(btc_backend *b);
   void (*layernorm_packed)(btc_backend *b, float *y, const float *x, int64_t m, int64_t n, const float *weight, const float *bias,
                            float eps);
   void (*rmsnorm_packed)(btc_backend *b, float *y, const float *x, int64_t m, int64_t n, const float *weight, float eps);

@@ -14,8 +14,6 @@ _Static_assert(sizeof(btc_pick) == sizeof(btc_cuda_pick) && offsetof(btc_pick, b
                    offsetof(btc_pick, logprob) == offsetof(btc_cuda_pick, logprob),
                "picks lie in memory alike");
 
-enum { PRODUCT_ROWS = 24576 }; /* 33 images: enough tiles for every multiprocessor, a few times over */
-
 /* ---- life ---- */
 
 static void cuda_destroy(btc_backend *b) {
@@ -26,6 +24,7 @@ static void cuda_destroy(btc_backend *b) {
   for (size_t i = 0; i < c->cap_constants; i++) {
     cuda_constant *k = &c->constant[i];
     if (k->exact) (void)cudaFree(k->exact);
+    if (k->rounded) (void)cudaFree(k->rounded);
     if (k->product && k->product != k->exact) (void)cudaFree(k->product);
   }
   free(c->constant);
@@ -46,7 +45,7 @@ static btc_status cuda_create(btc_backend *b, const btc_backend_options *o, btc_
   c->bf16 = o->compute == BTC_COMPUTE_BF16;
   c->recording_now = -1;
   b->self = c;
-  b->rows = PRODUCT_ROWS;
+  b->rows = BTC_DEVICE_ROWS;
   btc_status st = cuda_open(c, o->kind, err);
   if (st == BTC_OK) st = cuda_products_open(c, err);
   if (st == BTC_OK) st = cuda_items_open(c, err);

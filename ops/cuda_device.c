@@ -179,6 +179,18 @@ const float *cuda_vector(cuda_backend *c, const float *p) {
   return k && k->exact ? k->exact : p;
 }
 
+const uint16_t *cuda_rounded(const cuda_backend *c, const float *p) {
+  const cuda_constant *k = cuda_find(c, p);
+  return k ? k->rounded : NULL;
+}
+
+static bool is_bf16(const btc_weight *w) {
+  const float *x = w->data;
+  for (int64_t i = 0; i < w->rows * w->cols; i++)
+    if (btc_bf16_to_f32(btc_f32_to_bf16(x[i])) != x[i]) return false; /* nor a NaN */
+  return true;
+}
+
 static cuda_constant *entry_for(cuda_backend *c, const void *host) {
   if (2 * c->n_constants >= c->cap_constants) {
     size_t old = c->cap_constants;
@@ -217,7 +229,12 @@ static btc_status hold_exact(cuda_backend *c, cuda_constant *k, const btc_weight
   size_t bytes = (size_t)(w->rows * w->cols) * btc_dtype_size(w->dtype);
   btc_status st = cuda_alloc(c->base, bytes, &k->exact, err);
   if (st != BTC_OK) return st;
-  return upload(c, k->exact, w->data, bytes) ? BTC_OK : cuda_failure(c, err);
+  if (!upload(c, k->exact, w->data, bytes)) return cuda_failure(c, err);
+  if (!c->bf16 || w->dtype != BTC_F32 || w->rows != 1 || !is_bf16(w)) return BTC_OK;
+  void *p;
+  if ((st = cuda_alloc(c->base, bytes / 2, &p, err)) != BTC_OK) return st;
+  k->rounded = p;
+  return CUDA_TRY(c, btc_cuda_to_bf16(p, k->exact, BTC_CUDA_F32, w->cols, c->stream)) ? BTC_OK : cuda_failure(c, err);
 }
 
 /* To the products' type, and to rows whose starts are 16 bytes apart at least, by way of `raw` and `dense`. */

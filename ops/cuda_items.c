@@ -230,6 +230,16 @@ static void begin_recording(cuda_backend *c, uint64_t key) {
   c->recording[c->n_recordings].key = key;
 }
 
+/* Kernels are loaded when they are first launched, which a recording may not survive: so a sequence runs once before it is
+ * recorded. */
+static bool was_issued(cuda_backend *c, uint64_t key) {
+  for (int i = 0; i < CUDA_RECORDINGS; i++)
+    if (c->issued[i] == key + 1) return true;
+  c->issued[c->next_issued] = key + 1; /* 0: none */
+  c->next_issued = (c->next_issued + 1) % CUDA_RECORDINGS;
+  return false;
+}
+
 bool cuda_sequence_begin(btc_backend *b, uint64_t key) {
   cuda_backend *c = b->self;
   for (int i = 0; i < c->n_recordings; i++) {
@@ -237,23 +247,28 @@ bool cuda_sequence_begin(btc_backend *b, uint64_t key) {
     if (c->failed.code == BTC_OK) CUDA_TRY(c, cudaGraphLaunch(c->recording[i].exec, c->stream));
     return true;
   }
-  begin_recording(c, key);
+  if (was_issued(c, key)) begin_recording(c, key);
   return false;
 }
 
-/* A failure while recording is not one of the step's: nothing has run. It is said, and later steps are not recorded. */
-void cuda_sequence_end(btc_backend *b) {
+/* A failure while recording is not one of the step's: nothing has run. The step is issued plainly, and later ones are not
+ * recorded. */
+bool cuda_sequence_end(btc_backend *b) {
   cuda_backend *c = b->self;
   cudaGraph_t graph = NULL;
-  if (c->recording_now < 0) return;
+  if (c->recording_now < 0) return true;
   cuda_recording *r = &c->recording[c->recording_now];
   c->recording_now = -1;
-  bool ok = CUDA_TRY(c, cudaStreamEndCapture(c->stream, &graph)) && CUDA_TRY(c, cudaGraphInstantiate(&r->exec, graph, 0));
-  if (graph) CUDA_TRY(c, cudaGraphDestroy(graph));
-  if (!ok) {
+  bool ended = cudaStreamEndCapture(c->stream, &graph) == cudaSuccess && graph;
+  bool good = ended && c->failed.code == BTC_OK && cudaGraphInstantiate(&r->exec, graph, 0) == cudaSuccess;
+  if (graph) (void)cudaGraphDestroy(graph);
+  if (!good) {
+    (void)cudaGetLastError();
     c->no_recording = true;
-    return;
+    if (!c->lost) c->failed = (btc_error){0};
+    return false;
   }
   c->n_recordings++;
-  if (c->failed.code == BTC_OK) CUDA_TRY(c, cudaGraphLaunch(r->exec, c->stream));
+  CUDA_TRY(c, cudaGraphLaunch(r->exec, c->stream));
+  return true;
 }

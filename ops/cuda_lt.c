@@ -36,6 +36,7 @@ static void load(void) {
   find(l, "cublasLtMatmulPreferenceDestroy", &functions.preference_destroy);
   find(l, "cublasLtMatmulPreferenceSetAttribute", &functions.preference_set);
   find(l, "cublasLtMatmulAlgoGetHeuristic", &functions.heuristic);
+  find(l, "cublasLtMatmulAlgoCheck", &functions.check);
   find(l, "cublasLtMatmul", &functions.matmul);
 }
 

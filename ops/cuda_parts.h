@@ -19,6 +19,7 @@
 typedef struct cuda_constant {
   const void *host;
   void *exact, *product;
+  uint16_t *rounded; /* a vector in bf16 where that loses nothing, else NULL; NULL in f32 */
   int64_t rows, cols, pitch;
   btc_dtype dtype;
 } cuda_constant;
@@ -65,8 +66,10 @@ typedef struct cuda_backend {
   int32_t *ids; /* for btc_op_embed */
   /* recordings */
   cuda_recording recording[CUDA_RECORDINGS];
-  int n_recordings, recording_now; /* index, or -1 */
-  bool no_recording;               /* capture failed once: steps are issued plainly */
+  int n_recordings, recording_now;  /* index, or -1 */
+  uint64_t issued[CUDA_RECORDINGS]; /* keys of the latest sequences that were issued plainly */
+  int next_issued;
+  bool no_recording; /* capture failed once: steps are issued plainly */
 } cuda_backend;
 
 /* What of cuBLASLt is used; loaded when a backend is created, so that the program starts without the library. */
@@ -84,6 +87,9 @@ typedef struct cuda_lt {
   cublasStatus_t (*heuristic)(cublasLtHandle_t, cublasLtMatmulDesc_t, cublasLtMatrixLayout_t, cublasLtMatrixLayout_t,
                               cublasLtMatrixLayout_t, cublasLtMatrixLayout_t, cublasLtMatmulPreference_t, int,
                               cublasLtMatmulHeuristicResult_t *, int *);
+  cublasStatus_t (*check)(cublasLtHandle_t, cublasLtMatmulDesc_t, cublasLtMatrixLayout_t, cublasLtMatrixLayout_t,
+                          cublasLtMatrixLayout_t, cublasLtMatrixLayout_t, const cublasLtMatmulAlgo_t *,
+                          cublasLtMatmulHeuristicResult_t *);
   cublasStatus_t (*matmul)(cublasLtHandle_t, cublasLtMatmulDesc_t, const void *, const void *, cublasLtMatrixLayout_t, const void *,
                            cublasLtMatrixLayout_t, const void *, const void *, cublasLtMatrixLayout_t, void *,
                            cublasLtMatrixLayout_t, const cublasLtMatmulAlgo_t *, void *, size_t, cudaStream_t);
@@ -103,6 +109,7 @@ btc_status cuda_alloc(btc_backend *b, size_t bytes, void **out, btc_error *err);
 void cuda_free(btc_backend *b, void *p);
 btc_status cuda_hold(btc_backend *b, const btc_weight *w, bool product, btc_error *err);
 const cuda_constant *cuda_find(const cuda_backend *c, const void *host); /* NULL: not held */
+const uint16_t *cuda_rounded(const cuda_backend *c, const float *p);     /* the same in bf16; NULL: that would lose something */
 const float *cuda_vector(cuda_backend *c, const float *p);               /* a held vector's place; other memory as it is */
 void cuda_copy_2d(btc_backend *b, void *dst, size_t dst_pitch, const void *src, size_t src_pitch, size_t width, int64_t rows);
 
@@ -130,6 +137,6 @@ void cuda_set_items(btc_backend *b, const btc_items *items);
 void cuda_attention_items(btc_backend *b, const btc_attention_items *a);
 void cuda_embed_items(btc_backend *b, float *y, const btc_weight *table);
 bool cuda_sequence_begin(btc_backend *b, uint64_t key);
-void cuda_sequence_end(btc_backend *b);
+bool cuda_sequence_end(btc_backend *b);
 
 #endif

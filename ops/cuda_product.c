@@ -2,7 +2,8 @@
  * Matrix products on a CUDA device. Many rows go to cuBLASLt, few rows to our own kernel.
  *
  * The row promise (ops.h). cuBLASLt's choice of algorithm depends on the number of rows, so it is asked once a shape of weight and
- * epilogue, for MODEL_ROWS rows, and that algorithm is used for every number of rows. It gets no workspace and may use no reduction
+ * epilogue, for MODEL_ROWS rows, and that algorithm is used for every number of rows: the first of its proposals that the library
+ * itself would also run with one row, and with as many as the tower has. It gets no workspace and may use no reduction
  * scheme: a result element is then summed by one thread block, along the columns in the tile's own order, which knows nothing of
  * the other rows. Columns are padded with zeros to 16 bytes, so that alignment asks for no other algorithm. The test of the
  * promise on a card is in bench/gpu.sh.
@@ -15,13 +16,13 @@
 
 #include "ops/cuda_parts.h"
 
-enum { MODEL_ROWS = 4096 };
-#define WINDOW_BYTES ((size_t)64 << 20) /* of operand and dot each */
+enum { MODEL_ROWS = 4096, CANDIDATES = 16 };
+#define WINDOW_BYTES ((size_t)BTC_DEVICE_WINDOWS / 2) /* of operand and dot each */
 
 struct cuda_plan {
   int64_t n, k; /* k 0: free */
   cublasLtEpilogue_t epilogue;
-  bool residual, y_bf16, usable;
+  bool residual, y_bf16, bias_bf16, usable;
   cublasLtMatmulDesc_t desc;
   cublasLtMatrixLayout_t weight;
   cublasLtMatmulAlgo_t algo;
@@ -64,7 +65,7 @@ static cudaDataType_t result_type(const cuda_plan *p) {
 /* Row-major [rows, cols] is column-major [cols, rows]: y^T = w x^T, where w's memory is the transposed operand. */
 static bool describe(cuda_backend *c, cuda_plan *p) {
   const cublasOperation_t transposed = CUBLAS_OP_T;
-  const cudaDataType_t bias = CUDA_R_32F;
+  const cudaDataType_t bias = p->bias_bf16 ? CUDA_R_16BF : CUDA_R_32F;
   return LT_TRY(c, c->lt->desc_create(&p->desc, CUBLAS_COMPUTE_32F, CUDA_R_32F)) &&
          LT_TRY(c, c->lt->desc_set(p->desc, CUBLASLT_MATMUL_DESC_TRANSA, &transposed, sizeof transposed)) &&
          LT_TRY(c, c->lt->desc_set(p->desc, CUBLASLT_MATMUL_DESC_EPILOGUE, &p->epilogue, sizeof p->epilogue)) &&
@@ -85,26 +86,56 @@ static bool set_limits(cuda_backend *c, const cuda_plan *p, cublasLtMatmulPrefer
          LT_TRY(c, c->lt->preference_set(want, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES, &result, sizeof result));
 }
 
+typedef struct layouts {
+  cublasLtMatrixLayout_t x, y;
+} layouts;
+
+static bool describe_rows(cuda_backend *c, const cuda_plan *p, int64_t m, layouts *l) {
+  *l = (layouts){NULL, NULL};
+  return LT_TRY(c, c->lt->layout_create(&l->x, operand_type(c), (uint64_t)p->k, (uint64_t)m, p->k)) &&
+         LT_TRY(c, c->lt->layout_create(&l->y, result_type(p), (uint64_t)p->n, (uint64_t)m, p->n));
+}
+
+static void forget_rows(cuda_backend *c, layouts *l) {
+  if (l->x) (void)c->lt->layout_destroy(l->x);
+  if (l->y) (void)c->lt->layout_destroy(l->y);
+}
+
+/* Whether the algorithm runs with any number of rows, as far as a few of them tell, and without a workspace. */
+static bool runs_with_any_rows(cuda_backend *c, const cuda_plan *p, const cublasLtMatmulAlgo_t *algo) {
+  static const int64_t some[] = {1, 7, 35, 218, 253, 729, 1458, 8192, 23328};
+  bool good = true;
+  for (size_t i = 0; good && i < sizeof some / sizeof some[0]; i++) {
+    cublasLtMatmulHeuristicResult_t r = {0};
+    layouts l;
+    good = describe_rows(c, p, some[i], &l) &&
+           c->lt->check(c->handle, p->desc, p->weight, l.x, l.y, l.y, algo, &r) == CUBLAS_STATUS_SUCCESS && r.workspaceSize == 0;
+    forget_rows(c, &l);
+  }
+  return good;
+}
+
 /* usable stays false when the library has no algorithm for the combination. */
 static void choose(cuda_backend *c, cuda_plan *p) {
-  cublasLtMatrixLayout_t x = NULL, y = NULL;
   cublasLtMatmulPreference_t want = NULL;
-  cublasLtMatmulHeuristicResult_t found;
+  cublasLtMatmulHeuristicResult_t found[CANDIDATES];
+  layouts l = {NULL, NULL};
   int n = 0;
-  bool ok = describe(c, p) && LT_TRY(c, c->lt->layout_create(&x, operand_type(c), (uint64_t)p->k, MODEL_ROWS, p->k)) &&
-            LT_TRY(c, c->lt->layout_create(&y, result_type(p), (uint64_t)p->n, MODEL_ROWS, p->n)) &&
-            LT_TRY(c, c->lt->preference_create(&want)) && set_limits(c, p, want);
-  if (ok && c->lt->heuristic(c->handle, p->desc, p->weight, x, y, y, want, 1, &found, &n) == CUBLAS_STATUS_SUCCESS && n > 0) {
-    p->algo = found.algo;
+  bool ok =
+      describe(c, p) && describe_rows(c, p, MODEL_ROWS, &l) && LT_TRY(c, c->lt->preference_create(&want)) && set_limits(c, p, want);
+  if (ok) ok = c->lt->heuristic(c->handle, p->desc, p->weight, l.x, l.y, l.y, want, CANDIDATES, found, &n) == CUBLAS_STATUS_SUCCESS;
+  for (int i = 0; ok && i < n && !p->usable; i++) {
+    if (found[i].state != CUBLAS_STATUS_SUCCESS || !runs_with_any_rows(c, p, &found[i].algo)) continue;
+    p->algo = found[i].algo;
     p->usable = true;
   }
-  if (x) (void)c->lt->layout_destroy(x);
-  if (y) (void)c->lt->layout_destroy(y);
+  forget_rows(c, &l);
   if (want) (void)c->lt->preference_destroy(want);
 }
 
 static cuda_plan *plan_for(cuda_backend *c, const cuda_plan *want) {
-  size_t at = (size_t)(want->n * 31 + want->k * 17 + want->epilogue * 7 + want->residual * 3 + want->y_bf16) % CUDA_PLANS;
+  size_t at = (size_t)(want->n * 31 + want->k * 17 + want->epilogue * 7 + want->residual * 3 + want->y_bf16 * 2 + want->bias_bf16) %
+              CUDA_PLANS;
   for (int tries = 0; tries < CUDA_PLANS; tries++, at = (at + 1) % CUDA_PLANS) {
     cuda_plan *p = &c->plan[at];
     if (!p->k) {
@@ -112,7 +143,7 @@ static cuda_plan *plan_for(cuda_backend *c, const cuda_plan *want) {
       choose(c, p);
     }
     if (p->n == want->n && p->k == want->k && p->epilogue == want->epilogue && p->residual == want->residual &&
-        p->y_bf16 == want->y_bf16)
+        p->y_bf16 == want->y_bf16 && p->bias_bf16 == want->bias_bf16)
       return p->usable ? p : NULL;
   }
   return NULL;
@@ -138,19 +169,17 @@ static bool fusable(const btc_epilogue *e, bool y_bf16, cublasLtEpilogue_t *out)
 
 /* ---- running ---- */
 
-static void multiply(cuda_backend *c, cuda_plan *p, void *y, const void *x, int64_t m, const void *w, const float *bias,
+static void multiply(cuda_backend *c, cuda_plan *p, void *y, const void *x, int64_t m, const void *w, const void *bias,
                      const float *residual) {
   const float one = 1, zero = 0;
-  cublasLtMatrixLayout_t lx = NULL, ly = NULL;
+  layouts l;
   if (p->epilogue != CUBLASLT_EPILOGUE_DEFAULT && bias &&
-      !LT_TRY(c, c->lt->desc_set(p->desc, CUBLASLT_MATMUL_DESC_BIAS_POINTER, &bias, sizeof(const float *))))
+      !LT_TRY(c, c->lt->desc_set(p->desc, CUBLASLT_MATMUL_DESC_BIAS_POINTER, &bias, sizeof bias)))
     return;
-  if (LT_TRY(c, c->lt->layout_create(&lx, operand_type(c), (uint64_t)p->k, (uint64_t)m, p->k)) &&
-      LT_TRY(c, c->lt->layout_create(&ly, result_type(p), (uint64_t)p->n, (uint64_t)m, p->n)))
-    LT_TRY(c, c->lt->matmul(c->handle, p->desc, &one, w, p->weight, x, lx, residual ? &one : &zero, residual ? residual : y, ly, y,
-                            ly, &p->algo, NULL, 0, c->stream));
-  if (lx) (void)c->lt->layout_destroy(lx);
-  if (ly) (void)c->lt->layout_destroy(ly);
+  if (describe_rows(c, p, m, &l))
+    LT_TRY(c, c->lt->matmul(c->handle, p->desc, &one, w, p->weight, x, l.x, residual ? &one : &zero, residual ? residual : y, l.y,
+                            y, l.y, &p->algo, NULL, 0, c->stream));
+  forget_rows(c, &l);
 }
 
 /* Rows of x as the product wants them: in its type, padded, at an address it can read well. */
@@ -174,6 +203,8 @@ typedef struct product {
   btc_epilogue e; /* with addresses on the device */
   cuda_plan *fused, *plain;
   bool y_bf16;
+  const float *host_bias;
+  const void *fused_bias; /* in the type the fused plan wants */
 } product;
 
 static void apply(cuda_backend *c, const product *p, void *y, int64_t m, const float *residual) {
@@ -195,7 +226,7 @@ static void run_window(cuda_backend *c, const product *p, float *y, const float 
   const void *rows = operand(c, from, x_bf16, m, p->k);
   if (!rows) return;
   if (p->fused) {
-    multiply(c, p->fused, to, rows, m, p->k->product, p->e.bias, residual);
+    multiply(c, p->fused, to, rows, m, p->k->product, p->fused_bias, residual);
   } else {
     multiply(c, p->plain, c->dot, rows, m, p->k->product, NULL, NULL);
     if (c->failed.code == BTC_OK) apply(c, p, to, m, residual);
@@ -208,10 +239,27 @@ static int64_t window_rows(const product *p) {
   return m > 0 ? m : 1;
 }
 
+/* The library wants a bias in the type of the result. Rounded ones serve where they lose nothing, as those of a bf16 checkpoint;
+ * others may be refused, and then the product goes the way without. */
+static void fuse(cuda_backend *c, product *p, cublasLtEpilogue_t kind) {
+  cuda_plan want = {.n = p->k->rows, .k = p->k->pitch, .epilogue = kind, .residual = p->e.residual, .y_bf16 = p->y_bf16};
+  const uint16_t *rounded = p->y_bf16 ? cuda_rounded(c, p->host_bias) : NULL;
+  p->fused_bias = p->e.bias;
+  if (rounded) {
+    want.bias_bf16 = true;
+    p->fused_bias = rounded;
+    p->fused = plan_for(c, &want);
+    if (p->fused) return;
+    want.bias_bf16 = false;
+    p->fused_bias = p->e.bias;
+  }
+  p->fused = plan_for(c, &want);
+}
+
 void cuda_matmul(btc_backend *b, float *y, const float *x, int64_t m, const btc_weight *w, const btc_epilogue *e) {
   cuda_backend *c = b->self;
   cublasLtEpilogue_t kind;
-  product p = {.k = cuda_find(c, w->data), .e = *e, .y_bf16 = e->y_packed && c->bf16};
+  product p = {.k = cuda_find(c, w->data), .e = *e, .y_bf16 = e->y_packed && c->bf16, .host_bias = e->bias};
   if (c->failed.code != BTC_OK) return;
   if (!p.k || !p.k->product) {
     cuda_note(c, cudaErrorInvalidValue, "a product with a weight that is not held", __FILE__, __LINE__);
@@ -221,8 +269,7 @@ void cuda_matmul(btc_backend *b, float *y, const float *x, int64_t m, const btc_
   p.e.scale = cuda_vector(c, e->scale);
   p.e.residual = cuda_vector(c, e->residual);
   cuda_plan want = {.n = p.k->rows, .k = p.k->pitch, .epilogue = CUBLASLT_EPILOGUE_DEFAULT};
-  if (fusable(e, p.y_bf16, &kind))
-    p.fused = plan_for(c, &(cuda_plan){.n = want.n, .k = want.k, .epilogue = kind, .residual = e->residual, .y_bf16 = p.y_bf16});
+  if (fusable(e, p.y_bf16, &kind)) fuse(c, &p, kind);
   if (!p.fused && !(p.plain = plan_for(c, &want))) {
     cuda_note(c, cudaErrorNotSupported, "cuBLASLt has no algorithm for a product", __FILE__, __LINE__);
     return;

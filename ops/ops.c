@@ -193,8 +193,8 @@ bool btc_op_sequence_begin(btc_backend *b, uint64_t key) {
   return b->table->sequence_begin ? b->table->sequence_begin(b, key) : false;
 }
 
-void btc_op_sequence_end(btc_backend *b) {
-  if (b->table->sequence_end) b->table->sequence_end(b);
+bool btc_op_sequence_end(btc_backend *b) {
+  return b->table->sequence_end ? b->table->sequence_end(b) : true;
 }
 
 void btc_op_layernorm_packed(btc_backend *b, float *y, const float *x, int64_t m, int64_t n, const float *weight, const float *bias,

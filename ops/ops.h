@@ -126,6 +126,9 @@ btc_status btc_lane_query(btc_lane *l, bool *done, btc_error *err);
 /* ---- memory ---- */
 
 bool btc_backend_on_host(const btc_backend *b); /* its memory is the host's: pointers may be followed, copies are free of waits */
+/* Of a device: rows of one product that keep it busy, and bytes of its memory that a backend takes for products. */
+#define BTC_DEVICE_ROWS 24576 /* 33 images: enough tiles for every multiprocessor, a few times over */
+#define BTC_DEVICE_WINDOWS ((int64_t)128 << 20)
 /* Rows of one product that keep the device busy, for callers that cut their work; 0: no wish. */
 int64_t btc_backend_rows(const btc_backend *b);
 btc_status btc_backend_alloc(btc_backend *b, size_t bytes, void **out, btc_error *err); /* NOMEM; aligned for anything */
@@ -143,9 +146,10 @@ void btc_op_copy(btc_backend *b, void *dst, const void *src, size_t bytes);
 void btc_op_copy_2d(btc_backend *b, void *dst, size_t dst_pitch, const void *src, size_t src_pitch, size_t width, int64_t rows);
 /* A sequence of operators with the same operands each time, of which only what btc_op_set_items says differs. true: it has been
  * started from a recording of an earlier time with this key, and the caller issues nothing. false: the caller issues it and then
- * calls btc_op_sequence_end. No copies from or to the host within. */
+ * calls btc_op_sequence_end. No copies from or to the host within.
+ * sequence_end false: nothing of what was issued has been started, and the caller issues it once more, without beginning anew. */
 bool btc_op_sequence_begin(btc_backend *b, uint64_t key);
-void btc_op_sequence_end(btc_backend *b);
+bool btc_op_sequence_end(btc_backend *b);
 
 /* ---- products ---- */
 

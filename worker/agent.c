@@ -18,23 +18,17 @@
 
 #include "agent_member.h"
 #include "base/failpoint.h"
+#include "base/log.h"
 
 enum { CLOSE_MS = 5000 /* for the answers to what was handed back */, HURRIED_CLOSE_MS = 1000 };
 
 void agent_log(const agent *a, const char *event, const char *fmt, ...) {
-  char text[2048], when[40];
-  struct timespec now;
-  struct tm utc;
+  char text[2048];
   va_list ap;
   va_start(ap, fmt);
   vsnprintf(text, sizeof text, fmt, ap);
   va_end(ap);
-  for (char *c = text; *c; c++)
-    if ((unsigned char)*c < 32) *c = '?';
-  clock_gettime(CLOCK_REALTIME, &now);
-  gmtime_r(&now.tv_sec, &utc);
-  strftime(when, sizeof when, "%Y-%m-%dT%H:%M:%S", &utc);
-  fprintf(stderr, "t=%s.%03dZ level=info event=%s worker=%s %s\n", when, (int)(now.tv_nsec / 1000000), event, a->name, text);
+  btc_log(BTC_LOG_INFO, event, "worker=%s %s", a->name, text);
 }
 
 void agent_fail(agent *a, btc_status st, const char *fmt, ...) {

@@ -3,17 +3,14 @@
  * archive of 500 pairs whose run is killed twenty times ends as if nothing had happened (BTCCHAT_LONG=1: it takes minutes).
  */
 #define _GNU_SOURCE
-#include <jansson.h>
 #include <stdio.h>
 #include <unistd.h>
 
 #include "base/base.h"
 #include "cluster.h"
 #include "program.h"
+#include "sample_pairs.h"
 #include "test.h"
-
-static const char *const samples[] = {"houses", "building", "road", "removed", "unchanged", "landsat"};
-enum { SAMPLES = sizeof samples / sizeof samples[0] };
 
 static const char *model_path(void) {
   static char path[300];
@@ -29,51 +26,12 @@ static const char *path_of(const char *name) {
   return p;
 }
 
-/* n pairs of the samples in turn, every seventh with the dates swapped, and one whose image is missing. */
-static const char *write_manifest(const char *name, int n) {
-  const char *path = path_of(name), *source = getenv("BTCCHAT_SOURCE");
-  FILE *f = fopen(path, "we");
-  assert_non_null(f);
-  for (int i = 0; i < n; i++) {
-    const char *s = samples[i % SAMPLES];
-    bool swap = i % 7 == 3;
-    fprintf(f, "{\"id\":\"%04d\",\"before\":\"%s/samples/%s_%s.png\",\"after\":\"%s/samples/%s_%s.png\"}\n", i, source, s,
-            swap ? "after" : "before", source, i == 5 ? "no-such" : s, swap ? "before" : "after");
-  }
-  assert_int_equal(fclose(f), 0);
-  return path;
-}
-
-static int by_id(const void *a, const void *b) {
-  const json_t *const *x = a, *const *y = b;
-  return strcmp(json_string_value(json_object_get(*x, "id")), json_string_value(json_object_get(*y, "id")));
-}
-
-/* All records without their timings, in the order of their ids, as one text. The caller frees. */
-static char *comparable(const char *lines) {
-  json_t *all[1024], *sorted = json_array();
-  size_t n = 0;
-  for (const char *at = lines; *at; at += strcspn(at, "\n") + (at[strcspn(at, "\n")] == '\n')) {
-    json_t *record = json_loadb(at, strcspn(at, "\n"), 0, NULL);
-    assert_non_null(record);
-    assert_true(n < 1024);
-    json_object_del(record, "timing_ms");
-    all[n++] = record;
-  }
-  qsort(all, n, sizeof *all, by_id);
-  for (size_t i = 0; i < n; i++) json_array_append_new(sorted, all[i]);
-  char *text = json_dumps(sorted, JSON_INDENT(1) | JSON_SORT_KEYS);
-  json_decref(sorted);
-  assert_non_null(text);
-  return text;
-}
-
 static char *comparable_file(const char *path) {
   uint8_t *data;
   size_t len;
   btc_error err;
   if (btc_file_read(path, 1 << 24, &data, &len, &err) != BTC_OK) fail_msg("%s", err.message);
-  char *text = comparable((const char *)data);
+  char *text = records_comparable((const char *)data);
   free(data);
   return text;
 }
@@ -81,10 +39,10 @@ static char *comparable_file(const char *path) {
 static void test_captions_are_the_same_by_every_way(void **state) {
   (void)state;
   static cluster c;
-  const char *manifest = write_manifest("pairs.jsonl", 40), *out = path_of("out");
+  const char *manifest = sample_manifest("pairs.jsonl", 40), *out = path_of("out");
   program_result direct = RUN("caption", "--pairs", manifest, "-m", model_path(), "--threads", "1");
   assert_int_equal(direct.code, 3);
-  char *want = comparable(direct.out);
+  char *want = records_comparable(direct.out);
 
   program_result run = RUN("run", manifest, "-o", out, "-j", "2", "-m", model_path());
   if (run.code != 3) fail_msg("run ended with %d: %s", run.code, run.err);
@@ -95,7 +53,7 @@ static void test_captions_are_the_same_by_every_way(void **state) {
   const char *jid = cluster_submit(&c, manifest, NULL);
   cluster_wait(&c, jid, 120000);
   program_result results = RUN("results", jid, "--broker", c.clients);
-  char *by_queue = comparable(results.out);
+  char *by_queue = records_comparable(results.out);
   assert_string_equal(want, by_queue);
   cluster_check(&c);
   cluster_stop(&c);
@@ -113,7 +71,7 @@ static void test_captions_of_a_killed_run(void **state) {
     print_message("skipped: set BTCCHAT_LONG=1\n");
     skip();
   }
-  const char *manifest = write_manifest("killed.jsonl", 500);
+  const char *manifest = sample_manifest("killed.jsonl", 500);
   daemon_process d;
   unsigned random = (unsigned)getpid();
   print_message("seed %u\n", random);

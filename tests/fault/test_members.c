@@ -14,11 +14,11 @@
 #include "broker/plan.h"
 #include "cluster.h"
 #include "program.h"
+#include "sample_pairs.h"
 #include "test.h"
 #include "worker/measure.h"
 
-static const char *const samples[] = {"houses", "building", "road", "removed", "unchanged", "landsat"};
-enum { SAMPLES = sizeof samples / sizeof samples[0], BATCH = 8, MAX_TOKENS = 128, PATIENCE_MS = 60000 };
+enum { BATCH = 8, MAX_TOKENS = 128, PATIENCE_MS = 60000 };
 
 static cluster c;
 
@@ -32,48 +32,6 @@ static const char *model_path(void) {
   static char path[300];
   snprintf(path, sizeof path, "%s/models/nano", getenv("BTCCHAT_SOURCE"));
   return path;
-}
-
-/* ---- items ---- */
-
-static const char *write_manifest(int n) {
-  static char path[200];
-  const char *source = getenv("BTCCHAT_SOURCE");
-  snprintf(path, sizeof path, "%s/pairs%d.jsonl", test_tmp_dir(), n);
-  FILE *f = fopen(path, "we");
-  assert_non_null(f);
-  for (int i = 0; i < n; i++) {
-    const char *s = samples[i % SAMPLES];
-    bool swap = i % 7 == 3;
-    fprintf(f, "{\"id\":\"%04d\",\"before\":\"%s/samples/%s_%s.png\",\"after\":\"%s/samples/%s_%s.png\"}\n", i, source, s,
-            swap ? "after" : "before", source, i == 5 ? "no-such" : s, swap ? "before" : "after");
-  }
-  assert_int_equal(fclose(f), 0);
-  return path;
-}
-
-static int by_id(const void *a, const void *b) {
-  const json_t *const *x = a, *const *y = b;
-  return strcmp(json_string_value(json_object_get(*x, "id")), json_string_value(json_object_get(*y, "id")));
-}
-
-/* All records without their timings, in the order of their ids, as one text. The caller frees. */
-static char *comparable(const char *lines) {
-  enum { MOST = 4096 };
-  static json_t *all[MOST];
-  json_t *sorted = json_array();
-  size_t n = 0;
-  for (const char *at = lines; *at; at += strcspn(at, "\n") + (at[strcspn(at, "\n")] == '\n')) {
-    assert_true(n < MOST);
-    assert_non_null(all[n] = json_loadb(at, strcspn(at, "\n"), 0, NULL));
-    json_object_del(all[n++], "timing_ms");
-  }
-  qsort(all, n, sizeof *all, by_id);
-  for (size_t i = 0; i < n; i++) json_array_append_new(sorted, all[i]);
-  char *text = json_dumps(sorted, JSON_INDENT(1) | JSON_SORT_KEYS);
-  json_decref(sorted);
-  assert_non_null(text);
-  return text;
 }
 
 /* ---- a cluster whose workers hold parts ---- */
@@ -222,10 +180,10 @@ typedef struct job {
 } job;
 
 static job begin(int items) {
-  const char *manifest = write_manifest(items);
+  const char *manifest = sample_manifest("pairs.jsonl", items);
   program_result direct = RUN("caption", "--pairs", manifest, "-m", model_path(), "--threads", "1");
   assert_int_equal(direct.code, 3);
-  job j = {.want = comparable(direct.out)};
+  job j = {.want = records_comparable(direct.out)};
   program_clear(&direct);
   j.jid = cluster_submit(&c, manifest, NULL);
   return j;
@@ -246,7 +204,7 @@ static void wait_done(const job *j, int items) {
 static void finish(job *j) {
   cluster_wait(&c, j->jid, 2 * PATIENCE_MS);
   program_result results = RUN("results", j->jid, "--broker", c.clients);
-  char *got = comparable(results.out);
+  char *got = records_comparable(results.out);
   assert_string_equal(j->want, got);
   program_clear(&results);
   free(got);

@@ -1,6 +1,7 @@
 /*
  * Any bytes as the body of a step: refused with a reason, or a step that writes as the bytes it was read from. Input: kind, block,
- * mode; then the body as it is (even mode), or changes to a good step: which step, and (offset, byte) pairs.
+ * mode; then the body as it is (even mode), or changes to a good step: which step, and (offset, byte) pairs. Mode & 4: its tensor
+ * comes apart.
  */
 #include <stdio.h>
 #include <stdlib.h>
@@ -28,7 +29,7 @@ int LLVMFuzzerInitialize(int *argc, char ***argv) {
 }
 
 /* A step as a driver would send it, or as a rank would hand it on, before `first`. */
-static size_t good_step(uint16_t kind, int first, uint8_t which) {
+static size_t good_step(uint16_t kind, int first, uint8_t which, bool inside, uint32_t *apart) {
   static int32_t ids[4] = {1, BTC_IMAGE_ID, 5, 6}, places[2] = {0, 3};
   static uint8_t *words;
   static size_t room;
@@ -54,7 +55,8 @@ static size_t good_step(uint16_t kind, int first, uint8_t which) {
   s.flow_floats = shard_step_floats(model, first, &s);
   if (shard_step_write(&s, &words, &room, parts, &err) != BTC_OK) abort();
   size_t n = 0;
-  for (int i = 0; i < 2; i++) {
+  *apart = inside ? 0 : (uint32_t)parts[1].bytes;
+  for (int i = 0; i < 1 + inside; i++) {
     if (n + parts[i].bytes > BODY) return n;
     if (parts[i].data)
       memcpy(body + n, parts[i].data, parts[i].bytes);
@@ -71,9 +73,9 @@ static void check(const shard_step *s, size_t bytes) {
   btc_link_part parts[3];
   btc_error err;
   if (shard_step_write(s, &words, &room, parts, &err) != BTC_OK) abort();
-  if (parts[0].bytes + parts[1].bytes + parts[2].bytes > bytes) abort();
+  if (parts[0].bytes + (s->flow ? parts[1].bytes : 0) + parts[2].bytes > bytes) abort();
   if (s->n < 1 || s->n > MOST || shard_step_images(s->items, s->n) < 0) abort();
-  if (parts[1].bytes && memcmp(parts[1].data, s->flow, parts[1].bytes) != 0) abort();
+  if (parts[1].bytes && s->flow && memcmp(parts[1].data, s->flow, parts[1].bytes) != 0) abort();
 }
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
@@ -84,8 +86,9 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
   uint16_t kind = data[0] % 7;
   int first = data[1] % (btc_block_count(model) + 1);
   size_t n = 0;
+  uint32_t apart = data[2] & 4 ? 4 * data[3] : 0;
   if (data[2] & 1 && kind >= SHARD_RESERVE && kind <= SHARD_DECODE) {
-    n = good_step(kind, first, data[3]);
+    n = good_step(kind, first, data[3], !(data[2] & 4), &apart);
     for (size_t i = 4; i + 2 < size && n; i += 3) body[(data[i] | (size_t)data[i + 1] << 8) % (n < 4096 ? n : 4096)] = data[i + 2];
     if (data[2] & 2) n -= n ? 1 : 0;
   } else {
@@ -95,7 +98,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
   uint8_t *exact = malloc(n + 1); /* so that a read beyond the end is seen */
   if (!exact) return 0;
   memcpy(exact, body, n);
-  if (shard_step_read(model, first, kind, exact, n, items, MOST, &s, &err) == BTC_OK)
+  if (shard_step_read_apart(model, first, kind, exact, n, apart, items, MOST, &s, &err) == BTC_OK)
     check(&s, n);
   else if (!err.message[0])
     abort();

@@ -218,6 +218,14 @@ static void test_cuda_batcher_draws_like_a_session(void **state) {
   check_together(BTC_PRECISION_F32, true);
 }
 
+/* A recording that fails at its end has run nothing on a card; the steps are issued again (here: twice, to the same end). */
+static void test_cuda_batcher_survives_a_failed_recording(void **state) {
+  (void)state;
+  setenv("FAKE_CUDA_CAPTURE", "1", 1);
+  check_together(BTC_PRECISION_F32, false);
+  unsetenv("FAKE_CUDA_CAPTURE");
+}
+
 /* In f32 the device says what the CPU says; its log-probabilities come from other exponentials. */
 static void test_cuda_batcher_answers_like_the_cpu(void **state) {
   (void)state;
@@ -281,9 +289,13 @@ static void test_cuda_batcher_keeps_tensors_on_the_device(void **state) {
 }
 
 static const struct CMUnitTest tests[] = {
-    cmocka_unit_test(test_cuda_batcher_answers_like_a_session),        cmocka_unit_test(test_cuda_batcher_draws_like_a_session),
-    cmocka_unit_test(test_cuda_batcher_answers_like_the_cpu),          cmocka_unit_test(test_cuda_batcher_computes_together),
-    cmocka_unit_test(test_cuda_batcher_keeps_tensors_on_the_device),   cmocka_unit_test(test_cuda_batcher_lost_device_ends_all),
+    cmocka_unit_test(test_cuda_batcher_answers_like_a_session),
+    cmocka_unit_test(test_cuda_batcher_draws_like_a_session),
+    cmocka_unit_test(test_cuda_batcher_survives_a_failed_recording),
+    cmocka_unit_test(test_cuda_batcher_answers_like_the_cpu),
+    cmocka_unit_test(test_cuda_batcher_computes_together),
+    cmocka_unit_test(test_cuda_batcher_keeps_tensors_on_the_device),
+    cmocka_unit_test(test_cuda_batcher_lost_device_ends_all),
     cmocka_unit_test(test_cuda_batcher_short_of_memory_costs_no_item),
 };
 

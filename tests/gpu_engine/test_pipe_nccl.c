@@ -40,7 +40,7 @@ static int set_up(void **state) {
 /* By one process; once a test, for those that need it. */
 static void answer_whole(void) {
   btc_model *m;
-  btc_session *s;
+  btc_session *s = NULL;
   btc_error err;
   btc_session_options o = btc_session_options_default();
   if (w.want[0].text) return;
@@ -111,12 +111,14 @@ static void run_and_compare(pipe_driver *p) {
 
 /* ---- what is chosen ---- */
 
-static void check(pipe_tensors tensors, const char *device, int ranks, bool nccl) {
+/* epoch: of how many attempts the last came about. */
+static void check(pipe_tensors tensors, const char *device, int ranks, bool nccl, uint64_t epoch) {
   pipe_options o = on_cards();
   o.tensors = tensors;
   o.device = device;
   pipe_driver *p = open_pipe(&o, ranks);
   assert_int_equal(pipe_get_state(p).nccl, nccl);
+  assert_int_equal(pipe_get_state(p).epoch, epoch);
   assert_int_equal(strstr(pipe_describe(p), "NCCL 2.28.9") != NULL, nccl);
   run_and_compare(p);
   assert_int_equal(pipe_get_state(p).breaks, 0);
@@ -125,32 +127,32 @@ static void check(pipe_tensors tensors, const char *device, int ranks, bool nccl
 
 static void test_pipe_nccl_answers_of_any_ranks(void **state) {
   (void)state;
-  for (int ranks = 2; ranks <= 4; ranks++) check(PIPE_TENSORS_AUTO, "cuda", ranks, true);
+  for (int ranks = 2; ranks <= 4; ranks++) check(PIPE_TENSORS_AUTO, "cuda", ranks, true, 1);
 }
 
 static void test_pipe_nccl_answers_of_the_links(void **state) {
   (void)state;
-  check(PIPE_TENSORS_TCP, "cuda", 3, false);
+  check(PIPE_TENSORS_TCP, "cuda", 3, false, 1);
 }
 
 static void test_pipe_nccl_one_rank_needs_none(void **state) {
   (void)state;
-  check(PIPE_TENSORS_AUTO, "cuda", 1, false);
+  check(PIPE_TENSORS_AUTO, "cuda", 1, false, 1);
 }
 
 /* Three ranks on two cards: NCCL would refuse two of them. */
 static void test_pipe_nccl_not_with_shared_cards(void **state) {
   (void)state;
   setenv("FAKE_CUDA", "2", 1);
-  check(PIPE_TENSORS_AUTO, "cuda", 3, false);
-  check(PIPE_TENSORS_AUTO, "cuda:1", 2, false);
+  check(PIPE_TENSORS_AUTO, "cuda", 3, false, 1);
+  check(PIPE_TENSORS_AUTO, "cuda:1", 2, false, 1);
 }
 
 /* Asked for by name, ranks that share cards are hosts of their own to it. */
 static void test_pipe_nccl_shared_cards_as_hosts(void **state) {
   (void)state;
   setenv("FAKE_CUDA", "1", 1);
-  check(PIPE_TENSORS_NCCL, "cuda", 3, true);
+  check(PIPE_TENSORS_NCCL, "cuda", 3, true, 1);
 }
 
 static void test_pipe_nccl_not_on_the_cpu(void **state) {
@@ -171,7 +173,7 @@ static void test_pipe_nccl_library_is_missing(void **state) {
   pipe_driver *p;
   btc_error err;
   setenv("BTCCHAT_NCCL", "/nowhere/libnccl.so.2", 1);
-  check(PIPE_TENSORS_AUTO, "cuda", 2, false);
+  check(PIPE_TENSORS_AUTO, "cuda", 2, false, 1);
   o.tensors = PIPE_TENSORS_NCCL;
   assert_int_equal(try_pipe(&o, 2, &p, &err), BTC_ERR_UNSUPPORTED);
   assert_non_null(strstr(err.message, "NCCL cannot be used: /nowhere/libnccl.so.2"));
@@ -185,7 +187,7 @@ static void test_pipe_nccl_library_is_missing(void **state) {
 static void test_pipe_nccl_links_after_two_failures(void **state) {
   (void)state;
   setenv("FAKE_NCCL_FAIL", "1:init-fail", 1);
-  check(PIPE_TENSORS_AUTO, "cuda", 2, false);
+  check(PIPE_TENSORS_AUTO, "cuda", 2, false, 3);
 }
 
 static void test_pipe_nccl_joining_hangs(void **state) {

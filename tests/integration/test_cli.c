@@ -328,6 +328,29 @@ static void test_cli_bench_measures(void **state) {
   }
 }
 
+static json_int_t gpu_number(const json_t *o, const char *key) {
+  return json_integer_value(json_object_get(json_object_get(o, "gpu"), key));
+}
+
+static void test_cli_inspect_says_what_a_gpu_needs(void **state) {
+  (void)state;
+  json_error_t why;
+  program_result r = RUN("inspect", model(), "--json", "--no-fingerprint", "--batch", "3");
+  json_t *few = json_loads(r.out, 0, &why);
+  program_clear(&r);
+  r = RUN("inspect", model(), "--json", "--no-fingerprint", "--batch", "48");
+  json_t *many = json_loads(r.out, 0, &why);
+  program_clear(&r);
+  assert_true(gpu_number(few, "weight_bytes") > 0 && gpu_number(few, "slot_bytes") > 0);
+  assert_int_equal(gpu_number(few, "batch"), 3);
+  assert_int_equal(gpu_number(few, "weight_bytes"), gpu_number(many, "weight_bytes"));
+  assert_int_equal(gpu_number(many, "bytes"),
+                   gpu_number(many, "weight_bytes") + 49 * gpu_number(many, "slot_bytes") + gpu_number(many, "activation_bytes"));
+  assert_true(gpu_number(many, "bytes") - gpu_number(few, "bytes") >= 45 * gpu_number(few, "slot_bytes"));
+  json_decref(few);
+  json_decref(many);
+}
+
 static void test_cli_inspect_and_doctor_report(void **state) {
   (void)state;
   program_result r = RUN("inspect", model(), "--json");
@@ -368,6 +391,7 @@ int main(int argc, char **argv) {
       cmocka_unit_test(test_cli_full_disk_is_not_success),
       cmocka_unit_test(test_cli_failed_make_model_can_be_tried_again),
       cmocka_unit_test(test_cli_bench_measures),
+      cmocka_unit_test(test_cli_inspect_says_what_a_gpu_needs),
       cmocka_unit_test(test_cli_inspect_and_doctor_report),
   };
   if (argc > 1) cmocka_set_test_filter(argv[1]);

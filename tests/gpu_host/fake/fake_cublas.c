@@ -6,10 +6,13 @@
 #include "fake.h"
 #include "ops/cuda_parts.h"
 
+enum { PICKY = 77 };
+
 typedef struct fake_desc {
   cublasOperation_t transposed;
   cublasLtEpilogue_t epilogue;
-  const float *bias;
+  const void *bias;
+  cudaDataType bias_type;
 } fake_desc;
 
 typedef struct fake_layout {
@@ -41,7 +44,6 @@ static cublasStatus_t desc_destroy(cublasLtMatmulDesc_t d) {
 
 static cublasStatus_t desc_set(cublasLtMatmulDesc_t d, cublasLtMatmulDescAttributes_t a, const void *v, size_t bytes) {
   fake_desc *f = (fake_desc *)d;
-  cudaDataType type = CUDA_R_32F;
   switch (a) {
     case CUBLASLT_MATMUL_DESC_TRANSA:
       memcpy(&f->transposed, v, bytes);
@@ -53,8 +55,8 @@ static cublasStatus_t desc_set(cublasLtMatmulDesc_t d, cublasLtMatmulDescAttribu
       memcpy(&f->bias, v, bytes);
       return CUBLAS_STATUS_SUCCESS;
     case CUBLASLT_MATMUL_DESC_BIAS_DATA_TYPE:
-      memcpy(&type, v, bytes);
-      return type == CUDA_R_32F ? CUBLAS_STATUS_SUCCESS : CUBLAS_STATUS_NOT_SUPPORTED;
+      memcpy(&f->bias_type, v, bytes);
+      return CUBLAS_STATUS_SUCCESS;
     default:
       return CUBLAS_STATUS_INVALID_VALUE;
   }
@@ -92,16 +94,33 @@ static cublasStatus_t preference_set(cublasLtMatmulPreference_t p, cublasLtMatmu
   return CUBLAS_STATUS_SUCCESS;
 }
 
-/* FAKE_CUBLAS_PLAIN: nothing can be fused, so that the way without is taken. */
+static bool has_bias(const fake_desc *d) {
+  return d->epilogue == CUBLASLT_EPILOGUE_BIAS || d->epilogue == CUBLASLT_EPILOGUE_RELU_BIAS ||
+         d->epilogue == CUBLASLT_EPILOGUE_GELU_BIAS;
+}
+
+/* FAKE_CUBLAS_PLAIN: nothing can be fused, so that the way without is taken. A bias has the result's type. The first proposal is
+ * one that does not run with one row. */
 static cublasStatus_t heuristic(cublasLtHandle_t h, cublasLtMatmulDesc_t d, cublasLtMatrixLayout_t a, cublasLtMatrixLayout_t b,
                                 cublasLtMatrixLayout_t c, cublasLtMatrixLayout_t y, cublasLtMatmulPreference_t p, int want,
                                 cublasLtMatmulHeuristicResult_t *found, int *n) {
-  (void)h, (void)a, (void)b, (void)c, (void)y, (void)p, (void)want;
+  (void)h, (void)a, (void)b, (void)c, (void)p;
   *n = 0;
+  if (has_bias((fake_desc *)d) && ((fake_desc *)d)->bias_type != ((fake_layout *)y)->type) return CUBLAS_STATUS_NOT_SUPPORTED;
   if (getenv("FAKE_CUBLAS_PLAIN") && ((fake_desc *)d)->epilogue != CUBLASLT_EPILOGUE_DEFAULT) return CUBLAS_STATUS_NOT_SUPPORTED;
-  memset(found, 0, sizeof *found);
-  *n = 1;
+  for (*n = 0; *n < 2 && *n < want; ++*n) {
+    memset(&found[*n], 0, sizeof *found);
+    found[*n].algo.data[0] = *n == 0 ? PICKY : 1;
+  }
   return CUBLAS_STATUS_SUCCESS;
+}
+
+static cublasStatus_t check(cublasLtHandle_t h, cublasLtMatmulDesc_t d, cublasLtMatrixLayout_t a, cublasLtMatrixLayout_t b,
+                            cublasLtMatrixLayout_t c, cublasLtMatrixLayout_t y, const cublasLtMatmulAlgo_t *algo,
+                            cublasLtMatmulHeuristicResult_t *r) {
+  (void)h, (void)d, (void)a, (void)c, (void)y;
+  r->workspaceSize = 0;
+  return algo->data[0] == PICKY && ((fake_layout *)b)->cols == 1 ? CUBLAS_STATUS_NOT_SUPPORTED : CUBLAS_STATUS_SUCCESS;
 }
 
 static float element(const void *p, cudaDataType type, int64_t i) {
@@ -109,9 +128,7 @@ static float element(const void *p, cudaDataType type, int64_t i) {
 }
 
 static float finish(const fake_desc *d, float x, int64_t row) {
-  bool bias = d->epilogue == CUBLASLT_EPILOGUE_BIAS || d->epilogue == CUBLASLT_EPILOGUE_RELU_BIAS ||
-              d->epilogue == CUBLASLT_EPILOGUE_GELU_BIAS;
-  if (bias) x += d->bias[row];
+  if (has_bias(d)) x += element(d->bias, d->bias_type, row);
   if (d->epilogue == CUBLASLT_EPILOGUE_RELU || d->epilogue == CUBLASLT_EPILOGUE_RELU_BIAS) return x > 0 ? x : 0;
   if (d->epilogue == CUBLASLT_EPILOGUE_GELU || d->epilogue == CUBLASLT_EPILOGUE_GELU_BIAS)
     return 0.5f * x * (1 + tanhf(0.7978845608f * (x + 0.044715f * x * x * x)));
@@ -123,12 +140,12 @@ static cublasStatus_t matmul(cublasLtHandle_t h, cublasLtMatmulDesc_t md, const 
                              cublasLtMatrixLayout_t lw, const void *x, cublasLtMatrixLayout_t lx, const void *beta, const void *c,
                              cublasLtMatrixLayout_t lc, void *y, cublasLtMatrixLayout_t ly, const cublasLtMatmulAlgo_t *algo,
                              void *workspace, size_t bytes, cudaStream_t s) {
-  (void)h, (void)lc, (void)algo, (void)workspace, (void)s;
+  (void)h, (void)lc, (void)workspace, (void)s;
   const fake_desc *d = (const fake_desc *)md;
   const fake_layout *fw = (const fake_layout *)lw, *fx = (const fake_layout *)lx, *fy = (const fake_layout *)ly;
   const int64_t k = fw->rows, n = fw->cols, m = fx->cols;
-  if (bytes || d->transposed != CUBLAS_OP_T || fx->rows != k || fy->rows != n || fy->cols != m || fw->type != fx->type ||
-      (uintptr_t)w % 16 || (uintptr_t)x % 16)
+  if (bytes || algo->data[0] == PICKY || d->transposed != CUBLAS_OP_T || fx->rows != k || fy->rows != n || fy->cols != m ||
+      fw->type != fx->type || (uintptr_t)w % 16 || (uintptr_t)x % 16)
     return CUBLAS_STATUS_INVALID_VALUE;
   if (fake.n_products < FAKE_PRODUCTS) fake.product[fake.n_products] = (fake_product){m, n, k};
   fake.n_products++;
@@ -149,7 +166,8 @@ static cublasStatus_t matmul(cublasLtHandle_t h, cublasLtMatmulDesc_t md, const 
 
 btc_status cuda_lt_load(const cuda_lt **out, btc_error *err) {
   static const cuda_lt functions = {create,         destroy,           desc_create,        desc_destroy,   desc_set,  layout_create,
-                                    layout_destroy, preference_create, preference_destroy, preference_set, heuristic, matmul};
+                                    layout_destroy, preference_create, preference_destroy, preference_set, heuristic, check,
+                                    matmul};
   (void)err;
   *out = &functions;
   return BTC_OK;

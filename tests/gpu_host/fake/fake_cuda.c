@@ -2,7 +2,7 @@
  * The CUDA runtime as far as ops/cuda*.c uses it, on the host: memory is memory, a stream is the calling thread, kernels run on the
  * shim. Its 16 GiB are always a quarter full. FAKE_CUDA=0 leaves no device. FAKE_CUDA_FAIL=N:CODE makes the Nth call that can fail
  * return CODE; codes that leave a real context unusable stay for all later calls. Every device is a card of its own. Recording is
- * refused, so steps are issued plainly. What was copied is counted (fake.h).
+ * refused, so steps are issued plainly; with FAKE_CUDA_CAPTURE it begins and then fails. What was copied is counted (fake.h).
  */
 #include "fake.h"
 
@@ -242,6 +242,7 @@ cudaError_t cudaMemsetAsync(void *p, int value, size_t bytes, cudaStream_t s) {
 cudaError_t cudaStreamBeginCapture(cudaStream_t s, enum cudaStreamCaptureMode mode) {
   (void)s;
   (void)mode;
+  if (getenv("FAKE_CUDA_CAPTURE")) return cudaSuccess;
   return answer(cudaErrorStreamCaptureUnsupported);
 }
 

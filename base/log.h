@@ -2,8 +2,8 @@
  * One event a line on stderr, key=value, in logfmt: `t=2026-11-25T07:28:06.123Z level=info event=worker-up worker=w1 ...`. Any
  * thread. Free text goes through btc_log_quote, so that nothing in it can break a line or forge a key.
  */
-#ifndef BTC_BROKER_LOG_H
-#define BTC_BROKER_LOG_H
+#ifndef BTC_BASE_LOG_H
+#define BTC_BASE_LOG_H
 
 #include <stddef.h>
 #include <stdint.h>
