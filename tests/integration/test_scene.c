@@ -5,9 +5,11 @@
  */
 #define _GNU_SOURCE
 #include <jansson.h>
+#include <linux/capability.h>
 #include <math.h>
 #include <signal.h>
 #include <stdio.h>
+#include <sys/prctl.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
@@ -275,7 +277,7 @@ static void start(daemon_process *d, const char *name, const char *out, const ch
 static int kill_at(daemon_process *d, const char *journal, long bytes, int number) {
   for (int i = 0; i < 3000 && daemon_alive(d) && journal_size(journal) < bytes; i++) test_sleep_ms(10);
   daemon_signal(d, number);
-  return d->pid ? daemon_wait(d, 20000) : d->code;
+  return d->pid ? daemon_wait(d, 60000) : d->code;
 }
 
 static void test_scene_goes_on_after_every_kill(void **state) {
@@ -322,19 +324,24 @@ static void test_scene_leaves_another_runs_work_alone(void **state) {
   assert_false(daemon_said(&d, "going on"));
 }
 
+/* No file may grow past so many bytes: what a full disk looks like. */
+static void fails_with_small_files(rlim_t bytes, const char *more) {
+  struct rlimit old, low;
+  getrlimit(RLIMIT_FSIZE, &old);
+  low = (struct rlimit){.rlim_cur = bytes, .rlim_max = old.rlim_max};
+  setrlimit(RLIMIT_FSIZE, &low);
+  program_result r = RUN("scene", in("before.tif"), in("same.tif"), "-o", in("full.gpkg"), "-t", "1", more);
+  setrlimit(RLIMIT_FSIZE, &old);
+  if (r.code != 1) fail_msg("exit code %d: %s", r.code, r.err);
+  program_clear(&r);
+}
+
 static void test_scene_full_disk_leaves_nothing_half_written(void **state) {
   (void)state;
   needs_scenes();
   static const rlim_t limits[] = {2000, 60000}; /* in the journal; in the outputs */
   for (int i = 0; i < 2; i++) {
-    struct rlimit old, low;
-    getrlimit(RLIMIT_FSIZE, &old);
-    low = (struct rlimit){.rlim_cur = limits[i], .rlim_max = old.rlim_max};
-    setrlimit(RLIMIT_FSIZE, &low);
-    program_result r = RUN("scene", in("before.tif"), in("same.tif"), "-o", in("full.gpkg"), "-t", "1");
-    setrlimit(RLIMIT_FSIZE, &old);
-    if (r.code != 1) fail_msg("exit code %d: %s", r.code, r.err);
-    program_clear(&r);
+    fails_with_small_files(limits[i], NULL);
     static const char *const names[] = {"full.gpkg",
                                         "full.geojson",
                                         "full.jsonl",
@@ -350,6 +357,38 @@ static void test_scene_full_disk_leaves_nothing_half_written(void **state) {
   assert_non_null(strstr(r.err, "20 of 20 windows are finished")); /* only the outputs were made again */
   program_clear(&r);
   assert_int_equal(script("check", in("full"), in("before.tif"), in("same.tif")), 0);
+  static const char *const outputs[] = {"full.gpkg", "full.geojson", "full.jsonl", "full.heat.tif"};
+  enum { OUTPUTS = sizeof outputs / sizeof outputs[0] };
+  struct stat old[OUTPUTS], now;
+  for (int k = 0; k < OUTPUTS; k++) assert_int_equal(stat(in(outputs[k]), &old[k]), 0);
+  fails_with_small_files(60000, "--overwrite");
+  for (int k = 0; k < OUTPUTS; k++) { /* the old ones are all still there */
+    assert_int_equal(stat(in(outputs[k]), &now), 0);
+    assert_int_equal(now.st_ino, old[k].st_ino);
+    assert_int_equal(now.st_size, old[k].st_size);
+  }
+}
+
+/* Root may write everywhere unless it gives that right up, which holds for what it starts; for others nothing changes. */
+static void test_scene_says_where_it_may_not_write(void **state) {
+  (void)state;
+  needs_scenes();
+  (void)prctl(PR_CAPBSET_DROP, CAP_DAC_OVERRIDE, 0, 0, 0);
+  assert_int_equal(mkdir(in("shut"), 0755), 0);
+  program_result r = RUN("scene", in("before.tif"), in("same.tif"), "-o", in("shut/x.gpkg"), "-t", "1", "--tile", "512");
+  assert_int_equal(r.code, 0);
+  program_clear(&r);
+  assert_int_equal(chmod(in("shut"), 0555), 0);
+  static const char *const commands[][4] = {{"scene", "same.tif", "shut/y.gpkg", "shut/y.scene-work"},
+                                            {"report", NULL, "shut/gallery", "shut/gallery"},
+                                            {"plan", NULL, "shut/plan.jsonl", "shut/plan.jsonl"}};
+  for (int i = 0; i < 3; i++) {
+    const char *const *c = commands[i], *from = i == 0 ? in("before.tif") : i == 1 ? in("shut/x.gpkg") : dir;
+    r = c[1] ? RUN(c[0], from, in(c[1]), "-o", in(c[2])) : RUN(c[0], from, "-o", in(c[2]));
+    if (r.code != 1 || !strstr(r.err, "Permission denied") || !strstr(r.err, c[3])) fail_msg("%s: %d, %s", c[0], r.code, r.err);
+    program_clear(&r);
+  }
+  assert_int_equal(chmod(in("shut"), 0755), 0);
 }
 
 /* ---- the queue ---- */
@@ -391,6 +430,7 @@ static const struct CMUnitTest tests[] = {
     cmocka_unit_test(test_scene_goes_on_after_every_kill),
     cmocka_unit_test(test_scene_leaves_another_runs_work_alone),
     cmocka_unit_test(test_scene_full_disk_leaves_nothing_half_written),
+    cmocka_unit_test(test_scene_says_where_it_may_not_write),
     cmocka_unit_test(test_scene_over_the_queue_is_the_same),
 };
 
