@@ -21,7 +21,8 @@ const cli_command cmd_plan = {
         "ITEMS.json: a\n"
         "STAC ItemCollection; of an item the asset visual, rendered or data (or --asset), datetime, eo:cloud_cover, and "
         "grid:code,\n"
-        "s2:mgrs_tile, landsat:wrs_path and wrs_row, or else proj:code (proj:epsg) and proj:bbox are read. Before is always the "
+        "s2:mgrs_tile, landsat:wrs_path and wrs_row, or else proj:code (proj:epsg) and proj:bbox (proj:shape and proj:transform) "
+        "are read. Before is always the "
         "earlier\n"
         "date.",
     .run = run,
@@ -58,8 +59,7 @@ static int plan(plan_command *c, const char *where) {
   if (st == BTC_OK) {
     fprintf(stderr, "btcchat: %zu images of %" PRIu64 " tiles: %" PRIu64 " pairs; %" PRIu64 " too cloudy", a.n, n.tiles, n.pairs,
             n.cloudy);
-    fprintf(stderr, "; %" PRIu64 " left out without a date, a tile or an image%s%s\n", a.left_out,
-            a.left_out ? ", the first: " : "", a.first_left_out);
+    fprintf(stderr, "; %" PRIu64 " left out%s%s\n", a.left_out, a.left_out ? ", the first: " : "", a.first_left_out);
   } else {
     cli_error("%s", err.message);
   }

@@ -68,6 +68,11 @@ add_test(NAME slurm COMMAND ${CMAKE_SOURCE_DIR}/tests/integration/slurm.sh $<TAR
 set_tests_properties(slurm PROPERTIES LABELS integration TIMEOUT 600 COST 1000 ENVIRONMENT "${BTC_TEST_ENVIRONMENT}"
   SKIP_REGULAR_EXPRESSION "\\[  SKIPPED \\]")
 
+# Workers on hosts of their own, which are network namespaces; skips where those cannot be made (root makes them).
+add_test(NAME members_hosts COMMAND ${CMAKE_SOURCE_DIR}/tests/integration/members_hosts.sh $<TARGET_FILE:btcchat> ${CMAKE_SOURCE_DIR})
+set_tests_properties(members_hosts PROPERTIES LABELS integration TIMEOUT 900 RUN_SERIAL ON ENVIRONMENT "${BTC_TEST_ENVIRONMENT}"
+  SKIP_REGULAR_EXPRESSION "\\[  SKIPPED \\]")
+
 # The schedule of pipelines, simulated: the busiest of four equal stages idles at most 15 %.
 add_test(NAME bench_pipes COMMAND btcchat-bench-pipes --check)
 add_test(NAME bench_pipes_equal COMMAND btcchat-bench-pipes --equal --check)

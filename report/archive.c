@@ -27,8 +27,8 @@ void btc_archive_free(btc_archive *a) {
   *a = (btc_archive){0};
 }
 
-void btc_archive_leave_out(btc_archive *a, const char *name) {
-  if (a->left_out++ == 0) snprintf(a->first_left_out, sizeof a->first_left_out, "%s", name);
+void btc_archive_leave_out(btc_archive *a, const char *name, const char *why) {
+  if (a->left_out++ == 0) snprintf(a->first_left_out, sizeof a->first_left_out, "%.180s (%s)", name, why);
 }
 
 btc_status btc_archive_add(btc_archive *a, const btc_archive_image *im, btc_error *err) {
@@ -185,8 +185,9 @@ static btc_status no_memory(btc_error *err) {
 static btc_status add_file(btc_archive *out, const char *folder, const char *inside, const char *name, btc_error *err) {
   char tile[256];
   btc_archive_image im = {.tile = tile, .name = (char *)name, .cloud = -1};
-  if (btc_utf8_valid(name, strlen(name)) != strlen(name) || !place_of(inside, name, im.date, &im.day, tile)) {
-    btc_archive_leave_out(out, name);
+  bool utf8 = btc_utf8_valid(name, strlen(name)) == strlen(name);
+  if (!utf8 || !place_of(inside, name, im.date, &im.day, tile)) {
+    btc_archive_leave_out(out, name, utf8 ? "no date in its name" : "its name is not UTF-8");
     return BTC_OK;
   }
   im.path = btc_path_join(folder, name);

@@ -25,11 +25,12 @@ typedef struct btc_archive {
   btc_archive_image *image;
   size_t n;
   uint64_t left_out;        /* images without a date or a tile, items without an image */
-  char first_left_out[256]; /* one of them, by name */
+  char first_left_out[256]; /* one of them: its name (why) */
 } btc_archive;
 
-/* where: a folder (its .png, .jpg, .jpeg, .tif, .tiff, .jp2 files and those of its folders, up to 16 deep), or a STAC ItemCollection. asset: name of the asset to take,
- * NULL: visual, rendered or data. Freed with btc_archive_free, also after a failure. */
+/* where: a folder (its .png, .jpg, .jpeg, .tif, .tiff, .jp2 files and those of its folders, up to 16 deep), or a STAC
+ * ItemCollection. asset: name of the asset to take, NULL: visual, rendered or data. Freed with btc_archive_free, also after a
+ * failure. */
 btc_status btc_archive_read(const char *where, const char *asset, btc_archive *out, btc_error *err);
 void btc_archive_free(btc_archive *a);
 

@@ -33,17 +33,38 @@ static void path_row(const json_t *v, char *out, size_t len) {
     snprintf(out, len, "%s", json_is_string(v) ? json_string_value(v) : "");
 }
 
+/* n finite numbers, of ground or pixels. */
+static bool numbers_of(const json_t *array, size_t n, double *x) {
+  for (size_t i = 0; i < n; i++) {
+    x[i] = json_number_value(json_array_get(array, i));
+    if (!json_is_number(json_array_get(array, i)) || !(fabs(x[i]) < 1e9)) return false;
+  }
+  return true;
+}
+
+/* proj:bbox, or what proj:shape (rows, columns) covers under proj:transform (affine, row by row, not turned). */
+static bool box_of(const json_t *properties, double x[4]) {
+  const json_t *box = json_object_get(properties, "proj:bbox");
+  double t[6], shape[2];
+  if (json_array_size(box) == 4) return numbers_of(box, 4, x);
+  if (!numbers_of(json_object_get(properties, "proj:transform"), 6, t) ||
+      !numbers_of(json_object_get(properties, "proj:shape"), 2, shape) || t[1] != 0 || t[3] != 0)
+    return false;
+  double right = t[2] + t[0] * shape[1], bottom = t[5] + t[4] * shape[0];
+  x[0] = fmin(t[2], right);
+  x[1] = fmin(t[5], bottom);
+  x[2] = fmax(t[2], right);
+  x[3] = fmax(t[5], bottom);
+  return true;
+}
+
 /* Catalogues without a tiling: images of exactly one extent in one projection show one place. */
 static bool extent_of(const json_t *properties, char tile[256]) {
-  const json_t *epsg = json_object_get(properties, "proj:epsg"), *b = json_object_get(properties, "proj:bbox");
+  const json_t *epsg = json_object_get(properties, "proj:epsg");
   const char *code = text(properties, "proj:code");
   char number[24] = "";
   double x[4];
-  if (json_array_size(b) != 4) return false;
-  for (size_t i = 0; i < 4; i++) {
-    x[i] = json_number_value(json_array_get(b, i));
-    if (!json_is_number(json_array_get(b, i)) || !(fabs(x[i]) < 1e9)) return false;
-  }
+  if (!box_of(properties, x)) return false;
   if (json_is_integer(epsg)) snprintf(number, sizeof number, "EPSG:%lld", (long long)json_integer_value(epsg));
   snprintf(tile, 256, "%.64s/%.9g,%.9g,%.9g,%.9g", code ? code : number, x[0], x[1], x[2], x[3]);
   return code || *number;
@@ -77,8 +98,13 @@ static btc_status add_item(const json_t *item, const char *folder, const char *a
   char tile[256];
   btc_archive_image im = {.tile = tile, .name = (char *)id, .cloud = json_is_number(cloud) ? json_number_value(cloud) : -1};
   if (!when) when = text(properties, "start_datetime");
-  if (!id || !href || !*href || !when || !btc_archive_date(when, im.date, &im.day) || !tile_of(properties, tile)) {
-    btc_archive_leave_out(out, id ? id : "an item without id");
+  const char *lacks = !id                                                  ? "no id"
+                      : !href || !*href                                    ? "no asset of the names looked for"
+                      : !when || !btc_archive_date(when, im.date, &im.day) ? "no date"
+                      : !tile_of(properties, tile)                         ? "no tile"
+                                                                           : NULL;
+  if (lacks) {
+    btc_archive_leave_out(out, id ? id : "an item", lacks);
     return BTC_OK;
   }
   bbox_of(item, &im);

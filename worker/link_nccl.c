@@ -186,9 +186,15 @@ typedef struct leaving {
   ncclComm_t comm;
   pthread_mutex_t lock;
   pthread_cond_t ended;
-  bool done;
+  bool done, alone; /* alone: nobody waits any more, and the thread frees this */
   ncclResult_t rc;
 } leaving;
+
+static void free_leaving(leaving *x) {
+  pthread_mutex_destroy(&x->lock);
+  pthread_cond_destroy(&x->ended);
+  free(x);
+}
 
 static void *abort_it(void *ctx) {
   leaving *x = ctx;
@@ -197,7 +203,9 @@ static void *abort_it(void *ctx) {
   x->rc = rc;
   x->done = true;
   pthread_cond_signal(&x->ended);
+  bool alone = x->alone;
   pthread_mutex_unlock(&x->lock);
+  if (alone) free_leaving(x);
   return NULL;
 }
 
@@ -210,7 +218,7 @@ static struct timespec in_ms(int ms) {
   return t;
 }
 
-/* In a thread of its own, which is left alone when it does not end. */
+/* In a thread of its own, which is left alone when it does not end. Takes ownership of x. */
 static btc_status abort_in_thread(leaving *x, int ms, const btc_link_wait *w, btc_error *err) {
   pthread_condattr_t monotonic;
   pthread_t thread;
@@ -219,8 +227,10 @@ static btc_status abort_in_thread(leaving *x, int ms, const btc_link_wait *w, bt
   pthread_condattr_setclock(&monotonic, CLOCK_MONOTONIC);
   pthread_cond_init(&x->ended, &monotonic);
   pthread_condattr_destroy(&monotonic);
-  if (pthread_create(&thread, NULL, abort_it, x) != 0)
+  if (pthread_create(&thread, NULL, abort_it, x) != 0) {
+    free_leaving(x);
     return btc_fail(err, BTC_ERR_DEVICE, "NCCL: no thread in which to abort a communicator");
+  }
   int64_t end = btc_now_ns() + (int64_t)ms * 1000000;
   pthread_mutex_lock(&x->lock);
   while (!x->done && btc_now_ns() < end) {
@@ -229,16 +239,17 @@ static btc_status abort_in_thread(leaving *x, int ms, const btc_link_wait *w, bt
     if (w && w->stop) (void)w->stop(w->ctx);
   }
   bool done = x->done;
+  x->alone = !done;
   pthread_mutex_unlock(&x->lock);
   if (!done) {
     pthread_detach(thread);
     return btc_fail(err, BTC_ERR_DEVICE, "NCCL: ncclCommAbort did not end within %d ms", ms);
   }
   pthread_join(thread, NULL);
-  pthread_mutex_destroy(&x->lock);
-  pthread_cond_destroy(&x->ended);
-  if (x->rc == ncclSuccess || x->rc == ncclInProgress) return BTC_OK;
-  return btc_fail(err, BTC_ERR_DEVICE, "NCCL: ncclCommAbort: %s", lib.text(x->rc));
+  ncclResult_t rc = x->rc;
+  free_leaving(x);
+  if (rc == ncclSuccess || rc == ncclInProgress) return BTC_OK;
+  return btc_fail(err, BTC_ERR_DEVICE, "NCCL: ncclCommAbort: %s", lib.text(rc));
 }
 
 btc_status link_nccl_leave(link_nccl **np, const btc_link_wait *w, btc_error *err) {
@@ -251,7 +262,6 @@ btc_status link_nccl_leave(link_nccl **np, const btc_link_wait *w, btc_error *er
   if (x) {
     x->comm = n->comm;
     st = abort_in_thread(x, n->o.abort_ms ? n->o.abort_ms : ABORT_MS, w, err);
-    if (st == BTC_OK) free(x); /* else its thread may still be in it */
   }
   if (st == BTC_OK) btc_lane_free(n->o.lane, n->place); /* not before: freeing waits for what still uses it */
   free(n);

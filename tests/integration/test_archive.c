@@ -143,6 +143,16 @@ static void test_archive_reads_stac_items(void **state) {
   assert_non_null(strstr(r.out, "\"id\":\"EPSG:26910/1,5,2,6/2019-06-01_2021-06-01\""));
   assert_non_null(strstr(r.err, "3 images of 2 tiles: 1 pairs"));
   program_clear(&r);
+  touch(test_tmp_dir(), "items.json", /* the same ground, by its box and by its grid; one that says where, but not when */
+        "{\"features\":[" AERIAL("p", "2019", "1") ","
+        "{\"id\":\"s\",\"properties\":{\"datetime\":\"2021-06-01T00:00:00Z\",\"proj:code\":\"EPSG:26910\",\"proj:shape\":[2,4],"
+        "\"proj:transform\":[0.25,0,1,0,-0.5,6]},\"assets\":{\"data\":{\"href\":\"s.tif\"}}},"
+        "{\"id\":\"t\",\"properties\":{\"proj:epsg\":26910},\"assets\":{\"data\":{\"href\":\"t.tif\"}}}]}");
+  r = RUN("plan", path);
+  assert_non_null(strstr(r.out, "\"id\":\"EPSG:26910/1,5,2,6/2019-06-01_2021-06-01\""));
+  assert_non_null(strstr(r.err, "2 images of 1 tiles: 1 pairs"));
+  assert_non_null(strstr(r.err, "1 left out, the first: t (no date)"));
+  program_clear(&r);
   touch(test_tmp_dir(), "items.json", "{\"features\":3}");
   r = RUN("plan", path);
   assert_int_equal(r.code, 1);

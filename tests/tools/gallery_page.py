@@ -56,14 +56,42 @@ class Page:
         return self.js("btcchat.current() && btcchat.current().id")
 
     def wait(self, what, why):
-        WebDriverWait(self.d, 20).until(lambda _: what(), why)
+        WebDriverWait(self.d, 60).until(lambda _: what(), why)
 
 
 def wait_for(path):
-    end = time.monotonic() + 20
+    end = time.monotonic() + 60
     while not path.exists() and time.monotonic() < end:
         time.sleep(0.1)
     return path.read_bytes().decode()
+
+
+def contrast(page, name):
+    """Of an element's text on the page's ground, by WCAG 2."""
+    def light(colour):
+        parts = [int(x) / 255 for x in colour[colour.index("(") + 1:-1].split(",")[:3]]
+        r, g, b = (x / 12.92 if x <= 0.04045 else ((x + 0.055) / 1.055) ** 2.4 for x in parts)
+        return 0.2126 * r + 0.7152 * g + 0.0722 * b
+    ink = light(page.js(f"getComputedStyle(document.querySelector('{name}')).color"))
+    ground = light(page.js("getComputedStyle(document.body).backgroundColor"))
+    return ground, (max(ink, ground) + 0.05) / (min(ink, ground) + 0.05)
+
+
+def check_themes(page):
+    for theme in ("light", "dark"):
+        page.d.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [{"name": "prefers-color-scheme", "value": theme}]})
+        for name in ("#caption", ".filters label", "button"):
+            ground, ratio = contrast(page, name)
+            assert (ground < 0.1) == (theme == "dark"), (theme, ground)
+            assert ratio >= 4.5, (theme, name, ratio)
+
+
+def check_policy(page):
+    """Last, for refusals are in the browser's log as errors: the page itself may ask nobody."""
+    for directive, ask in (("img-src", "new Image().src = 'http://127.0.0.1:9/x.png'"), ("connect-src", "fetch('http://127.0.0.1:9/').catch(() => 0)")):
+        refused = page.d.execute_async_script("const done = arguments[0]; document.addEventListener('securitypolicyviolation', "
+                                              "(e) => done(e.effectiveDirective), {once: true}); " + ask)
+        assert refused == directive, (directive, refused)
 
 
 def check_pair(page, downloads):
@@ -160,6 +188,9 @@ def main():
         assert not severe, severe
         if len(sys.argv) > 4:
             page.d.save_screenshot(sys.argv[4])
+        if sys.argv[3] == "pair":
+            check_themes(page)
+            check_policy(page)
     finally:
         driver.quit()
 
