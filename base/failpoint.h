@@ -1,7 +1,8 @@
 /*
  * Places where a test may kill the process: BTC_FAIL=name:n in the environment makes the n-th passage of BTC_FAILPOINT("name")
  * raise SIGKILL, as the step-crash tests do at every arrow between Redis, broker and worker. Always compiled in: the code that is
- * tested is the code that ships. name:n! stops it there (SIGSTOP), until it is sent SIGCONT. Without the variable a passage costs one load and a branch. Several: BTC_FAIL=a:1,b:3.
+ * tested is the code that ships. name:n! stops it there (SIGSTOP), until it is sent SIGCONT. Without the variable a passage costs
+ * one load and a branch. Several: BTC_FAIL=a:1,b:3.
  *
  * Where something may go wrong short of death, BTC_FAILS("name") is true at the n-th passage, and at all later ones with name:n+.
  */
