@@ -55,7 +55,7 @@ static json_t *gpu_json(const btc_model *m, int64_t batch) {
   const btc_device_needs n = gpu_needs(m, batch, &slots);
   return json_pack("{s:I,s:I,s:I,s:I,s:I}", "batch", (json_int_t)batch, "weight_bytes", (json_int_t)n.weights, "slot_bytes",
                    (json_int_t)n.slot, "activation_bytes", (json_int_t)n.activations, "bytes",
-                   (json_int_t)(n.weights + slots + n.activations));
+                   (json_int_t)n.weights + (json_int_t)slots + (json_int_t)n.activations);
 }
 
 static void print_gpu(const btc_model *m, int64_t batch) {

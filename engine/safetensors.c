@@ -224,7 +224,7 @@ btc_status btc_safetensors_open(const char *path, btc_safetensors **out, btc_err
   char stamp[BTC_STAMP] = "";
   btc_status st = map_file(path, &bytes, &len, stamp, err);
   if (st == BTC_OK) st = open_bytes(bytes, len, true, path, out, err);
-  if (st == BTC_OK) memcpy((*out)->stamp, stamp, sizeof stamp);
+  if (st == BTC_OK && *out) memcpy((*out)->stamp, stamp, sizeof stamp);
   return st;
 }
 

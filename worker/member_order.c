@@ -58,7 +58,8 @@ const char *member_order_read(const Btc__PipeForm *f, const member_self *self, s
   *rank = *driver = o;
   snprintf(driver->shrink, sizeof driver->shrink, "%s", f->out_of_memory);
   /* behind the last rank comes the driver, at rank 0's worker */
-  member_split_endpoint(f->ranks[(f->rank + 1) % f->n_ranks]->endpoint, rank->next_host, &rank->next_port);
+  const size_t next = f->rank + 1 < f->n_ranks ? f->rank + 1 : 0;
+  member_split_endpoint(f->ranks[next]->endpoint, rank->next_host, &rank->next_port);
   driver->rank = o.ranks;
   snprintf(driver->next_host, sizeof driver->next_host, "127.0.0.1");
   member_split_endpoint(f->ranks[o.entry]->endpoint, driver->entry_host, &driver->entry_port);
