@@ -5,8 +5,8 @@ shared=$1 jobs=$2 test_jobs=$3
 shift 3
 # What hurts whole queues for minutes runs in the release build only (cmake/tests.cmake), and so does what runs none of our C; of scenes
 # one runs, the others take the same way.
-heavy='^(test_(captions|chaos|chaos_long|members|partition|pipe|pipe_full|pipes|run|step_crash)[.]|model_queue$|slurm$|bench_)'
-heavy+='|^test_scene[.]test_scene_(in|of|that|with|records|dry|goes|leaves|full|says|over)_'
+heavy='^(test_(captions|chaos|chaos_long|members|partition|pipe|pipe_full|pipes|run|step_crash)[.]|model_queue$|members_hosts$|slurm$|bench_)'
+heavy+='|^test_scene[.]test_scene_(in|of|that|with|records|dry|gallery|goes|leaves|full|says|over)_'
 # What has threads; the parsers' tests would be slow under TSan and show nothing.
 threads='ops|kernels|session|stage|batcher|loop|keys|socket|client|io|results|http|sink|worker'
 for kind in "$@"; do
