@@ -534,7 +534,7 @@ static void test_worker_drains_on_sigterm(void **state) {
   fake f;
   char ids[32][24];
   fake_open(&f);
-  START(&f, "--engine", "stub", "--stub-us", "100000", "--batch", "2", "--credits", "32");
+  START(&f, "--engine", "stub", "--stub-us", "400000", "--batch", "2", "--credits", "32");
   pick_ids(ids, 32, "", -1, STUB_FINE);
   grant_ids(&f, 1, 11, false, ids, 16);
   grant_ids(&f, 2, 12, false, ids + 16, 16);
@@ -544,7 +544,7 @@ static void test_worker_drains_on_sigterm(void **state) {
   assert_int_equal(daemon_wait(&worker, PATIENCE_MS), 0);
   assert_true(f.draining);
   assert_int_equal(f.free_items, 0);
-  assert_in_range(f.n_results, 2, 6); /* what the child had: a batch running, one read ahead */
+  assert_in_range(f.n_results, 2, 10); /* what the child had: a batch running, one read ahead; more where the signal came late */
   assert_int_equal(count(&f, BTC__OUTCOME__OUTCOME_OK), f.n_results);
   assert_int_equal(f.n_released, 2);
   assert_int_equal(f.released[0], 2); /* the untouched one goes at once */

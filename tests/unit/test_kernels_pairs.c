@@ -142,7 +142,11 @@ static void check_attention(const btc_cpu_isa *isa, btc_backend *plain, int64_t 
 
 static void test_kernels_attention_of_every_isa(void **state) {
   (void)state;
+#ifdef __SANITIZE_THREAD__ /* it looks at how threads share, and takes minutes for the long ones */
+  static const int64_t shapes[][3] = {{1, 1, 1}, {9, 2, 9}, {49, 2, 72}};
+#else
   static const int64_t shapes[][3] = {{1, 1, 1}, {9, 2, 9}, {49, 2, 72}, {300, 1, 33}, {570, 1, 72}, {31, 1, 256}};
+#endif
   btc_backend *plain = backend_new("plain", 1, BTC_COMPUTE_F32, 64);
   for (int i = 0; i < isa_count; i++)
     for (size_t s = 0; s < sizeof shapes / sizeof shapes[0]; s++)

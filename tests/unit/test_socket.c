@@ -162,11 +162,16 @@ static void test_socket_port_in_use(void **state) {
 /* The sender learns that a queue is full; nothing vanishes. */
 static void test_socket_full_queue_is_a_limit(void **state) {
   (void)state;
-  char bound[128], endpoint[128], *big = malloc(200001);
+#ifdef __SANITIZE_THREAD__ /* every byte that libzmq touches is looked up among its suppressions */
+  enum { BIG = 20000 };
+#else
+  enum { BIG = 200000 };
+#endif
+  char bound[128], endpoint[128], *big = malloc(BIG + 1);
   snprintf(endpoint, sizeof endpoint, "ipc://%s/full", test_tmp_dir());
   void *r = router(endpoint, 5, bound, sizeof bound), *d = dealer(bound, 5);
-  memset(big, 'x', 200000);
-  big[200000] = 0;
+  memset(big, 'x', BIG);
+  big[BIG] = 0;
   send_bye(d, NULL, "here", 1);
   btc_message m = take(r, true);
   int sent = 0;
