@@ -150,8 +150,9 @@ static bool tell(trial *t, const char *verb, const char *jid) {
 
 static bool over(trial *t) {
   static char text[64];
+  static const char nothing[] = "[0 0 0 0 0 0 0 0 0 "; /* and the number of commits */
   snprintf(text, sizeof text, "%s", redis_say(t->x.c.redis, "t", "btc_totals"));
-  return strcmp(text, "[0 0 0 0 0 0 0 0 0]") == 0 && strcmp(redis_say(t->x.c.redis, "t", "XLEN $in"), "0") == 0;
+  return strncmp(text, nothing, strlen(nothing)) == 0 && strcmp(redis_say(t->x.c.redis, "t", "XLEN $in"), "0") == 0;
 }
 
 /* All faults are over: what was held goes on, and everything comes to its end. */
