@@ -12,7 +12,10 @@ static void attend_task(void *arg, int64_t task, int worker) {
   const btc_cpu_attention *a = j->a;
   int64_t block = task % j->blocks, head = task / j->blocks % a->heads, seq = task / j->blocks / a->heads;
   int64_t query = block * j->queries, rows = btc_min64(a->t - query, j->queries);
-  (j->c->pairs ? j->c->isa->attend_pairs : j->c->isa->attend)(a, seq, head, query, rows, btc_cpu_scratch(j->c, worker));
+  const btc_cpu_isa *isa = j->c->isa;
+  (j->c->pairs  ? isa->attend_pairs
+   : j->c->bf16 ? isa->attend_rounded
+                : isa->attend)(a, seq, head, query, rows, btc_cpu_scratch(j->c, worker));
 }
 
 static void attend_wide_task(void *arg, int64_t task, int worker) {

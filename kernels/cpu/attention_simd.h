@@ -4,25 +4,22 @@
  * so a row's sums do not depend on the rows computed with it.
  */
 
-/* s[count] becomes e^(s*scale - top); s has room up to a multiple of VW. Updates the running maximum and sum of the row and returns
- * what its earlier output must be scaled by. */
+/* s[count] becomes e^(scale (s - top)); s has room up to a multiple of VW. Updates the running maximum and sum of the row and
+ * returns what its earlier output must be scaled by. Scores are scaled after the maximum is taken off: of two large ones the
+ * difference is exact or nearly so, while each product rounds by its own size, which e^x then makes a relative error. */
 inl float softmax_block(float *s, int64_t count, float scale, float *top, float *sum) {
   int64_t padded = btc_ceil_div(count, VW) * VW;
   for (int64_t j = count; j < padded; j++) s[j] = -INFINITY;
   V best = vset(*top);
-  for (int64_t j = 0; j < padded; j += VW) {
-    V x = vmul(vload(s + j), vset(scale));
-    vstore(s + j, x);
-    best = vmax(x, best);
-  }
+  for (int64_t j = 0; j < padded; j += VW) best = vmax(vload(s + j), best);
   float now = vtop(best), last[VW];
   V total = vzero();
   for (int64_t j = 0; j < padded; j += VW) {
-    V p = vexp(vsub(vload(s + j), vset(now)));
+    V p = vexp(vmul(vsub(vload(s + j), vset(now)), vset(scale)));
     vstore(s + j, p);
     total = vadd(total, p);
   }
-  vstore(last, vexp(vset(*top - now)));
+  vstore(last, vexp(vset((*top - now) * scale)));
   *sum = *sum * last[0] + vsum(total);
   *top = now;
   return last[0];
@@ -38,8 +35,12 @@ inl void scale_row(float *y, float by, int64_t n) {
 
 enum { SUB = MR == 14 ? 28 : 24, S_LD = ATTENTION_KEYS + NR_MAX }; /* queries whose scores are held at a time; their stride */
 
+/* How a block's operands are multiplied: as they are, rounded to bf16, or rounded and two to a word. */
+typedef enum operands { EXACT, ROUNDED, PAIRS } operands;
+
 /* v[keys][d] to dst[panels of NR][keys][NR], zeros right of d; in pairs, two keys to a word */
-inl void pack_v(float *dst, const float *v, int64_t stride, int64_t keys, int64_t d, bool pairs) {
+inl void pack_v(float *dst, const float *v, int64_t stride, int64_t keys, int64_t d, operands how) {
+  const bool pairs = how == PAIRS;
   for (int64_t c = 0; c < d; c += NR)
     for (int64_t j = 0; j < keys; j += pairs ? 2 : 1, dst += NR)
       for (int v_at = 0; v_at < NR; v_at += VW) {
@@ -47,7 +48,8 @@ inl void pack_v(float *dst, const float *v, int64_t stride, int64_t keys, int64_
         const float *from = v + j * stride + c + v_at;
         V x = here == VW ? vload(from) : here > 0 ? vload_n(from, here) : vzero(), next = vzero();
         if (pairs && j + 1 < keys) next = here == VW ? vload(from + stride) : here > 0 ? vload_n(from + stride, here) : vzero();
-        vstore(dst + v_at, pairs ? vpair(vround_bf16(x), vround_bf16(next)) : x);
+        if (how != EXACT) x = vround_bf16(x);
+        vstore(dst + v_at, pairs ? vpair(x, vround_bf16(next)) : x);
       }
 }
 
@@ -61,6 +63,7 @@ typedef struct attention_block {
   int64_t d, width, keys;     /* width: d rounded up to NR */
   int64_t d_steps, key_steps; /* d and keys, or the pairs they make */
   float scale;
+  bool only; /* the one block of its rows: their sums are final once it is done */
 } attention_block;
 
 inl void multiply_tile(bool pairs, const float *a, const float *b, int64_t steps, float *c, int64_t ldc, bool add, int64_t rows) {
@@ -72,7 +75,8 @@ inl void multiply_tile(bool pairs, const float *a, const float *b, int64_t steps
 }
 
 /* Queries [i, i+rows) of the block, at most SUB, against its keys */
-inl void attend_sub(const attention_block *b, int64_t i, int64_t rows, bool pairs) {
+inl void attend_sub(const attention_block *b, int64_t i, int64_t rows, operands how) {
+  const bool pairs = how == PAIRS;
   for (int64_t j = 0; j < b->keys; j += NR)
     for (int64_t r = 0; r < rows; r += MR)
       multiply_tile(pairs, b->q + (i + r) * b->d_steps, b->k + j * b->d_steps, b->d_steps, b->s + r * S_LD + j, S_LD, false,
@@ -80,12 +84,16 @@ inl void attend_sub(const attention_block *b, int64_t i, int64_t rows, bool pair
   for (int64_t r = 0; r < rows; r++) {
     float by = softmax_block(b->s + r * S_LD, b->keys, b->scale, b->top + i + r, b->sum + i + r);
     if (by != 1) scale_row(b->o + (i + r) * b->width, by, b->width);
+    if (how != EXACT && b->only) { /* round weights that add up to one, as where the softmax is an operator of its own */
+      scale_row(b->s + r * S_LD, 1.0f / b->sum[i + r], b->keys);
+      b->sum[i + r] = 1;
+    }
   }
   for (int64_t r = 0; r < rows; r += MR) {
     if (pairs)
       pack_x_pairs(b->p + r * b->key_steps, b->s + r * S_LD, S_LD, btc_min64(rows - r, MR), b->keys);
     else
-      pack_x(b->p + r * b->key_steps, b->s + r * S_LD, S_LD, btc_min64(rows - r, MR), b->keys, false);
+      pack_x(b->p + r * b->key_steps, b->s + r * S_LD, S_LD, btc_min64(rows - r, MR), b->keys, how == ROUNDED);
   }
   for (int64_t c = 0; c < b->width; c += NR)
     for (int64_t r = 0; r < rows; r += MR)
@@ -94,7 +102,8 @@ inl void attend_sub(const attention_block *b, int64_t i, int64_t rows, bool pair
 }
 
 inl void attend_block(const btc_cpu_attention *a, int64_t seq, int64_t head, int64_t query, int64_t rows, float *scratch,
-                      bool pairs) {
+                      operands how) {
+  const bool pairs = how == PAIRS;
   int64_t row0 = seq * a->t, channel = head * a->d, width = btc_ceil_div(a->d, NR) * NR;
   int64_t most = btc_ceil_div(btc_ceil_div(a->t, btc_ceil_div(a->t, ATTENTION_KEYS)), 32) * 32;
   const int64_t room = (ATTENTION_KEYS + NR_MAX) * (ATTENTION_WIDTH + NR_MAX), queries = ATTENTION_QUERIES + MR_MAX;
@@ -109,12 +118,13 @@ inl void attend_block(const btc_cpu_attention *a, int64_t seq, int64_t head, int
   b.p = at, at += SUB * S_LD;
   b.top = at, at += queries;
   b.sum = at;
+  b.only = a->t <= most;
   const float *q = a->q + (row0 + query) * a->q_stride + channel;
   for (int64_t i = 0; i < rows; i += MR) {
     if (pairs)
       pack_x_pairs(b.q + i * b.d_steps, q + i * a->q_stride, a->q_stride, btc_min64(rows - i, MR), a->d);
     else
-      pack_x(b.q + i * a->d, q + i * a->q_stride, a->q_stride, btc_min64(rows - i, MR), a->d, false);
+      pack_x(b.q + i * a->d, q + i * a->q_stride, a->q_stride, btc_min64(rows - i, MR), a->d, how == ROUNDED);
   }
   memset(b.o, 0, (size_t)(btc_ceil_div(rows, MR) * MR * width) * sizeof *b.o);
   for (int64_t i = 0; i < rows; i++) b.top[i] = -INFINITY, b.sum[i] = 0;
@@ -125,9 +135,9 @@ inl void attend_block(const btc_cpu_attention *a, int64_t seq, int64_t head, int
     if (pairs)
       pack_w_pairs(b.k, b.rounded, k, BTC_CPU_F32, a->k_stride, b.keys, a->d);
     else
-      pack_w(b.k, k, BTC_CPU_F32, false, a->k_stride, b.keys, a->d);
-    pack_v(b.v, a->v + (row0 + key) * a->v_stride + channel, a->v_stride, b.keys, a->d, pairs);
-    for (int64_t i = 0; i < rows; i += SUB) attend_sub(&b, i, btc_min64(rows - i, SUB), pairs);
+      pack_w(b.k, k, BTC_CPU_F32, how == ROUNDED, a->k_stride, b.keys, a->d);
+    pack_v(b.v, a->v + (row0 + key) * a->v_stride + channel, a->v_stride, b.keys, a->d, how);
+    for (int64_t i = 0; i < rows; i += SUB) attend_sub(&b, i, btc_min64(rows - i, SUB), how);
   }
   for (int64_t i = 0; i < rows; i++) {
     scale_row(b.o + i * width, 1.0f / b.sum[i], width);
@@ -136,11 +146,15 @@ inl void attend_block(const btc_cpu_attention *a, int64_t seq, int64_t head, int
 }
 
 fn void attend(const btc_cpu_attention *a, int64_t seq, int64_t head, int64_t query, int64_t rows, float *scratch) {
-  attend_block(a, seq, head, query, rows, scratch, false);
+  attend_block(a, seq, head, query, rows, scratch, EXACT);
+}
+
+fn void attend_rounded(const btc_cpu_attention *a, int64_t seq, int64_t head, int64_t query, int64_t rows, float *scratch) {
+  attend_block(a, seq, head, query, rows, scratch, ROUNDED);
 }
 
 fn void attend_pairs(const btc_cpu_attention *a, int64_t seq, int64_t head, int64_t query, int64_t rows, float *scratch) {
-  attend_block(a, seq, head, query, rows, scratch, true);
+  attend_block(a, seq, head, query, rows, scratch, PAIRS);
 }
 
 /* ---- row-wise, straight from the cache, for few queries and any width ---- */

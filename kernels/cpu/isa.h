@@ -71,7 +71,10 @@ typedef struct btc_cpu_isa {
 
   /* One (sequence, head, block of queries); scratch of btc_cpu_attention_scratch() floats. */
   void (*attend)(const btc_cpu_attention *a, int64_t seq, int64_t head, int64_t query, int64_t rows, float *scratch);
-  /* The same with queries, keys, values and weights rounded to bf16 and multiplied in pairs. */
+  /* The same with queries, keys, values and weights rounded to bf16. Weights add up to one before they are rounded when all keys
+   * are one block, and otherwise are what the running maximum makes of them. */
+  void (*attend_rounded)(const btc_cpu_attention *a, int64_t seq, int64_t head, int64_t query, int64_t rows, float *scratch);
+  /* The same, multiplied in pairs. */
   void (*attend_pairs)(const btc_cpu_attention *a, int64_t seq, int64_t head, int64_t query, int64_t rows, float *scratch);
   void (*attend_rows)(const btc_cpu_rows *r);
   void (*store_kv)(void *dst, btc_cpu_type type, const float *x, int64_t n);

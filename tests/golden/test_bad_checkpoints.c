@@ -12,7 +12,7 @@
 #include "engine/tokenizer.h"
 #include "recipes.h"
 
-#define MAX_OPEN_NS 2000000000 /* "bounded time"; a good one takes milliseconds */
+#define MAX_OPEN_NS INT64_C(60000000000) /* "bounded time": a good one takes milliseconds, a loaded machine any number of them */
 
 static btc_status open_all(const char *dir, btc_error *err) {
   btc_checkpoint *c = NULL;
