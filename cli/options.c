@@ -88,7 +88,7 @@ static bool set_text(const cli_command *cmd, const cli_option *o, const char *va
   else
     real = strtod(value, &end);
   if (end == value || *end || errno || !(real >= o->low && real <= o->high)) {
-    cli_usage_error(cmd, "%s: '%s' is not a%s number between %.12g and %.12g", source, value, o->type == CLI_INT ? " whole" : "",
+    cli_usage_error(cmd, "%s: '%s' is not a%s number between %.16g and %.16g", source, value, o->type == CLI_INT ? " whole" : "",
                     o->low, o->high);
     return false;
   }
