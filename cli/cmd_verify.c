@@ -44,8 +44,8 @@ static void print_json(const golden_report *r, bool bf16) {
   for (int i = 0; i < r->n_tensors; i++) {
     const golden_tensor *t = &r->tensor[i];
     json_object_set_new(tensors, t->name,
-                        json_pack("{s:f,s:f,s:f,s:f,s:b}", "max_diff", t->max_diff, "tolerance", t->tolerance, "noise_ratio",
-                                  t->noise_ratio, "rel_rms", t->rel_rms, "ok", t->ok));
+                        json_pack("{s:f,s:f,s:f,s:f,s:f,s:b}", "max_diff", t->max_diff, "tolerance", t->tolerance, "noise_ratio",
+                                  t->noise_ratio, "rel_rms", t->rel_rms, "rel_rms_limit", t->rel_rms_limit, "ok", t->ok));
   }
   for (int i = 0; i < r->n_problems && i < GOLDEN_MAX_PROBLEMS; i++) json_array_append_new(problems, json_string(r->problem[i]));
   json_object_set_new(o, "case", json_string(r->name));

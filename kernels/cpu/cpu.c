@@ -85,7 +85,8 @@ btc_status btc_cpu_create(int threads, int64_t max_k, bool bf16, btc_cpu **out, 
   c->scratch = alloc_floats(c->scratch_floats * (size_t)threads);
   btc_status s = BTC_OK;
   if (!c->rows || !c->scratch)
-    s = btc_fail(err, BTC_ERR_NOMEM, "no memory for the scratch of %d threads and %lld columns", threads, (long long)max_k);
+    s = btc_fail(err, BTC_ERR_NOMEM, "no memory for the scratch of %d thread%s and %lld columns", threads, threads == 1 ? "" : "s",
+                 (long long)max_k);
   else
     s = btc_pool_create(threads, &c->pool, err);
   if (s != BTC_OK) {

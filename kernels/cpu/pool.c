@@ -91,7 +91,7 @@ static void *worker_main(void *arg) {
 btc_status btc_pool_create(int threads, btc_pool **out, btc_error *err) {
   *out = NULL;
   btc_pool *p = btc_alloc_zero(1, sizeof *p + (size_t)(threads - 1) * sizeof p->workers[0]);
-  if (!p) return btc_fail(err, BTC_ERR_NOMEM, "no memory for a pool of %d threads", threads);
+  if (!p) return btc_fail(err, BTC_ERR_NOMEM, "no memory for a pool of %d thread%s", threads, threads == 1 ? "" : "s");
   p->threads = threads;
   pthread_mutex_init(&p->lock, NULL);
   pthread_cond_init(&p->work, NULL);
