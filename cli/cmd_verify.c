@@ -34,6 +34,8 @@ static void print_report(const golden_report *r, bool bf16) {
       printf(" %9.2f", t->noise_ratio);
     printf("  %s\n", t->ok ? "ok" : "FAILED");
   }
+  for (int i = 0; i < r->error_runs && i < GOLDEN_MAX_REFUSALS; i++)
+    if (r->refusal[i][0]) printf("  error run refused: %s\n", r->refusal[i]);
   for (int i = 0; i < r->n_problems && i < GOLDEN_MAX_PROBLEMS; i++) printf("  FAILED %s\n", r->problem[i]);
   if (r->n_problems > GOLDEN_MAX_PROBLEMS) printf("  FAILED and %d more\n", r->n_problems - GOLDEN_MAX_PROBLEMS);
   printf("  %s\n", r->n_problems ? "does NOT hold" : "holds");

@@ -60,6 +60,13 @@ static golden_tensor *report_of(golden *g, const char *name) {
   return t;
 }
 
+/* NULL where the run lacks the text; one of another kind is a problem. */
+static const json_t *text_of(golden *g, const char *key) {
+  const json_t *v = json_object_get(g->run, key);
+  if (v && !json_is_string(v)) problem(g, "'%s' is no text", key);
+  return json_is_string(v) ? v : NULL;
+}
+
 static double number(const json_t *o, const char *key) {
   return json_number_value(json_object_get(o, key));
 }
@@ -94,6 +101,7 @@ static void judge(golden *g, const char *name, const json_t *spec, const differe
   t->rel_rms = fmax(t->rel_rms, g->o->bf16 ? rel : 0);
   t->rel_rms_limit = fmax(t->rel_rms_limit, limit);
   t->runs++;
+  t->in_run = true;
   if (ok) return;
   t->ok = false;
   problem(g, "%s differs by %.3g (tolerance %.3g)%s%s", name, d->max, tol, d->nan ? ", not a number" : "",
@@ -183,19 +191,30 @@ static void check_ids(golden *g, const char *what, const json_t *want, const int
   if (upto == total && n != total) problem(g, "%s: expected %zu, got %zu", what, total, n);
 }
 
+/* An image in the prompt becomes the positions of a block. */
+static void check_positions(golden *g, const int32_t *ids, size_t n) {
+  const json_t *want = json_object_get(g->run, "positions");
+  int64_t positions = (int64_t)n;
+  for (size_t i = 0; ids && i < n; i++)
+    if (ids[i] < 0) positions += g->m->block_tokens - 1;
+  if (ids && want && json_integer_value(want) != positions)
+    problem(g, "the prompt takes %lld positions, expected %lld", (long long)positions, (long long)json_integer_value(want));
+}
+
 static void check_prompt(golden *g, int n_images) {
   btc_stage_item it = {.n_images = n_images};
   btc_error err = {0};
   char *text = NULL;
   int32_t *ids = NULL;
   size_t n = 0;
-  const char *question = json_string_value(json_object_get(g->run, "question"));
+  const char *question = json_string_value(text_of(g, "question"));
   if (btc_prompt_question(question ? question : btc_prompt_caption, (size_t)btc_item_blocks(&it), &text, &err) != BTC_OK ||
       btc_prompt_encode(g->m->tok, text, &ids, &n, &err) != BTC_OK)
     problem(g, "prompt: %s", err.message);
-  const char *want = json_string_value(json_object_get(g->run, "prompt"));
+  const char *want = json_string_value(text_of(g, "prompt"));
   if (text && want && strcmp(text, want) != 0) problem(g, "the rendered prompt differs");
   if (ids) check_ids(g, "prompt ids", json_object_get(g->run, "prompt_ids"), ids, n, SIZE_MAX);
+  check_positions(g, ids, n);
   free(text);
   free(ids);
 }
@@ -205,6 +224,9 @@ static void check_pixels(golden *g, char **images, size_t n, bool pad) {
   const int64_t side = c->vision.image, image = 3 * side * side;
   const btc_tensor_view *want = expected(g, "pixels", "");
   float *got = btc_alloc((size_t)image, sizeof *got), *w = want ? floats_of(want) : NULL;
+  const json_t *hashes = json_object_get(g->run, "u8_sha256");
+  if (hashes && json_array_size(hashes) != n) problem(g, "'u8_sha256' does not list one hash an image");
+  if (want && want->bytes != n * (size_t)image * sizeof *w) problem(g, "the expected pixels are not those of %zu images", n);
   for (size_t i = 0; i < n && got; i++) {
     btc_image im = {0};
     btc_error err;
@@ -214,8 +236,8 @@ static void check_pixels(golden *g, char **images, size_t n, bool pad) {
       continue;
     }
     btc_sha256_hex(im.rgb, (size_t)image, hex);
-    const char *hash = json_string_value(json_array_get(json_object_get(g->run, "u8_sha256"), i));
-    if (hash && strcmp(hash, hex) != 0) problem(g, "image %zu: the resized 8-bit pixels differ", i);
+    const char *hash = json_string_value(json_array_get(hashes, i));
+    if (hashes && (!hash || strcmp(hash, hex) != 0)) problem(g, "image %zu: the resized 8-bit pixels differ", i);
     btc_image_normalise(&im, c->pre.rescale, c->pre.mean, c->pre.std, got);
     btc_image_free(&im);
     if (w &&
@@ -256,7 +278,7 @@ static void check_text(golden *g, const btc_result *r) {
   char *raw = NULL;
   size_t len = 0;
   btc_error err;
-  const json_t *want_raw = json_object_get(g->run, "text_raw"), *want = json_object_get(g->run, "text");
+  const json_t *want_raw = text_of(g, "text_raw"), *want = text_of(g, "text");
   if (btc_tokenizer_decode(g->m->tok, r->ids, (size_t)r->n_ids, &raw, &len, &err) != BTC_OK) {
     problem(g, "decoding: %s", err.message);
     return;
@@ -278,7 +300,7 @@ static void check_free_run(golden *g, btc_item *item) {
   } else {
     size_t upto = comparable_ids(g);
     check_ids(g, "greedy ids", json_object_get(g->run, "ids"), r.ids, (size_t)r.n_ids, upto);
-    const char *stop = json_string_value(json_object_get(g->run, "stop"));
+    const char *stop = json_string_value(text_of(g, "stop"));
     if (upto == SIZE_MAX) {
       check_text(g, &r);
       if (stop && strcmp(stop, r.stop == BTC_STOP_EOS ? "eos" : "length") != 0)
@@ -301,6 +323,7 @@ static void check_forced_run(golden *g, btc_item *item) {
   btc_error err;
   g->logit_rows = 0;
   g->logits = (difference){0};
+  for (int i = 0; i < g->report->n_tensors; i++) g->report->tensor[i].in_run = false;
   btc_session_set_probe(g->s, &probe);
   btc_session_run(g->s, item, 1, &r, &err);
   if (r.status != BTC_OK) problem(g, "%s", r.error.message);
@@ -316,7 +339,10 @@ static void check_forced_run(golden *g, btc_item *item) {
   json_object_foreach(json_object_get((json_t *)g->run, "tensors"), name, spec) {
     if (strcmp(name, "pixels") == 0 || (!expected(g, name, "") && !expected(g, name, "@rows"))) continue;
     const golden_tensor *t = report_of(g, name);
-    if (!t || !t->runs) problem(g, "%s was never computed", name);
+    if (!json_is_object(spec))
+      problem(g, "nothing says how exact %s must be", name);
+    else if (!t || !t->in_run)
+      problem(g, "%s was never computed", name);
   }
 }
 
@@ -364,7 +390,14 @@ static void check_error_run(golden *g, const json_t *run) {
   btc_error err;
   g->run_id = "error run";
   btc_session_run(g->s, &item, 1, &r, &err);
-  if (r.status == BTC_OK) problem(g, "answered, but must fail: %s", json_string_value(json_object_get(run, "expect")));
+  const char *expect = json_string_value(json_object_get(run, "expect"));
+  const bool by_chance = r.status == BTC_ERR_NOT_FOUND || r.status == BTC_ERR_NOMEM || r.status == BTC_ERR_INTERNAL;
+  if (r.status == BTC_OK)
+    problem(g, "answered, but must fail: %s", expect ? expect : "");
+  else if (by_chance)
+    problem(g, "failed for a reason of its own: %s", r.error.message);
+  else if (g->report->error_runs < GOLDEN_MAX_REFUSALS)
+    snprintf(g->report->refusal[g->report->error_runs], sizeof g->report->refusal[0], "%.255s", r.error.message);
   g->report->error_runs++;
   g->run_id = NULL;
   btc_result_clear(&r);
@@ -426,6 +459,7 @@ btc_status golden_run(const char *dir, const golden_options *o, golden_report *o
   so.max_tokens = (int)longest_answer(runs);
   if ((st = btc_session_create(g.m, &so, &g.s, err)) != BTC_OK) goto out;
   if (json_array_size(runs) == 0) problem(&g, "the case has no runs");
+  if (errors && !json_is_array(errors)) problem(&g, "'error_runs' is no list");
   for (size_t i = 0; i < json_array_size(runs); i++) check_run(&g, json_array_get(runs, i));
   for (size_t i = 0; i < json_array_size(errors); i++) check_error_run(&g, json_array_get(errors, i));
 out:

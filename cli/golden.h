@@ -19,11 +19,13 @@ typedef struct golden_tensor {
   double noise_ratio;            /* largest of max_diff / stated float32 error (floored at 1e-6 of the tensor's largest value) */
   double rel_rms, rel_rms_limit; /* bf16 only; 0 otherwise */
   int runs;
+  bool in_run; /* compared in the run at hand */
   bool ok;
 } golden_tensor;
 
 #define GOLDEN_MAX_TENSORS 256
 #define GOLDEN_MAX_PROBLEMS 32
+#define GOLDEN_MAX_REFUSALS 8
 
 typedef struct golden_report {
   char name[64];
@@ -31,6 +33,7 @@ typedef struct golden_report {
   golden_tensor tensor[GOLDEN_MAX_TENSORS];
   int n_tensors;
   char problem[GOLDEN_MAX_PROBLEMS][256]; /* what does not hold, one line each */
+  char refusal[GOLDEN_MAX_REFUSALS][256]; /* what the first error runs were refused with */
   int n_problems;                         /* may exceed GOLDEN_MAX_PROBLEMS; then the rest was not kept */
 } golden_report;
 
