@@ -10,13 +10,14 @@
 
 #include "model_options.h"
 #include "ops/ops.h"
+#include "worker/link_nccl.h"
 
 static int run(int argc, char **argv);
 
 const cli_command cmd_doctor = {
     .name = "doctor",
     .arguments = "",
-    .summary = "checks CPU, memory, libraries, GPU, Redis and model; says what to do about each finding",
+    .summary = "checks CPU, memory, libraries, GPU, NCCL, Redis and model; says what to do about each finding",
     .details = "Exit code 0 when captions can be made here, 1 when something needed is missing.",
     .run = run,
 };
@@ -83,6 +84,17 @@ static void check_gpu(findings *f) {
     found(f, FINE, "gpu", "cuda:%d, %s, compute capability %d.%d, %.1f GB, %.1f GB free%s", i, d.name, d.major, d.minor,
           (double)d.memory_bytes * 1e-9, (double)d.free_bytes * 1e-9, busy);
   }
+}
+
+/* Only pipelines over GPUs want it, so nothing is said where there is none. */
+static void check_nccl(findings *f) {
+  btc_error err = {0};
+  char version[16], file[512];
+  if (btc_device_count(&err) == 0) return;
+  if (link_nccl_describe(version, file, sizeof file, &err) == BTC_OK)
+    found(f, FINE, "nccl", "%s (%s): tensors of a pipeline go from GPU to GPU", version, file);
+  else
+    found(f, NOTE, "nccl", "%s; tensors of a pipeline go by TCP, which is slower", err.message);
 }
 
 /* Where a program is; false when it is not on the PATH. */
@@ -181,6 +193,7 @@ static int run(int argc, char **argv) {
   check_cpu(&f);
   check_memory(&f);
   check_gpu(&f);
+  check_nccl(&f);
   check_redis(&f);
   check_model(&f, model);
   if (f.json) {

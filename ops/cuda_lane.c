@@ -6,6 +6,7 @@
 
 struct btc_lane {
   int device;
+  btc_device_info info; /* as it was at the beginning */
   cudaStream_t stream;
 };
 
@@ -20,13 +21,12 @@ static bool try(const btc_lane *l, cudaError_t rc, const char *call, const char 
 #define TRY(l, call, err) try((l), (call), #call, __FILE__, __LINE__, (err))
 
 btc_status btc_lane_create(const char *device, btc_lane **out, btc_error *err) {
-  btc_device_info info;
   *out = NULL;
   if (strncmp(device, "cuda", 4) != 0) return btc_fail(err, BTC_ERR_UNSUPPORTED, "device '%s' is no CUDA device", device);
   btc_lane *l = btc_alloc_zero(1, sizeof *l);
   if (!l) return btc_fail(err, BTC_ERR_NOMEM, "out of memory");
   l->device = btc_device_index(device);
-  btc_status st = btc_cuda_device_query(l->device, &info, err); /* makes it the thread's device */
+  btc_status st = btc_cuda_device_query(l->device, &l->info, err); /* makes it the thread's device */
   if (st == BTC_OK && !TRY(l, cudaStreamCreateWithFlags(&l->stream, cudaStreamNonBlocking), err)) st = err->code;
   if (st != BTC_OK) {
     free(l);
@@ -46,6 +46,11 @@ void btc_lane_destroy(btc_lane **lp) {
 
 void *btc_lane_queue(const btc_lane *l) {
   return l->stream;
+}
+
+bool btc_lane_device(const btc_lane *l, btc_device_info *out) {
+  *out = l->info;
+  return cuda_use_now(out);
 }
 
 btc_status btc_lane_alloc(btc_lane *l, size_t bytes, void **out, btc_error *err) {

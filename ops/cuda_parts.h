@@ -115,6 +115,7 @@ void cuda_copy_2d(btc_backend *b, void *dst, size_t dst_pitch, const void *src, 
 
 /* ---- cuda_use.c ---- */
 bool cuda_use(const btc_backend *b, btc_device_info *out); /* as btc_backend_device */
+bool cuda_use_now(btc_device_info *info);                  /* the device of info->index; false: it does not answer */
 void cuda_read_use(btc_device_info *info);                 /* free_bytes and busy of info->index, as far as they can be had */
 
 /* NVIDIA's management library, as far as it is used; loaded when it is first asked. */

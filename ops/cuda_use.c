@@ -17,15 +17,19 @@ void cuda_read_use(btc_device_info *info) {
 }
 
 /* The current device belongs to a thread, and whoever asks may never have chosen one. */
-bool cuda_use(const btc_backend *b, btc_device_info *out) {
-  const cuda_backend *c = b->self;
+bool cuda_use_now(btc_device_info *info) {
   size_t free_bytes = 0, total = 0;
-  *out = c->info;
-  if (cudaSetDevice(c->device) != cudaSuccess || cudaMemGetInfo(&free_bytes, &total) != cudaSuccess) {
+  if (cudaSetDevice(info->index) != cudaSuccess || cudaMemGetInfo(&free_bytes, &total) != cudaSuccess) {
     (void)cudaGetLastError();
     return false;
   }
-  out->free_bytes = free_bytes;
-  cuda_read_use(out);
+  info->free_bytes = free_bytes;
+  cuda_read_use(info);
   return true;
+}
+
+bool cuda_use(const btc_backend *b, btc_device_info *out) {
+  const cuda_backend *c = b->self;
+  *out = c->info;
+  return cuda_use_now(out);
 }

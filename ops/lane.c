@@ -22,6 +22,12 @@ void *btc_lane_queue(const btc_lane *l) {
   return NULL;
 }
 
+bool btc_lane_device(const btc_lane *l, btc_device_info *out) {
+  (void)l;
+  *out = (btc_device_info){0};
+  return false;
+}
+
 btc_status btc_lane_alloc(btc_lane *l, size_t bytes, void **out, btc_error *err) {
   (void)l, (void)bytes;
   *out = NULL;

@@ -116,6 +116,8 @@ btc_status btc_lane_create(const char *device, btc_lane **out,
                            btc_error *err); /* as a backend's kind; UNSUPPORTED: no such device */
 void btc_lane_destroy(btc_lane **l);        /* NULL is fine; its memory is freed before */
 void *btc_lane_queue(const btc_lane *l);    /* cudaStream_t */
+/* Its device, with memory and use as they are now. false: it does not answer. */
+bool btc_lane_device(const btc_lane *l, btc_device_info *out);
 btc_status btc_lane_alloc(btc_lane *l, size_t bytes, void **out, btc_error *err); /* NOMEM; aligned for anything */
 void btc_lane_free(btc_lane *l, void *p);                                         /* NULL is fine */
 /* Puts a copy on the queue: between any two places of host and device memory. Host memory stays as it is until it is done. */

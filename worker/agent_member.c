@@ -214,9 +214,19 @@ btc_status member_child_ready(agent *a, const Btc__ChildReady *r, btc_error *err
 
 /* ---- what the broker knows of us ---- */
 
+/* The driver computes nothing: what computes is the rank's process, if there is one. */
+static btc_devices *devices_of(member *m) {
+  btc_device_info info;
+  device_list_set(&m->devices, &info, shard_process_device(&m->shard, &info));
+  return &m->devices;
+}
+
 void member_fill_hello(const agent *a, Btc__Hello *h) {
-  const member *m = a->member;
+  member *m = a->member;
   if (!m || !m->on) return;
+  btc_devices *d = devices_of(m);
+  h->devices = d->list;
+  h->n_devices = d->n;
   h->blocks = m->caps.list;
   h->n_blocks = m->caps.n;
   h->memory_bytes = (uint64_t)(a->o->memory_mib * 1048576);
@@ -232,6 +242,11 @@ void member_fill_beat(agent *a, Btc__Heartbeat *beat) {
   member *m = a->member;
   int64_t now = btc_loop_now_ns(a->loop);
   beat->asks_not = member_waits(a);
+  if (m && m->on) {
+    btc_devices *d = devices_of(m);
+    beat->devices = d->list;
+    beat->n_devices = d->n;
+  }
   if (!m || m->st != MEMBER_ACTIVE || !m->shard.page) return;
   uint64_t busy_ns = m->shard.page->busy_ns, items = m->shard.page->items;
   if (now - m->load_ns >= LOAD_MS * AGENT_MS) {

@@ -4,6 +4,7 @@
 #define BTC_WORKER_AGENT_MEMBER_PARTS_H
 
 #include "agent_member.h"
+#include "device_list.h"
 #include "measure.h"
 #include "member_order.h"
 #include "shard_process.h"
@@ -34,6 +35,7 @@ struct member {
   int64_t load_ns;
   double busy, ms;
   Btc__PipeLoad load;
+  btc_devices devices; /* of its process, for the message under way */
 };
 
 bool member_drives(const member *m);       /* is rank 0 of an epoch that is not over */

@@ -41,8 +41,8 @@ struct worker_engine {
   bool recognised;       /* they were, by what an earlier child had said, and not read */
   uint64_t progress;     /* atomic: grows while run works; any thread may read it */
   measure_result caps;   /* of a part of the model; no blocks: the engine holds all of it */
-  /* The device it computes on; NULL or false: the CPU, or not known. Any thread, while the engine works. */
-  bool (*device)(const worker_engine *e, btc_device_info *out);
+  /* The devices it computes on, at most room of them; NULL or 0: the CPU, or not known. Any thread, while the engine works. */
+  size_t (*devices)(const worker_engine *e, btc_device_info *out, size_t room);
   int wake_fd; /* readable: step has something to do although no item is open; 0: none */
   /* Answers each of n <= batch items once. On an error the items not answered are the caller's to report. DEVICE, also from add and
    * step: the device is lost; what is not answered is no item's fault, and nothing more can be computed in this process. */

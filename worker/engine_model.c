@@ -47,8 +47,8 @@ static btc_status step(worker_engine *base, const worker_sink *sink, btc_error *
   return st;
 }
 
-static bool device(const worker_engine *base, btc_device_info *out) {
-  return btc_batcher_device(((const model_engine *)base)->b, out);
+static size_t devices(const worker_engine *base, btc_device_info *out, size_t room) {
+  return room && btc_batcher_device(((const model_engine *)base)->b, out);
 }
 
 static void destroy(worker_engine *base) {
@@ -82,7 +82,7 @@ btc_status engine_model_create(const btc_worker_options *o, worker_engine **out,
   model_engine *e = btc_alloc_zero(1, sizeof *e);
   if (!e) return btc_fail(err, BTC_ERR_NOMEM, "out of memory");
   e->base = (worker_engine){
-      .batch = o->batch, .room = room, .open = open_items, .add = add, .step = step, .device = device, .destroy = destroy};
+      .batch = o->batch, .room = room, .open = open_items, .add = add, .step = step, .devices = devices, .destroy = destroy};
   btc_status st = open_all(e, o, err);
   if (st != BTC_OK) {
     destroy(&e->base);

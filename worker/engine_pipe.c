@@ -56,6 +56,10 @@ static btc_status step(worker_engine *base, const worker_sink *sink, btc_error *
   return st;
 }
 
+static size_t devices(const worker_engine *base, btc_device_info *out, size_t room) {
+  return pipe_devices(((const pipe_engine *)base)->p, out, room);
+}
+
 static void destroy(worker_engine *base) {
   pipe_engine *e = (pipe_engine *)base;
   pipe_destroy(&e->p);
@@ -83,7 +87,8 @@ static btc_status new_engine(const btc_worker_options *o, pipe_engine **out, btc
   if (!o->model) return btc_fail(err, BTC_ERR_ARG, "no model: give one with -m DIR or BTCCHAT_MODEL");
   pipe_engine *e = *out = btc_alloc_zero(1, sizeof *e);
   if (!e) return btc_fail(err, BTC_ERR_NOMEM, "out of memory");
-  e->base = (worker_engine){.batch = o->batch, .room = room, .open = open_items, .add = add, .step = step, .destroy = destroy};
+  e->base = (worker_engine){
+      .batch = o->batch, .room = room, .open = open_items, .add = add, .step = step, .devices = devices, .destroy = destroy};
   return BTC_OK;
 }
 

@@ -6,6 +6,7 @@
 #include <nccl.h>
 #include <pthread.h>
 #include <sched.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
@@ -76,6 +77,17 @@ int link_nccl_version(btc_error *err) {
   if (absent.code == BTC_OK) return lib.number;
   btc_fail(err, absent.code, "%s", absent.message);
   return 0;
+}
+
+btc_status link_nccl_describe(char version[16], char *file, size_t len, btc_error *err) {
+  Dl_info where;
+  void *any;
+  int n = link_nccl_version(err);
+  if (!n) return BTC_ERR_UNSUPPORTED;
+  memcpy(&any, &lib.version, sizeof any);
+  snprintf(version, 16, "%d.%d.%d", n / 10000, n / 100 % 100, n % 100); /* so since 2.9 */
+  snprintf(file, len, "%s", dladdr(any, &where) && where.dli_fname ? where.dli_fname : "");
+  return BTC_OK;
 }
 
 /* ---- calls ---- */

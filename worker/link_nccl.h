@@ -25,6 +25,8 @@ typedef struct link_nccl link_nccl;
 
 /* The library's version, as NCCL counts it (22809); 0: it cannot be used, and err says why. */
 int link_nccl_version(btc_error *err);
+/* The same for people, "2.28.9", and the file the library came from ("" where the loader does not tell). UNSUPPORTED as above. */
+btc_status link_nccl_describe(char version[16], char *file, size_t len, btc_error *err);
 
 /* A fresh id for one communicator; this process serves those who join by it, and must live until they have. */
 btc_status link_nccl_make_id(uint8_t id[LINK_NCCL_ID], btc_error *err);

@@ -10,6 +10,11 @@ int link_nccl_version(btc_error *err) {
   return 0;
 }
 
+btc_status link_nccl_describe(char version[16], char *file, size_t len, btc_error *err) {
+  (void)version, (void)file, (void)len;
+  return none(err);
+}
+
 btc_status link_nccl_make_id(uint8_t id[LINK_NCCL_ID], btc_error *err) {
   (void)id;
   return none(err);

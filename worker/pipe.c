@@ -173,6 +173,7 @@ static btc_status new_driver(const char *model, const pipe_options *o, pipe_driv
   p->slots = p->o.slots;
   p->listen_fd = p->bell = p->control = p->links_fd = -1;
   pthread_mutex_init(&p->lock, NULL);
+  pthread_mutex_init(&p->pages, NULL);
   pthread_cond_init(&p->to_read, NULL);
   p->model_dir = btc_strdup(model);
   return p->model_dir ? open_driver(p, err) : btc_fail(err, BTC_ERR_NOMEM, "out of memory");
@@ -228,6 +229,7 @@ void pipe_destroy(pipe_driver **pp) {
   btc_sampler_destroy(&p->sampler);
   btc_model_close(&p->m);
   pthread_mutex_destroy(&p->lock);
+  pthread_mutex_destroy(&p->pages);
   pthread_cond_destroy(&p->to_read);
   free(p);
   *pp = NULL;

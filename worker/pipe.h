@@ -23,6 +23,7 @@
 #define BTC_WORKER_PIPE_H
 
 #include "engine/engine.h"
+#include "ops/ops.h"
 
 enum { PIPE_MAX_RANKS = 16 };
 
@@ -83,6 +84,8 @@ btc_status pipe_submit(pipe_driver *p, const btc_item *item, void *tag, btc_erro
 btc_status pipe_step(pipe_driver *p, btc_error *err);
 /* In `done`: the item is answered because the pipeline fails, not because of anything of its own. */
 bool pipe_is_failing(const pipe_driver *p);
+/* The GPUs of the ranks on this machine, each once, as they last told: how many, at most room. Any thread, while p lives. */
+size_t pipe_devices(pipe_driver *p, btc_device_info *out, size_t room);
 int pipe_places(const pipe_driver *p);  /* images whose features the entry keeps */
 int pipe_wake_fd(const pipe_driver *p); /* readable when pipe_step has something to do although no item is open; -1: never */
 

@@ -84,6 +84,7 @@ struct pipe_driver {
   bool nccl;                    /* see pipe_state */
   char no_nccl[200];            /* why not; "": nobody would expect it */
   pipe_rank rank[PIPE_MAX_RANKS];
+  pthread_mutex_t pages; /* held while a rank's process goes or comes, and by who looks at its page from another thread */
   char describe[160];
   /* epoch */
   uint64_t epoch, abandoned; /* abandoned: reports of epochs up to it are history */

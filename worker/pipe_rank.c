@@ -60,8 +60,10 @@ btc_status pipe_rank_start(pipe_driver *p, int r, btc_error *err) {
                          .links_fd = -1,
                          .host = p->o.tensors == PIPE_TENSORS_NCCL && shares_card(p) ? host : NULL,
                          .fail = p->o.fail && p->o.fail_rank == r && k->starts == 0 ? p->o.fail : NULL};
+  pthread_mutex_lock(&p->pages);
   shard_process_end(&k->process);
   btc_status st = shard_process_start(&k->process, &o, err);
+  pthread_mutex_unlock(&p->pages);
   k->starts += st == BTC_OK;
   return st;
 }
@@ -69,12 +71,21 @@ btc_status pipe_rank_start(pipe_driver *p, int r, btc_error *err) {
 static void replace_wedged(pipe_driver *p, int r, const char *how) {
   shard_process *k = &p->rank[r].process;
   mourn(p, r, how, false);
-  if (!p->o.leave_wedged) {
+  pthread_mutex_lock(&p->pages);
+  if (p->o.leave_wedged) {
+    k->control = -1; /* stays open (and leaks, in a test): it is to believe that it still belongs */
+    shard_process_forget(k);
+  } else {
     shard_process_end(k);
-    return;
   }
-  k->control = -1; /* stays open (and leaks, in a test): it is to believe that it still belongs */
-  shard_process_forget(k);
+  pthread_mutex_unlock(&p->pages);
+}
+
+static bool has_died(pipe_driver *p, int r, char how[64], bool *oom) {
+  pthread_mutex_lock(&p->pages);
+  bool died = shard_process_died(&p->rank[r].process, how, oom);
+  pthread_mutex_unlock(&p->pages);
+  return died;
 }
 
 static void hear(pipe_driver *p, int r, const shard_report *w) {
@@ -89,7 +100,7 @@ static void watch_rank(pipe_driver *p, int r) {
   char how[64];
   bool oom;
   while (shard_process_hear(k, &w)) hear(p, r, &w);
-  if (shard_process_died(k, how, &oom)) {
+  if (has_died(p, r, how, &oom)) {
     mourn(p, r, how, oom);
     return;
   }
@@ -108,4 +119,17 @@ bool pipe_has_fault(void *driver) {
   if (p->o.progress) __atomic_add_fetch(p->o.progress, 1, __ATOMIC_RELAXED);
   pipe_watch(p);
   return p->fault || (p->o.cancel && *p->o.cancel);
+}
+
+size_t pipe_devices(pipe_driver *p, btc_device_info *out, size_t room) {
+  size_t n = 0;
+  pthread_mutex_lock(&p->pages);
+  for (int r = 0; r < p->n_ranks && !p->remote && n < room; r++) {
+    if (!shard_process_device(&p->rank[r].process, &out[n])) continue;
+    bool seen = false; /* ranks may share a card */
+    for (size_t i = 0; i < n; i++) seen = seen || out[i].index == out[n].index;
+    n += !seen;
+  }
+  pthread_mutex_unlock(&p->pages);
+  return n;
 }

@@ -18,8 +18,8 @@
 
 #include "engine.h"
 #include "child.h"
+#include "device_list.h"
 #include "frame.h"
-#include "proto/devices.h"
 
 enum { QUEUE = 1024, TICK_MS = 250, DEVICE_MS = 1000, FLUSH_NS = 2000000 };
 
@@ -69,21 +69,10 @@ static void say(server *s, const Btc__Envelope *e, bool flush) {
   pthread_mutex_unlock(&s->out_lock);
 }
 
-/* The engine's device as a message has it. */
-static void read_device(const server *s, btc_devices *d) {
-  btc_device_info info;
-  Btc__Device one = BTC__DEVICE__INIT, *list = &one;
-  char name[BTC_DEVICE_NAME];
-  d->n = 0;
-  if (!s->engine->device || !s->engine->device(s->engine, &info)) return;
-  snprintf(name, sizeof name, "cuda:%d, %s", info.index, info.name);
-  child_clean_text(name);
-  one.name = name;
-  one.memory_bytes = info.memory_bytes;
-  one.free_bytes = info.free_bytes;
-  one.busy_known = info.busy >= 0;
-  one.busy = info.busy;
-  btc_devices_set(d, &list, 1);
+/* The engine's devices as a message has them. */
+static void read_devices(const server *s, btc_devices *d) {
+  btc_device_info info[BTC_DEVICES];
+  device_list_set(d, info, s->engine->devices ? s->engine->devices(s->engine, info, BTC_DEVICES) : 0);
 }
 
 static void say_ready(server *s) {
@@ -104,7 +93,7 @@ static void say_ready(server *s) {
   ready.whole_bytes = s->engine->caps.whole_bytes;
   ready.known = s->engine->known;
   ready.recognised = s->engine->recognised;
-  read_device(s, &devices);
+  read_devices(s, &devices);
   ready.devices = devices.list;
   ready.n_devices = devices.n;
   say(s, &env, true);
@@ -130,15 +119,15 @@ static void say_started(server *s, uint64_t *tickets, size_t n) {
   say(s, &env, true);
 }
 
-/* How full and busy the device is, now and then. Progress is told elsewhere: a stuck kernel keeps a device busy, too. */
-static void say_device(server *s) {
+/* How full and busy the devices are, now and then. Progress is told elsewhere: a stuck kernel keeps a device busy, too. */
+static void say_devices(server *s) {
   Btc__ChildStarted started = BTC__CHILD_STARTED__INIT;
   Btc__Envelope env = btc_wire_envelope(BTC__ENVELOPE__BODY_CHILD_STARTED);
   btc_devices devices;
   int64_t now = btc_now_ns();
-  if (!s->engine->device || now - s->device_ns < DEVICE_MS * INT64_C(1000000)) return;
+  if (!s->engine->devices || now - s->device_ns < DEVICE_MS * INT64_C(1000000)) return;
   s->device_ns = now;
-  read_device(s, &devices);
+  read_devices(s, &devices);
   env.child_started = &started;
   started.progress = s->told;
   started.devices = devices.list;
@@ -210,7 +199,7 @@ static void *read_ahead(void *ctx) {
     struct pollfd p = {.fd = s->fd, .events = POLLIN};
     if (poll(&p, 1, TICK_MS) == 0) {
       tell_progress(s);
-      say_device(s);
+      say_devices(s);
       continue;
     }
     if (frame_read(&in, s->fd) == FRAME_CLOSED) _exit(0);
@@ -226,7 +215,7 @@ static void *read_ahead(void *ctx) {
       _exit(1);
     }
     tell_progress(s);
-    say_device(s);
+    say_devices(s);
   }
   return NULL;
 }

@@ -34,6 +34,7 @@ typedef struct shard {
   uint64_t step[2];                              /* last one of the language's and of the tower's */
   int turn;                                      /* which of in is asked first */
   btc_lane *lane;                                /* of our GPU; NULL: we have none */
+  int64_t use_ns;                                /* when its use was last told */
   link_nccl *nccl;                               /* of this epoch; NULL: tensors go by the links */
   btc_stage_item *items;                         /* [SHARD_MAX_SLOTS] */
   shard_room flow, arrived;                      /* what goes out, and what a carrier brings: on the GPU when a carrier takes it */
@@ -45,6 +46,23 @@ typedef struct shard {
 } shard;
 
 /* ---- the parent ---- */
+
+/* How full and busy our GPU is, onto the page. */
+static void tell_use(shard *s) {
+  btc_device_info info;
+  shard_page *page = s->page;
+  int64_t now = btc_now_ns();
+  if (!s->lane || (s->use_ns && now - s->use_ns < SHARD_USE_MS * INT64_C(1000000))) return;
+  s->use_ns = now;
+  if (!btc_lane_device(s->lane, &info)) return;
+  if (!page->device_memory) {
+    page->device_index = info.index;
+    snprintf(page->device_name, sizeof page->device_name, "%s", info.name);
+    page->device_memory = info.memory_bytes;
+  }
+  __atomic_store_n(&page->device_free, info.free_bytes, __ATOMIC_RELAXED);
+  __atomic_store_n(&page->device_busy, info.busy < 0 ? -1 : (int32_t)(info.busy * 1000 + 0.5), __ATOMIC_RELAXED);
+}
 
 /* Whether tensors can go by NCCL here. The library is large: only who has a GPU loads it. */
 static void tell_card(const shard *s, shard_report *r) {
@@ -59,9 +77,12 @@ static void tell_card(const shard *s, shard_report *r) {
   snprintf(r->message, sizeof r->message, "%.*s", (int)sizeof r->message - 1, why.message);
 }
 
-static void report(const shard *s, shard_said said, const btc_error *why) {
+static void report(shard *s, shard_said said, const btc_error *why) {
   shard_report r = {.version = SHARD_VERSION, .said = said, .epoch = s->order.epoch, .port = s->port};
-  if (said == SHARD_OPEN) tell_card(s, &r);
+  if (said == SHARD_OPEN) {
+    tell_use(s);
+    tell_card(s, &r);
+  }
   if (why) {
     r.status = why->code;
     snprintf(r.message, sizeof r.message, "%.*s", (int)sizeof r.message - 1, why->message);
@@ -79,6 +100,7 @@ static bool has_order(void *ctx) {
 
 static bool has_order_idle(void *ctx) {
   BTC_FAILPOINT("shard_idle");
+  tell_use(ctx);
   return has_order(ctx);
 }
 
@@ -433,6 +455,7 @@ static _Noreturn void serve(shard *s) {
       struct pollfd p = {.fd = SHARD_FD, .events = POLLIN};
       poll(&p, 1, TICK_MS);
     }
+    tell_use(s);
     if (has_order(s)) {
       obey(s);
       continue;

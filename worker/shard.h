@@ -12,7 +12,7 @@
 #include "engine/stage.h"
 #include "link.h"
 
-enum { SHARD_VERSION = 3, SHARD_FD = 3, SHARD_PAGE_FD = 4, SHARD_LINKS_FD = 5 };
+enum { SHARD_VERSION = 4, SHARD_USE_MS = 1000, SHARD_FD = 3, SHARD_PAGE_FD = 4, SHARD_LINKS_FD = 5 };
 
 /* What both processes see. The counters grow only. */
 typedef struct shard_page {
@@ -22,6 +22,11 @@ typedef struct shard_page {
   uint64_t busy_ns;        /* spent in them */
   uint64_t items;          /* prefilled in them */
   uint64_t frames_dropped; /* of other epochs */
+  /* Of the rank's GPU: written before OPEN is said; memory 0: there is none. Free bytes and use again every SHARD_USE_MS, unless a
+   * step takes longer. */
+  int32_t device_index, device_busy; /* busy: per mille; negative: not known */
+  char device_name[96];
+  uint64_t device_memory, device_free;
 } shard_page;
 
 typedef enum shard_told {

@@ -166,6 +166,16 @@ bool shard_process_hear(shard_process *k, shard_report *w) {
   return true;
 }
 
+bool shard_process_device(const shard_process *k, btc_device_info *out) {
+  if (!k->open || !k->page || !k->page->device_memory) return false;
+  int32_t busy = __atomic_load_n(&k->page->device_busy, __ATOMIC_RELAXED);
+  *out = (btc_device_info){.index = k->page->device_index, .memory_bytes = k->page->device_memory};
+  out->free_bytes = __atomic_load_n(&k->page->device_free, __ATOMIC_RELAXED);
+  out->busy = busy < 0 ? -1 : busy / 1000.0;
+  snprintf(out->name, sizeof out->name, "%.*s", (int)sizeof out->name - 1, k->page->device_name);
+  return true;
+}
+
 /* ---- watching ---- */
 
 /* One line of /proc: the state's letter, and processor time in ticks. 0: there is no such process. */

@@ -7,6 +7,7 @@
 
 #include <sys/types.h>
 
+#include "ops/ops.h"
 #include "shard.h"
 
 typedef struct shard_start {
@@ -45,6 +46,9 @@ bool shard_process_hear(shard_process *k, shard_report *out);
 bool shard_process_died(shard_process *k, char how[64], bool *oom);
 /* It lives, but for wedge_ms has neither moved nor used its processor. */
 bool shard_process_stands_still(shard_process *k, int wedge_ms);
+
+/* Its GPU, as it last told. false: it has none, or is not there. */
+bool shard_process_device(const shard_process *k, btc_device_info *out);
 
 uint64_t shard_processor_ticks(pid_t pid); /* processor time of a process; 0: not known */
 

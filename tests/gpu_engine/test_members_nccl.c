@@ -69,6 +69,25 @@ static char *record(const char *line) {
   return text;
 }
 
+/* A worker that holds a part has no card while it only drives; once its rank runs it tells of that one's. */
+static void both_tell_of_their_card(void) {
+  size_t seen = 0;
+  for (int64_t end = test_now_ms() + PATIENCE_MS; seen < 2 && test_now_ms() < end; test_sleep_ms(100)) {
+    program_result r = RUN("workers", "--broker", c.clients, "--json");
+    json_t *all = json_loads(r.out, 0, NULL), *w;
+    size_t i;
+    seen = 0;
+    json_array_foreach(all, i, w) {
+      const char *name = json_string_value(json_object_get(w, "worker"));
+      const char *card = json_string_value(json_object_get(json_array_get(json_object_get(w, "devices"), 0), "name"));
+      seen += name && card && strstr(card, strstr(name, "worker1") ? "cuda:1, " : "cuda:0, ");
+    }
+    json_decref(all);
+    program_clear(&r);
+  }
+  assert_int_equal(seen, 2);
+}
+
 static void check(const char *fail, const char *log) {
   const cluster_options o = {.workers = 2,
                              .brokers = 1,
@@ -84,6 +103,7 @@ static void check(const char *fail, const char *log) {
   const char *jid = cluster_submit(&c, manifest(), (const char *const[]){"--max-tokens", "5", NULL});
   cluster_wait(&c, jid, 2 * PATIENCE_MS);
   daemon_wait_log(&c.worker[0], log, 1000);
+  both_tell_of_their_card();
   unsetenv("FAKE_NCCL_FAIL");
   program_result direct = RUN("caption", "--pairs", manifest(), "-m", tiny_checkpoint(), "--device", "cuda", "--max-tokens", "5");
   program_result results = RUN("results", jid, "--broker", c.clients);

@@ -94,6 +94,7 @@ static void init_worker(cluster *c, int i) {
     if (c->o.device) snprintf(device, sizeof device, "%s", c->o.device);
     if (!strcmp(device, "cuda:")) snprintf(device, sizeof device, "cuda:%d", i);
     if (*device) args[n++] = "--device", args[n++] = device;
+    if (c->o.pipe) args[n++] = "--pipe", args[n++] = number(c->o.pipe);
     if (c->o.memory_mib > 0) args[n++] = "--name", args[n++] = name, args[n++] = "--memory", args[n++] = real(c->o.memory_mib);
   } else {
     args[n++] = "--engine", args[n++] = "stub";

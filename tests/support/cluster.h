@@ -19,6 +19,7 @@ typedef struct cluster_options {
   const char *model;               /* a model folder instead of the stub engine */
   const char *device;              /* with model; NULL: the default; "cuda:" is followed by the worker's number */
   double memory_mib;               /* with model: of each worker, see btcchat worker --memory; 0: a whole model each */
+  int pipe;                        /* with model: ranks of each worker, see btcchat worker --pipe; 0: it is not cut */
   int form_ms;                     /* 0: 5000; of a pipe */
   int credits;                     /* items in hand of a worker; 0: its default */
   int lease_ms, dead_ms, stall_ms; /* 0: 3000, 2000, 4000 */
