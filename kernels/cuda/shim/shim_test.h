@@ -2,6 +2,8 @@
 #ifndef BTC_KERNELS_CUDA_SHIM_TEST_H
 #define BTC_KERNELS_CUDA_SHIM_TEST_H
 
+#include <stddef.h>
+
 #ifdef __cplusplus
 extern "C" {
 #endif
@@ -12,6 +14,16 @@ enum { BTC_SHIM_LAUNCH_FAILED = 719 }; /* cudaErrorLaunchFailure; cudaErrorInval
 const char *btc_shim_message(void);
 /* Failing launches are expected: do not print. */
 void btc_shim_quiet(int on);
+
+/* What a thread launches between begin and end is kept, with its parameters as they are then, instead of run; a tape is run as
+ * often as wanted. The caller destroys it. */
+typedef struct btc_shim_tape btc_shim_tape;
+btc_shim_tape *btc_shim_tape_begin(void);
+void btc_shim_tape_end(void);
+/* Other work between launches, with a copy of its context; false: no tape of this thread's is recording. */
+int btc_shim_tape_add(int (*work)(const void *context), const void *context, size_t bytes);
+int btc_shim_tape_run(const btc_shim_tape *t); /* the first result that is not 0 */
+void btc_shim_tape_destroy(btc_shim_tape *t);
 
 #ifdef __cplusplus
 }

@@ -12,10 +12,15 @@ typedef struct fake_product {
 
 typedef struct fake_seen {
   int64_t to_host, to_device, within; /* bytes copied: from the device, to it, from place to place there */
+  int64_t recorded, repeated;         /* sequences: recorded, and launched as recordings */
   int64_t n_products;                 /* cuBLASLt's; the first FAKE_PRODUCTS are kept */
   fake_product product[FAKE_PRODUCTS];
 } fake_seen;
 
 extern fake_seen fake;
+
+/* Whether this thread's stream is being recorded; and that something happened which a recording does not survive. */
+int fake_is_recording(void);
+void fake_spoil_recording(void);
 
 #endif

@@ -1,8 +1,10 @@
 /*
  * The CUDA runtime as far as ops/cuda*.c uses it, on the host: memory is memory, a stream is the calling thread, kernels run on the
  * shim. Its 16 GiB are always a quarter full. FAKE_CUDA=0 leaves no device. FAKE_CUDA_FAIL=N:CODE makes the Nth call that can fail
- * return CODE; codes that leave a real context unusable stay for all later calls. Every device is a card of its own. Recording is
- * refused, so steps are issued plainly; with FAKE_CUDA_CAPTURE it begins and then fails. What was copied is counted (fake.h).
+ * return CODE; codes that leave a real context unusable stay for all later calls. Every device is a card of its own. A
+ * recording keeps kernels and copies on a tape of the shim's; what waits or allocates spoils it, as on a card, and so does a copy
+ * from or to the host, which ops.h forbids there. FAKE_CUDA_CAPTURE=refused: none begins; =fails: none ends well. What was copied
+ * is counted (fake.h).
  */
 #include "fake.h"
 
@@ -12,6 +14,8 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+
+#include "kernels/cuda/shim/shim_test.h"
 
 enum { BLOCKS = 65536 };
 
@@ -53,6 +57,30 @@ static cudaError_t step(void) {
   cudaError_t rc = step_locked();
   pthread_mutex_unlock(&lock);
   return rc;
+}
+
+/* ---- recordings ---- */
+
+struct fake_graph {
+  btc_shim_tape *tape;
+  int users; /* a graph and what was made of it */
+};
+
+static _Thread_local struct fake_graph *recording;
+static _Thread_local bool spoilt;
+
+int fake_is_recording(void) {
+  return recording != NULL;
+}
+
+void fake_spoil_recording(void) {
+  spoilt = true;
+}
+
+/* Where nothing may be recorded: false, and the recording is lost. */
+static bool outside_recording(void) {
+  if (recording) spoilt = true;
+  return !recording;
 }
 
 static bool on_device(const void *p) {
@@ -126,6 +154,7 @@ cudaError_t cudaMemGetInfo(size_t *free_bytes, size_t *total) {
 }
 
 static cudaError_t give(void **p, size_t bytes) {
+  if (!outside_recording()) return answer(cudaErrorStreamCaptureUnsupported);
   cudaError_t rc = step();
   if (rc != cudaSuccess) return rc;
   *p = aligned_alloc(256, (bytes + 255) / 256 * 256);
@@ -150,6 +179,7 @@ cudaError_t cudaMallocHost(void **p, size_t bytes) {
 }
 
 cudaError_t cudaFree(void *p) {
+  if (!outside_recording()) return answer(cudaErrorStreamCaptureUnsupported);
   pthread_mutex_lock(&lock);
   for (size_t i = 0; p && i < n_blocks; i++)
     if (block[i].at == p) block[i] = block[--n_blocks];
@@ -176,6 +206,7 @@ cudaError_t cudaStreamDestroy(cudaStream_t s) {
 
 cudaError_t cudaStreamSynchronize(cudaStream_t s) {
   (void)s;
+  if (!outside_recording()) return answer(cudaErrorStreamCaptureUnsupported);
   return step();
 }
 
@@ -183,6 +214,7 @@ cudaError_t cudaStreamSynchronize(cudaStream_t s) {
 int (*fake_cuda_busy)(cudaStream_t s);
 
 cudaError_t cudaStreamQuery(cudaStream_t s) {
+  if (!outside_recording()) return answer(cudaErrorStreamCaptureUnsupported);
   if (fake_cuda_busy && fake_cuda_busy(s)) return answer(cudaErrorNotReady);
   return step();
 }
@@ -206,18 +238,53 @@ cudaError_t cudaEventRecord(cudaEvent_t e, cudaStream_t s) {
 
 cudaError_t cudaEventSynchronize(cudaEvent_t e) {
   (void)e;
+  if (!outside_recording()) return answer(cudaErrorStreamCaptureUnsupported);
   return step();
+}
+
+/* ---- copies ---- */
+
+typedef struct fill {
+  char *dst;
+  const char *src; /* NULL: the value */
+  size_t dst_pitch, src_pitch, width, rows;
+  int value;
+} fill;
+
+static int do_fill(const void *context) {
+  const fill *f = context;
+  for (size_t i = 0; i < f->rows; i++) {
+    if (f->src)
+      memcpy(f->dst + i * f->dst_pitch, f->src + i * f->src_pitch, f->width);
+    else
+      memset(f->dst + i * f->dst_pitch, f->value, f->width);
+  }
+  if (f->src) count_copy(f->dst, f->src, f->width * f->rows);
+  return 0;
+}
+
+static bool is_inside(const fill *f) {
+  pthread_mutex_lock(&lock);
+  bool inside = on_device(f->dst) && (!f->src || on_device(f->src));
+  pthread_mutex_unlock(&lock);
+  return inside;
+}
+
+static cudaError_t put(const fill *f) {
+  if (recording && !is_inside(f)) {
+    spoilt = true;
+    return answer(cudaErrorStreamCaptureUnsupported);
+  }
+  cudaError_t rc = step();
+  if (rc != cudaSuccess) return rc;
+  if (!btc_shim_tape_add(do_fill, f, sizeof *f)) do_fill(f);
+  return cudaSuccess;
 }
 
 cudaError_t cudaMemcpyAsync(void *dst, const void *src, size_t bytes, enum cudaMemcpyKind kind, cudaStream_t s) {
   (void)kind;
   (void)s;
-  cudaError_t rc = step();
-  if (rc == cudaSuccess) {
-    memcpy(dst, src, bytes);
-    count_copy(dst, src, bytes);
-  }
-  return rc;
+  return put(&(fill){.dst = dst, .src = src, .width = bytes, .rows = 1});
 }
 
 cudaError_t cudaMemcpy2DAsync(void *dst, size_t dst_pitch, const void *src, size_t src_pitch, size_t width, size_t rows,
@@ -225,52 +292,73 @@ cudaError_t cudaMemcpy2DAsync(void *dst, size_t dst_pitch, const void *src, size
   (void)kind;
   (void)s;
   if (width > dst_pitch || width > src_pitch) return answer(cudaErrorInvalidPitchValue);
-  cudaError_t rc = step();
-  for (size_t i = 0; rc == cudaSuccess && i < rows; i++)
-    memcpy((char *)dst + i * dst_pitch, (const char *)src + i * src_pitch, width);
-  if (rc == cudaSuccess) count_copy(dst, src, width * rows);
-  return rc;
+  return put(&(fill){.dst = dst, .src = src, .dst_pitch = dst_pitch, .src_pitch = src_pitch, .width = width, .rows = rows});
 }
 
 cudaError_t cudaMemsetAsync(void *p, int value, size_t bytes, cudaStream_t s) {
   (void)s;
-  cudaError_t rc = step();
-  if (rc == cudaSuccess) memset(p, value, bytes);
-  return rc;
+  return put(&(fill){.dst = p, .value = value, .width = bytes, .rows = 1});
+}
+
+static void leave(struct fake_graph *g) {
+  if (!g || --g->users > 0) return;
+  btc_shim_tape_destroy(g->tape);
+  free(g);
 }
 
 cudaError_t cudaStreamBeginCapture(cudaStream_t s, enum cudaStreamCaptureMode mode) {
+  const char *how = getenv("FAKE_CUDA_CAPTURE");
   (void)s;
-  (void)mode;
-  if (getenv("FAKE_CUDA_CAPTURE")) return cudaSuccess;
-  return answer(cudaErrorStreamCaptureUnsupported);
+  if (recording || mode != cudaStreamCaptureModeThreadLocal || (how && !strcmp(how, "refused")))
+    return answer(cudaErrorStreamCaptureUnsupported);
+  struct fake_graph *g = calloc(1, sizeof *g);
+  if (!g) return answer(cudaErrorMemoryAllocation);
+  *g = (struct fake_graph){btc_shim_tape_begin(), 1};
+  recording = g;
+  spoilt = how && !strcmp(how, "fails");
+  return cudaSuccess;
 }
 
 cudaError_t cudaStreamEndCapture(cudaStream_t s, cudaGraph_t *graph) {
+  struct fake_graph *g = recording;
   (void)s;
   *graph = NULL;
-  return answer(cudaErrorStreamCaptureUnsupported);
+  if (!g) return answer(cudaErrorIllegalState);
+  btc_shim_tape_end();
+  recording = NULL;
+  if (spoilt) {
+    leave(g);
+    return answer(cudaErrorStreamCaptureInvalidated);
+  }
+  *graph = (cudaGraph_t)g;
+  return cudaSuccess;
 }
 
 cudaError_t cudaGraphInstantiate(cudaGraphExec_t *exec, cudaGraph_t graph, unsigned long long flags) {
-  (void)graph;
   (void)flags;
   *exec = NULL;
-  return answer(cudaErrorStreamCaptureUnsupported);
+  cudaError_t rc = step();
+  if (rc != cudaSuccess) return rc;
+  ((struct fake_graph *)graph)->users++;
+  *exec = (cudaGraphExec_t)graph;
+  fake.recorded++;
+  return cudaSuccess;
 }
 
 cudaError_t cudaGraphLaunch(cudaGraphExec_t exec, cudaStream_t s) {
-  (void)exec;
   (void)s;
-  return answer(cudaErrorStreamCaptureUnsupported);
+  cudaError_t rc = step();
+  if (rc != cudaSuccess) return rc;
+  fake.repeated++;
+  return answer((cudaError_t)btc_shim_tape_run(((struct fake_graph *)exec)->tape));
 }
 
 cudaError_t cudaGraphDestroy(cudaGraph_t graph) {
-  (void)graph;
+  leave((struct fake_graph *)graph);
   return cudaSuccess;
 }
 
 cudaError_t cudaGraphExecDestroy(cudaGraphExec_t exec) {
-  (void)exec;
+  leave((struct fake_graph *)exec);
   return cudaSuccess;
 }
