@@ -8,7 +8,8 @@
  *   btc_result_clear(&results[i]); ... btc_session_destroy(&s); btc_model_close(&m);
  *
  * Promise: a result is a function of the item, the model and the compute type alone. It is the same bit for bit whatever else
- * is in the batch, however many threads run, and wherever the model is cut (stage.h).
+ * is in the batch, however many threads run, and wherever the model is cut (stage.h). Processors with other vector widths
+ * (btc_session_describe) may differ in the last digits.
  * Errors: btc_status and a one-line btc_error naming file and reason (base.h). Nothing is printed, nothing exits.
  * Spec: the model specification, sections 1 to 5.
  */

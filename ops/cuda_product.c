@@ -8,15 +8,19 @@
  * the other rows. Columns are padded with zeros to 16 bytes, so that alignment asks for no other algorithm. The test of the
  * promise on a card is in bench/gpu.sh.
  *
+ * Where the library has no such algorithm, our own kernel for few rows takes them all: the same promise, slowly, and the log says
+ * so.
+ *
  * What cuBLASLt cannot fuse (a scale, exact GELU, a residual inside the activation) goes by way of `dot`, a window of rows at a
  * time.
  */
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/log.h"
 #include "ops/cuda_parts.h"
 
-enum { MODEL_ROWS = 4096, CANDIDATES = 16 };
+enum { MODEL_ROWS = 4096, CANDIDATES = 16, MOST_FEW = 1 << 16 };
 #define WINDOW_BYTES ((size_t)BTC_DEVICE_WINDOWS / 2) /* of operand and dot each */
 
 struct cuda_plan {
@@ -62,14 +66,22 @@ static cudaDataType_t result_type(const cuda_plan *p) {
   return p->y_bf16 ? CUDA_R_16BF : CUDA_R_32F;
 }
 
-/* Row-major [rows, cols] is column-major [cols, rows]: y^T = w x^T, where w's memory is the transposed operand. */
+static bool has_bias(const cuda_plan *p) {
+  return p->epilogue == CUBLASLT_EPILOGUE_BIAS || p->epilogue == CUBLASLT_EPILOGUE_RELU_BIAS ||
+         p->epilogue == CUBLASLT_EPILOGUE_GELU_BIAS;
+}
+
+/* Row-major [rows, cols] is column-major [cols, rows]: y^T = w x^T, where w's memory is the transposed operand. The library may
+ * judge an epilogue by its bias, so that some place on the device stands for it until there is one. */
 static bool describe(cuda_backend *c, cuda_plan *p) {
   const cublasOperation_t transposed = CUBLAS_OP_T;
+  const void *somewhere = c->dot;
   const cudaDataType_t bias = p->bias_bf16 ? CUDA_R_16BF : CUDA_R_32F;
   return LT_TRY(c, c->lt->desc_create(&p->desc, CUBLAS_COMPUTE_32F, CUDA_R_32F)) &&
          LT_TRY(c, c->lt->desc_set(p->desc, CUBLASLT_MATMUL_DESC_TRANSA, &transposed, sizeof transposed)) &&
          LT_TRY(c, c->lt->desc_set(p->desc, CUBLASLT_MATMUL_DESC_EPILOGUE, &p->epilogue, sizeof p->epilogue)) &&
          LT_TRY(c, c->lt->desc_set(p->desc, CUBLASLT_MATMUL_DESC_BIAS_DATA_TYPE, &bias, sizeof bias)) &&
+         (!has_bias(p) || LT_TRY(c, c->lt->desc_set(p->desc, CUBLASLT_MATMUL_DESC_BIAS_POINTER, &somewhere, sizeof somewhere))) &&
          LT_TRY(c, c->lt->layout_create(&p->weight, operand_type(c), (uint64_t)p->k, (uint64_t)p->n, p->k));
 }
 
@@ -129,6 +141,9 @@ static void choose(cuda_backend *c, cuda_plan *p) {
     p->algo = found[i].algo;
     p->usable = true;
   }
+  if (!p->usable && p->epilogue == CUBLASLT_EPILOGUE_DEFAULT)
+    btc_log(BTC_LOG_WARN, "slow-products", "device=cuda:%d outputs=%lld inputs=%lld why=\"cuBLASLt has no algorithm for them\"",
+            c->device, (long long)p->n, (long long)p->k);
   forget_rows(c, &l);
   if (want) (void)c->lt->preference_destroy(want);
 }
@@ -173,9 +188,7 @@ static void multiply(cuda_backend *c, cuda_plan *p, void *y, const void *x, int6
                      const float *residual) {
   const float one = 1, zero = 0;
   layouts l;
-  if (p->epilogue != CUBLASLT_EPILOGUE_DEFAULT && bias &&
-      !LT_TRY(c, c->lt->desc_set(p->desc, CUBLASLT_MATMUL_DESC_BIAS_POINTER, &bias, sizeof bias)))
-    return;
+  if (has_bias(p) && !LT_TRY(c, c->lt->desc_set(p->desc, CUBLASLT_MATMUL_DESC_BIAS_POINTER, &bias, sizeof bias))) return;
   if (describe_rows(c, p, m, &l))
     LT_TRY(c, c->lt->matmul(c->handle, p->desc, &one, w, p->weight, x, l.x, residual ? &one : &zero, residual ? residual : y, l.y,
                             y, l.y, &p->algo, NULL, 0, c->stream));
@@ -216,10 +229,34 @@ static void apply(cuda_backend *c, const product *p, void *y, int64_t m, const f
   CUDA_TRY(c, btc_cuda_epilogue_apply(p->y_bf16 ? NULL : y, p->y_bf16 ? y : NULL, c->dot, m, p->k->rows, &last, c->stream));
 }
 
+/* Rows of x in either type, straight to y. */
+static void multiply_few(cuda_backend *c, const product *p, void *y, const void *x, bool x_bf16, int64_t m) {
+  const cuda_constant *k = p->k;
+  const bool dense = k->pitch == k->cols;
+  const btc_cuda_matrix matrix = {.data = dense ? k->product : k->exact,
+                                  .type = dense ? (c->bf16 ? BTC_CUDA_BF16 : BTC_CUDA_F32) : (btc_cuda_type)k->dtype,
+                                  .rows = k->rows,
+                                  .cols = k->cols};
+  const btc_cuda_epilogue last = {.bias = p->e.bias,
+                                  .scale = p->e.scale,
+                                  .residual = p->e.residual,
+                                  .act = (btc_cuda_act)p->e.act,
+                                  .residual_first = p->e.residual_first};
+  CUDA_TRY(c, btc_cuda_matvec(p->y_bf16 ? NULL : y, p->y_bf16 ? y : NULL, x, x_bf16 ? BTC_CUDA_BF16 : BTC_CUDA_F32, m, &matrix,
+                              &last, c->bf16, c->stream));
+}
+
 /* Rows [i, i+m). */
 static void run_window(cuda_backend *c, const product *p, float *y, const float *x, int64_t i, int64_t m) {
   const int64_t n = p->k->rows, cols = p->k->cols;
   const bool x_bf16 = p->e.x_packed && c->bf16;
+  if (!p->fused && !p->plain) {
+    product part = *p;
+    part.e.residual = p->e.residual ? p->e.residual + i * n : NULL;
+    multiply_few(c, &part, p->y_bf16 ? (void *)((uint16_t *)y + i * n) : y + i * n,
+                 x_bf16 ? (const void *)((const uint16_t *)x + i * cols) : x + i * cols, x_bf16, m);
+    return;
+  }
   const void *from = x_bf16 ? (const void *)((const uint16_t *)x + i * cols) : x + i * cols;
   void *to = p->y_bf16 ? (void *)((uint16_t *)y + i * n) : y + i * n;
   const float *residual = p->e.residual ? p->e.residual + i * n : NULL;
@@ -233,10 +270,10 @@ static void run_window(cuda_backend *c, const product *p, float *y, const float 
   }
 }
 
-/* Most rows whose operand and dot fit their windows. */
+/* Most rows whose operand and dot fit their windows, and that a kernel for few rows takes at once. */
 static int64_t window_rows(const product *p) {
   int64_t row = p->k->pitch > p->k->rows ? p->k->pitch : p->k->rows, m = (int64_t)(WINDOW_BYTES / sizeof(float)) / row;
-  return m > 0 ? m : 1;
+  return m < 1 ? 1 : m < MOST_FEW ? m : MOST_FEW;
 }
 
 /* The library wants a bias in the type of the result. Rounded ones serve where they lose nothing, as those of a bf16 checkpoint;
@@ -270,10 +307,7 @@ void cuda_matmul(btc_backend *b, float *y, const float *x, int64_t m, const btc_
   p.e.residual = cuda_vector(c, e->residual);
   cuda_plan want = {.n = p.k->rows, .k = p.k->pitch, .epilogue = CUBLASLT_EPILOGUE_DEFAULT};
   if (fusable(e, p.y_bf16, &kind)) fuse(c, &p, kind);
-  if (!p.fused && !(p.plain = plan_for(c, &want))) {
-    cuda_note(c, cudaErrorNotSupported, "cuBLASLt has no algorithm for a product", __FILE__, __LINE__);
-    return;
-  }
+  if (!p.fused) p.plain = plan_for(c, &want);
   bool in_place = p.fused && p.k->pitch == p.k->cols && (uintptr_t)x % 16 == 0 && (e->x_packed || !c->bf16);
   const int64_t most = in_place ? m : window_rows(&p);
   for (int64_t i = 0; i < m && c->failed.code == BTC_OK; i += most) run_window(c, &p, y, x, i, m - i < most ? m - i : most);
@@ -287,15 +321,9 @@ void cuda_matvec(btc_backend *b, float *y, const float *x, int64_t m, const btc_
     cuda_note(c, cudaErrorInvalidValue, "a product with a weight that is not held", __FILE__, __LINE__);
     return;
   }
-  bool dense = k->pitch == k->cols;
-  btc_cuda_matrix matrix = {.data = dense ? k->product : k->exact,
-                            .type = dense ? (c->bf16 ? BTC_CUDA_BF16 : BTC_CUDA_F32) : (btc_cuda_type)k->dtype,
-                            .rows = k->rows,
-                            .cols = k->cols};
-  btc_cuda_epilogue last = {.bias = cuda_vector(c, e->bias),
-                            .scale = cuda_vector(c, e->scale),
-                            .residual = cuda_vector(c, e->residual),
-                            .act = (btc_cuda_act)e->act,
-                            .residual_first = e->residual_first};
-  CUDA_TRY(c, btc_cuda_matvec(y, NULL, x, BTC_CUDA_F32, m, &matrix, &last, c->bf16, c->stream));
+  product p = {.k = k, .e = *e};
+  p.e.bias = cuda_vector(c, e->bias);
+  p.e.scale = cuda_vector(c, e->scale);
+  p.e.residual = cuda_vector(c, e->residual);
+  multiply_few(c, &p, y, x, false, m);
 }

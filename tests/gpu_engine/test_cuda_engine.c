@@ -44,6 +44,15 @@ static void test_cuda_engine_golden_plain_products(void **state) {
   unsetenv("FAKE_CUBLAS_PLAIN");
 }
 
+/* And with none of its algorithms fit for any number of rows: our own kernel takes its place. */
+static void test_cuda_engine_golden_without_the_library(void **state) {
+  (void)state;
+  setenv("FAKE_CUBLAS_NONE", "1", 1);
+  check("vila-names", true);
+  check("vila-names", false);
+  unsetenv("FAKE_CUBLAS_NONE");
+}
+
 static void test_cuda_engine_no_device_is_said(void **state) {
   (void)state;
   btc_error err = {0};
@@ -128,6 +137,7 @@ static const struct CMUnitTest tests[] = {
     cmocka_unit_test(test_cuda_engine_golden_f32),
     cmocka_unit_test(test_cuda_engine_golden_bf16),
     cmocka_unit_test(test_cuda_engine_golden_plain_products),
+    cmocka_unit_test(test_cuda_engine_golden_without_the_library),
     cmocka_unit_test(test_cuda_engine_no_device_is_said),
     cmocka_unit_test(test_cuda_engine_device_is_told),
     cmocka_unit_test(test_cuda_engine_every_failure_of_creation),

@@ -99,13 +99,15 @@ static bool has_bias(const fake_desc *d) {
          d->epilogue == CUBLASLT_EPILOGUE_GELU_BIAS;
 }
 
-/* FAKE_CUBLAS_PLAIN: nothing can be fused, so that the way without is taken. A bias has the result's type. The first proposal is
- * one that does not run with one row. */
+/* FAKE_CUBLAS_PLAIN: nothing can be fused, so that the way without is taken. FAKE_CUBLAS_NONE: nothing at all is offered. A bias
+ * has a place and the result's type. The first proposal is one that does not run with one row. */
 static cublasStatus_t heuristic(cublasLtHandle_t h, cublasLtMatmulDesc_t d, cublasLtMatrixLayout_t a, cublasLtMatrixLayout_t b,
                                 cublasLtMatrixLayout_t c, cublasLtMatrixLayout_t y, cublasLtMatmulPreference_t p, int want,
                                 cublasLtMatmulHeuristicResult_t *found, int *n) {
   (void)h, (void)a, (void)b, (void)c, (void)p;
   *n = 0;
+  if (getenv("FAKE_CUBLAS_NONE")) return CUBLAS_STATUS_NOT_SUPPORTED;
+  if (has_bias((fake_desc *)d) && !((fake_desc *)d)->bias) return CUBLAS_STATUS_INVALID_VALUE;
   if (has_bias((fake_desc *)d) && ((fake_desc *)d)->bias_type != ((fake_layout *)y)->type) return CUBLAS_STATUS_NOT_SUPPORTED;
   if (getenv("FAKE_CUBLAS_PLAIN") && ((fake_desc *)d)->epilogue != CUBLASLT_EPILOGUE_DEFAULT) return CUBLAS_STATUS_NOT_SUPPORTED;
   for (*n = 0; *n < 2 && *n < want; ++*n) {
