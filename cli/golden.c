@@ -139,8 +139,19 @@ static bool compare_rows(golden *g, difference *d, const btc_tensor_view *want, 
   return w != NULL;
 }
 
+/* What the tower was given, made on the device that computes: to the last bit. */
+static void compare_pixels(golden *g, const float *data, int64_t floats) {
+  const btc_tensor_view *want = expected(g, "pixels", "");
+  const size_t bytes = (size_t)floats * sizeof *data;
+  if (want && (want->bytes != bytes || memcmp(want->data, data, bytes) != 0)) problem(g, "the pixels given to the tower differ");
+}
+
 static void on_tensor(void *user, const char *name, const float *data, int64_t rows, int64_t cols) {
   golden *g = user;
+  if (strcmp(name, "pixels") == 0) {
+    compare_pixels(g, data, rows * cols);
+    return;
+  }
   const json_t *spec = json_object_get(json_object_get(g->run, "tensors"), name);
   const btc_tensor_view *want = expected(g, name, ""), *listed = expected(g, name, "@rows");
   if (!json_is_object(spec) || (!want && !listed)) return; /* not stored for this case */

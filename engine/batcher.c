@@ -53,13 +53,14 @@ static int64_t clamp(int64_t n, int64_t low, int64_t high) {
   return n < low ? low : n > high ? high : n;
 }
 
-/* What keeps a device busy, in an eighth each of the memory that weights have left. */
+/* What keeps a device busy, in an eighth each of the memory that weights have left. An image's two parcels are as large as its
+ * pixels. */
 static void size_for_device(btc_batcher *b) {
   const btc_model *m = b->m;
   btc_batcher_options *o = &b->o;
   btc_device_info d;
   const int64_t tokens = m->tokens * m->hidden, pixels = 3 * m->cfg->vision.image * m->cfg->vision.image;
-  const int64_t image = 4 * (pixels + tokens + 2 * (pixels > tokens ? pixels : tokens)), row = 8 * m->width;
+  const int64_t image = 4 * (3 * pixels + tokens + 2 * (pixels > tokens ? pixels : tokens)), row = 8 * m->width;
   const int64_t room = btc_backend_device(b->be, &d) ? (int64_t)(d.free_bytes / 8) : 0;
   if (!o->ahead) o->ahead = o->slots < DEVICE_AHEAD ? o->slots : DEVICE_AHEAD;
   if (!o->vision_batch) o->vision_batch = (int)clamp(room / image, VISION_BATCH, BTC_DEVICE_IMAGES);
@@ -85,7 +86,10 @@ static btc_status make_pools(btc_batcher *b, btc_error *err) {
   const int64_t visual = m->block_tokens * m->width + m->tokens; /* a change map behind it */
   btc_status st = btc_block_pool_create(b->be, (size_t)(m->tokens * m->hidden) * sizeof(float), &b->feature_pool, err);
   if (st == BTC_OK) st = btc_block_pool_create(b->be, (size_t)visual * sizeof(float), &b->visual_pool, err);
-  if (st == BTC_OK) st = btc_feature_cache_create(b->o.cache_bytes, m->tokens * m->hidden, b->feature_pool, &b->cache, err);
+  if (st == BTC_OK)
+    st = btc_parcel_pool_create(b->be, btc_picture_bytes(m->cfg->vision.image), 2 * b->o.vision_batch, &b->parcels, err);
+  if (st == BTC_OK)
+    st = btc_feature_cache_create(b->o.cache_bytes, m->tokens * m->hidden, b->feature_pool, b->parcels, &b->cache, err);
   return st;
 }
 
@@ -100,8 +104,9 @@ static btc_status make_tables(btc_batcher *b, btc_error *err) {
   b->step_job = btc_alloc_zero(slots, sizeof(batch_job *));
   b->batch = btc_alloc_zero(images, sizeof(btc_features *));
   b->batch_job = btc_alloc_zero(images, sizeof(batch_job *));
+  b->ahead = btc_alloc_zero(images, sizeof(btc_features *));
   b->logits = btc_alloc(slots * (size_t)m->cfg->llm.vocab, sizeof *b->logits);
-  if (b->jobs && b->slot_used && b->steps && b->step_job && b->batch && b->batch_job && b->logits)
+  if (b->jobs && b->slot_used && b->steps && b->step_job && b->batch && b->batch_job && b->ahead && b->logits)
     st = btc_backend_alloc(b->be, images * 3 * side * side * sizeof *b->pixels, &p, err);
   else
     st = btc_fail(err, BTC_ERR_NOMEM, "not enough memory for a batcher of %d slots", b->o.slots);
@@ -138,6 +143,7 @@ btc_status btc_batcher_create(btc_model *m, const btc_batcher_options *o, btc_ba
   if (!b) return btc_fail(err, BTC_ERR_NOMEM, "not enough memory for a batcher");
   b->m = m;
   b->o = *o;
+  b->shades = btc_request_shades(m);
   pthread_mutex_init(&b->lock, NULL);
   pthread_cond_init(&b->to_read, NULL);
   pthread_cond_init(&b->has_read, NULL);
@@ -168,6 +174,7 @@ void btc_batcher_destroy(btc_batcher **bp) {
     answer_all(b, btc_fail(&err, BTC_ERR_CANCELLED, "stopped on request"), &err);
   }
   btc_feature_cache_destroy(&b->cache);
+  btc_parcel_pool_destroy(&b->parcels);
   btc_block_pool_destroy(&b->feature_pool);
   btc_block_pool_destroy(&b->visual_pool);
   if (b->be) btc_backend_free(b->be, b->pixels);
@@ -178,7 +185,7 @@ void btc_batcher_destroy(btc_batcher **bp) {
   pthread_cond_destroy(&b->to_read);
   pthread_cond_destroy(&b->has_read);
   pthread_cond_destroy(&b->has_decoded);
-  void *const blocks[] = {b->jobs, b->slot_used, b->steps, b->step_job, b->batch, b->batch_job, b->logits, b->prefix};
+  void *const blocks[] = {b->jobs, b->slot_used, b->steps, b->step_job, b->batch, b->batch_job, b->ahead, b->logits, b->prefix};
   for (size_t i = 0; i < sizeof blocks / sizeof blocks[0]; i++) free(blocks[i]);
   free(b);
   *bp = NULL;
@@ -336,6 +343,8 @@ btc_status btc_batcher_step(btc_batcher *b, btc_error *err) {
   btc_error own;
   if (!err) err = &own;
   bool worked = answer_over(b);
+  const char *remark = btc_backend_remark(b->be);
+  if (remark && b->o.note) b->o.note(b->o.ctx, remark);
   btc_status st = compute(b, &worked, err);
   if (st == BTC_ERR_NOMEM && batcher_shrink(b, err)) return BTC_OK;
   if (st != BTC_OK) {

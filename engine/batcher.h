@@ -39,7 +39,7 @@ typedef struct btc_batcher_options {
   size_t n_force;             /* answers then end after this many */
   /* The answer of a submitted item, out of btc_batcher_step or _destroy; *r is the callee's to clear. It may submit and cancel. */
   void (*done)(void *ctx, void *tag, btc_result *r);
-  /* One sentence for a log, out of btc_batcher_step: it has shrunk, and why; may be NULL. */
+  /* One sentence for a log, out of btc_batcher_step: it has shrunk, and why; copies to the device are slow; may be NULL. */
   void (*note)(void *ctx, const char *text);
   void *ctx;
 } btc_batcher_options;

@@ -50,6 +50,8 @@ struct btc_batcher {
   bool stop;
   btc_feature_cache *cache;
   btc_block_pool *feature_pool, *visual_pool;
+  btc_parcel_pool *parcels; /* two batches of images: one that is computed, one on its way */
+  btc_shades shades;
 
   int32_t *prefix; /* ids of every caption's beginning; their keys and values are in slot number `slots` */
   int64_t n_prefix, first_positions;
@@ -61,6 +63,7 @@ struct btc_batcher {
   float *logits;            /* [slots, vocab] on the host */
   btc_features **batch;     /* [vision_batch] */
   batch_job **batch_job;    /* [vision_batch] whose image it is */
+  btc_features **ahead;     /* [vision_batch] of the next batch */
   btc_stage_item *steps;    /* [slots] */
   batch_job **step_job;     /* [slots] */
   btc_batcher_counts counts;
@@ -69,6 +72,8 @@ struct btc_batcher {
 /* batcher_read.c */
 void *batcher_read_thread(void *b);
 void batcher_drop_images(btc_batcher *b, batch_job *j); /* with the lock held */
+
+void batcher_call_back(btc_batcher *b, batch_job *j); /* the parcels of its images, which may not have arrived; lock held */
 
 /* batcher.c */
 batch_job *batcher_first(btc_batcher *b, job_state s, uint64_t from); /* the earliest arrival >= from in that state; lock held */

@@ -1,18 +1,10 @@
-/* The batcher's reading threads: prompts to ids, files to pixels or, when their content is known, to features that exist already.
+/* The batcher's reading threads: prompts to ids, files to pictures or, when their content is known, to features that exist already.
  */
 #include <stdlib.h>
 #include <string.h>
 
 #include "batcher_internal.h"
 #include "image_content.h"
-
-static btc_status to_pixels(const btc_batcher *b, const char *path, const btc_image *im, float **pixels, btc_error *err) {
-  const btc_config *c = b->m->cfg;
-  *pixels = btc_alloc((size_t)(3 * c->vision.image * c->vision.image), sizeof **pixels);
-  if (!*pixels) return btc_fail(err, BTC_ERR_NOMEM, "not enough memory for the pixels of '%s'", path);
-  btc_image_normalise(im, c->pre.rescale, c->pre.mean, c->pre.std, *pixels);
-  return BTC_OK;
-}
 
 /* fresh: it is the caller's to decode. What another thread is decoding is waited for; if that fails it is the caller's as well. */
 static btc_features *get_features(btc_batcher *b, const uint8_t *key, bool *fresh) {
@@ -38,26 +30,26 @@ static void settle(btc_batcher *b, btc_features *f, bool decoding, bool put) {
 }
 
 /* Decodes into a fresh entry, or into one of its own when the file has changed since its key was made. */
-static btc_status decode(btc_batcher *b, const char *path, btc_image_mode mode, const btc_image_content *c, btc_features **f,
+static btc_status decode(btc_batcher *b, const char *path, btc_image_mode mode, btc_image_content *c, btc_features **f,
                          btc_error *err) {
   btc_image im = {0};
   bool fresh, changed;
-  btc_status st = btc_image_content_decode(c, path, b->m->cfg->vision.image, mode, &im, &changed, err);
+  btc_status st = btc_image_content_decode(c, path, b->m->cfg->vision.image, mode, !b->host, &im, &changed, err);
   if (changed) {
     settle(b, *f, true, true);
     if (!(*f = get_features(b, NULL, &fresh)))
       st = btc_fail(err, BTC_ERR_NOMEM, "not enough memory for the features of '%s'", path);
   }
-  float *pixels = NULL;
-  if (st == BTC_OK) st = to_pixels(b, path, &im, &pixels, err);
-  btc_image_free(&im);
-  pthread_mutex_lock(&b->lock);
-  if (st == BTC_OK && *f) {
-    (*f)->pixels = pixels;
-    (*f)->state = BTC_FEATURES_PIXELS;
+  if (st != BTC_OK) {
+    btc_image_free(&im);
+    return st;
   }
+  pthread_mutex_lock(&b->lock);
+  (*f)->picture = im;
+  (*f)->pad = mode == BTC_IMAGE_PAD;
+  (*f)->state = BTC_FEATURES_PIXELS;
   pthread_mutex_unlock(&b->lock);
-  return st;
+  return BTC_OK;
 }
 
 static btc_status read_image(btc_batcher *b, batch_job *j, int i, btc_error *err) {

@@ -95,6 +95,38 @@ static int pick_images(btc_batcher *b) {
   return n;
 }
 
+void batcher_call_back(btc_batcher *b, batch_job *j) {
+  for (int i = 0; i < j->n_read; i++) {
+    btc_parcel_pool_put(b->parcels, j->image[i]->parcel);
+    j->image[i]->parcel = NULL;
+  }
+}
+
+/* Its picture on its way to a device, if it is not yet. */
+static btc_status send_image(btc_batcher *b, btc_features *f, btc_error *err) {
+  if (f->parcel) return BTC_OK;
+  btc_status st = btc_parcel_pool_take(b->parcels, &f->parcel, err);
+  if (f->parcel) btc_op_send(b->be, f->parcel, f->picture.rgb, (size_t)(f->picture.width * f->picture.height * 3));
+  return st;
+}
+
+/* Images of the next batch go up while the device computes this one: as many as the parcels of one batch take. Those for which
+ * there is no memory go with their own batch. */
+static void send_ahead(btc_batcher *b) {
+  btc_error ignored;
+  int n = 0;
+  if (b->host) return;
+  pthread_mutex_lock(&b->lock);
+  for (batch_job *j = batcher_first(b, JOB_READ, 0); j && n < b->o.vision_batch; j = batcher_first(b, JOB_READ, j->order + 1))
+    for (int i = 0; i < j->n_read && n < b->o.vision_batch; i++) {
+      btc_features *f = j->image[i];
+      if (f->state == BTC_FEATURES_PIXELS && !f->taken) b->ahead[n++] = f;
+    }
+  pthread_mutex_unlock(&b->lock); /* they stay where they are: an item that was read is the caller's thread's */
+  for (int i = 0; i < n; i++)
+    if (send_image(b, b->ahead[i], &ignored) != BTC_OK) return;
+}
+
 /* Room for their features, and their pixels side by side. */
 static btc_status gather(btc_batcher *b, int n, btc_error *err) {
   const int64_t side = b->m->cfg->vision.image, image = 3 * side * side;
@@ -104,7 +136,9 @@ static btc_status gather(btc_batcher *b, int n, btc_error *err) {
     void *block = f->data;
     if (!block) st = btc_block_pool_take(b->feature_pool, &block, err);
     f->data = block;
-    btc_op_copy(b->be, b->pixels + i * image, f->pixels, (size_t)image * sizeof(float));
+    if (st == BTC_OK) st = send_image(b, f, err);
+    const btc_picture p = {f->picture.rgb, f->parcel, f->picture.width, f->picture.height, f->pad};
+    if (st == BTC_OK) btc_op_resize_normalise(b->be, b->pixels + i * image, &p, side, &b->shades);
   }
   return st;
 }
@@ -120,16 +154,21 @@ btc_status batcher_encode(btc_batcher *b, bool *worked, btc_error *err) {
   btc_status st = batcher_reserve(b, 0, 0, err); /* an item too large for our memory may have cost the buffers */
   if (st == BTC_OK) st = gather(b, n, err);
   btc_stage_item all = {.n_images = n};
-  if (st == BTC_OK) st = btc_stage_prefill_part(b->stage, 0, b->change, &all, 1, b->pixels, b->features, err);
+  if (st == BTC_OK) st = btc_stage_issue_part(b->stage, 0, b->change, &all, 1, b->pixels, b->features, err);
   for (int i = 0; st == BTC_OK && i < n; i++)
     btc_op_copy(b->be, b->batch[i]->data, b->features + i * tokens, (size_t)tokens * sizeof(float));
+  if (st == BTC_OK) {
+    send_ahead(b);
+    st = btc_backend_finish(b->be, err);
+  }
   pthread_mutex_lock(&b->lock);
   for (int i = 0; i < n; i++) {
     b->batch[i]->taken = false;
     if (st != BTC_OK) continue;
     b->batch[i]->state = BTC_FEATURES_READY;
-    free(b->batch[i]->pixels);
-    b->batch[i]->pixels = NULL;
+    btc_image_free(&b->batch[i]->picture);
+    btc_parcel_pool_put(b->parcels, b->batch[i]->parcel);
+    b->batch[i]->parcel = NULL;
     b->batch_job[i]->result.timing.vision_ms += ms_since(start) / n;
   }
   if (st == BTC_OK) b->counts.encoded += n;

@@ -33,6 +33,7 @@ static void empty_slots(btc_batcher *b) {
       begin_anew(b, j);
     } else if (j->state == JOB_READ) {
       batcher_drop_visual(b, j); /* of an admission that failed */
+      batcher_call_back(b, j);
     }
   }
   memset(b->slot_used, 0, (size_t)b->o.slots * sizeof *b->slot_used);
@@ -51,6 +52,7 @@ bool batcher_shrink(btc_batcher *b, const btc_error *why) {
   b->o.slots = slots;
   if (b->o.vision_batch > 1) b->o.vision_batch /= 2;
   batcher_drop_features(b);
+  btc_parcel_pool_trim(b->parcels);
   btc_block_pool_trim(b->feature_pool);
   btc_block_pool_trim(b->visual_pool);
   b->images = b->positions = 0;

@@ -9,18 +9,20 @@
 struct btc_feature_cache {
   int64_t max_bytes, bytes, floats;
   btc_block_pool *pool;
+  btc_parcel_pool *parcels;
   btc_features *bucket[BUCKETS];
   btc_features *newest, *oldest; /* READY and unused */
 };
 
-btc_status btc_feature_cache_create(int64_t max_bytes, int64_t floats, btc_block_pool *pool, btc_feature_cache **out,
-                                    btc_error *err) {
+btc_status btc_feature_cache_create(int64_t max_bytes, int64_t floats, btc_block_pool *pool, btc_parcel_pool *parcels,
+                                    btc_feature_cache **out, btc_error *err) {
   btc_feature_cache *c = btc_alloc_zero(1, sizeof *c);
   *out = c;
   if (!c) return btc_fail(err, BTC_ERR_NOMEM, "not enough memory for a cache of features");
   c->max_bytes = max_bytes;
   c->floats = floats;
   c->pool = pool;
+  c->parcels = parcels;
   return BTC_OK;
 }
 
@@ -51,7 +53,8 @@ static void forget(btc_feature_cache *c, btc_features *f) {
     *at = f->chain;
   }
   c->bytes -= entry_bytes(c);
-  free(f->pixels);
+  btc_image_free(&f->picture);
+  btc_parcel_pool_put(c->parcels, f->parcel);
   btc_block_pool_put(c->pool, f->data);
   free(f);
 }

@@ -6,6 +6,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "ops/ops.h"
+
 btc_image_limits btc_image_limits_default(void) {
   return (btc_image_limits){.max_pixels = 1000000000, .max_bytes = (size_t)512 << 20};
 }
@@ -79,14 +81,17 @@ static btc_status whole_begin(btc_image_sink *s, btc_image_job *job, int64_t wid
   return w->im.rgb ? BTC_OK : btc_fail(job->err, BTC_ERR_NOMEM, "no memory to decode '%s'", job->label);
 }
 
+static void keep_row(uint8_t *out, const uint8_t *row, int64_t width, int channels) {
+  if (channels == 3)
+    memcpy(out, row, (size_t)width * 3);
+  else
+    for (int64_t x = 0; x < width; x++) memset(out + 3 * x, row[x], 3);
+}
+
 static void whole_row(btc_image_sink *s, const uint8_t *row) {
   whole_sink *w = (whole_sink *)s;
-  int64_t width = w->im.width;
-  if (w->channels == 3)
-    memcpy(w->next, row, (size_t)width * 3);
-  else
-    for (int64_t x = 0; x < width; x++) memset(w->next + 3 * x, row[x], 3);
-  w->next += width * 3;
+  keep_row(w->next, row, w->im.width, w->channels);
+  w->next += w->im.width * 3;
 }
 
 static btc_status decode_whole(const origin *from, const btc_image_limits *lim, btc_image *out, btc_error *err) {
@@ -119,11 +124,23 @@ typedef struct square_sink {
   btc_image_mode mode;
   int64_t width, height; /* of the file's picture */
   uint8_t *rgb;
-  btc_resizer *resizer;
+  btc_resizer *resizer; /* NULL: it is kept as it is */
+  uint8_t *next;        /* row to be kept */
+  int channels;
 } square_sink;
+
+static btc_status keep_begin(square_sink *q, btc_image_job *job, int channels) {
+  btc_status status = btc_image_claim(job, (uint64_t)q->width * (uint64_t)q->height * 3, "the picture");
+  if (status != BTC_OK) return status;
+  q->rgb = q->next = btc_alloc((size_t)(q->width * q->height), 3);
+  q->channels = channels;
+  return q->rgb ? BTC_OK : btc_fail(job->err, BTC_ERR_NOMEM, "no memory to decode '%s'", job->label);
+}
 
 static btc_status square_begin(btc_image_sink *s, btc_image_job *job, int64_t width, int64_t height, int channels) {
   square_sink *q = (square_sink *)s;
+  q->width = width, q->height = height;
+  if (job->lim.as_is && btc_picture_fits(width, height, q->side)) return keep_begin(q, job, channels);
   btc_resize_plan plan = {.width = width,
                           .height = height,
                           .canvas_width = width,
@@ -139,14 +156,19 @@ static btc_status square_begin(btc_image_sink *s, btc_image_job *job, int64_t wi
   uint64_t bytes = btc_resizer_bytes(&plan) + (uint64_t)q->side * (uint64_t)q->side * 3;
   btc_status status = btc_image_claim(job, bytes, "the resize");
   if (status != BTC_OK) return status;
-  q->width = width, q->height = height;
   q->rgb = btc_alloc((size_t)(q->side * q->side), 3);
   q->resizer = q->rgb ? btc_resizer_create(&plan, q->rgb) : NULL;
   return q->resizer ? BTC_OK : btc_fail(job->err, BTC_ERR_NOMEM, "no memory to resize '%s'", job->label);
 }
 
 static void square_row(btc_image_sink *s, const uint8_t *row) {
-  btc_resizer_push(((square_sink *)s)->resizer, row);
+  square_sink *q = (square_sink *)s;
+  if (q->resizer) {
+    btc_resizer_push(q->resizer, row);
+    return;
+  }
+  keep_row(q->next, row, q->width, q->channels);
+  q->next += q->width * 3;
 }
 
 static btc_status load_square(const origin *from, square_sink *sink, const btc_image_limits *lim, btc_image *out, int64_t *width,
@@ -157,12 +179,13 @@ static btc_status load_square(const origin *from, square_sink *sink, const btc_i
                     BTC_IMAGE_MAX_SIDE);
   }
   btc_status status = run(from, lim, &sink->base, err);
+  const bool kept = !sink->resizer;
   btc_resizer_destroy(&sink->resizer);
   if (status != BTC_OK) {
     free(sink->rgb);
     return status;
   }
-  *out = (btc_image){.width = sink->side, .height = sink->side, .rgb = sink->rgb};
+  *out = (btc_image){.width = kept ? sink->width : sink->side, .height = kept ? sink->height : sink->side, .rgb = sink->rgb};
   if (width) *width = sink->width;
   if (height) *height = sink->height;
   return BTC_OK;
@@ -202,12 +225,6 @@ btc_status btc_image_pad(const btc_image *in, btc_image *out, btc_error *err) {
 }
 
 void btc_image_normalise(const btc_image *im, double rescale, const float mean[3], const float std[3], float *out) {
-  int64_t pixels = im->width * im->height;
-  for (int c = 0; c < 3; c++) {
-    float table[256];
-    for (int v = 0; v < 256; v++) table[v] = ((float)((double)v * rescale) - mean[c]) / std[c];
-    const uint8_t *p = im->rgb + c;
-    float *plane = out + c * pixels;
-    for (int64_t i = 0; i < pixels; i++) plane[i] = table[p[3 * i]];
-  }
+  btc_normalise(out, im->rgb, im->width * im->height,
+                &(btc_shades){rescale, {mean[0], mean[1], mean[2]}, {std[0], std[1], std[2]}});
 }

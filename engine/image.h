@@ -20,6 +20,7 @@ typedef enum btc_image_mode { BTC_IMAGE_SQUASH, BTC_IMAGE_PAD } btc_image_mode;
 typedef struct btc_image_limits {
   int64_t max_pixels; /* decoded pixels of one image, default 1e9 (a 30,000 x 30,000 image is fine) */
   size_t max_bytes; /* private memory while decoding and resizing, default 512 MiB; larger needs are met by streaming or refused */
+  bool as_is;       /* btc_image_load: a picture that a device takes (btc_picture_fits) comes at its own size, default false */
 } btc_image_limits;
 btc_image_limits btc_image_limits_default(void); /* also what a NULL `lim` means below */
 
@@ -33,7 +34,8 @@ void btc_image_free(btc_image *im); /* sets the pointer to NULL */
  * Memory is bounded by limits whatever the image's size: rows stream through the horizontal pass. *width and *height (may be NULL)
  * receive the file's own size. Errors name the file: NOT_FOUND, IO, FORMAT (not an image, truncated, corrupt), UNSUPPORTED
  * (another image format, by name), LIMIT. A file cut short anywhere is an error, as is a JPEG with damage that libjpeg would paint
- * over. FIFOs and devices are refused, never waited for. out.rgb is malloc'ed [side, side, 3], NULL on error. Any thread. */
+ * over. FIFOs and devices are refused, never waited for. out.rgb is malloc'ed [side, side, 3] (lim.as_is: or of the picture's own
+ * size, neither padded nor resized), NULL on error. Any thread. */
 btc_status btc_image_load(const char *path, int64_t side, btc_image_mode mode, const btc_image_limits *lim, btc_image *out,
                           int64_t *width, int64_t *height, btc_error *err);
 btc_status btc_image_load_memory(const void *data, size_t len, const char *label, int64_t side, btc_image_mode mode,

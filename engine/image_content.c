@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "image_internal.h"
+#include "ops/ops.h"
 
 /* Larger files are decoded as they are read and are not looked up. */
 #define MOST_BYTES ((size_t)64 << 20)
@@ -78,14 +79,21 @@ void btc_image_content_free(btc_image_content *c) {
   *c = (btc_image_content){0};
 }
 
-btc_status btc_image_content_decode(const btc_image_content *c, const char *path, int64_t side, btc_image_mode mode, btc_image *out,
-                                    bool *changed, btc_error *err) {
+btc_status btc_image_content_decode(btc_image_content *c, const char *path, int64_t side, btc_image_mode mode, bool as_is,
+                                    btc_image *out, bool *changed, btc_error *err) {
   btc_status st = BTC_ERR_FORMAT;
+  btc_image_limits lim = btc_image_limits_default();
+  lim.as_is = as_is;
   *changed = false;
+  if (c->width && as_is && btc_picture_fits(c->width, c->height, side)) {
+    *out = (btc_image){.width = c->width, .height = c->height, .rgb = c->data};
+    c->data = NULL;
+    return BTC_OK;
+  }
   if (c->width) return fit(c, side, mode, out, err);
-  if (c->data) st = btc_image_load_memory(c->data, c->len, path, side, mode, NULL, out, NULL, NULL, err);
+  if (c->data) st = btc_image_load_memory(c->data, c->len, path, side, mode, &lim, out, NULL, NULL, err);
   if (st == BTC_OK) return st;
-  st = btc_image_load(path, side, mode, NULL, out, NULL, NULL, err);
+  st = btc_image_load(path, side, mode, &lim, out, NULL, NULL, err);
   *changed = st == BTC_OK && c->data;
   return st;
 }

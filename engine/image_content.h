@@ -22,9 +22,10 @@ void btc_image_content_read(const char *path, btc_image_mode mode, btc_image_con
 void btc_image_content_take(btc_image *pixels, btc_image_mode mode, btc_image_content *out);
 void btc_image_content_free(btc_image_content *c);
 
-/* As btc_image_load. Bytes that do not decode are read once more by path, so that the error is the one that everybody gives; if
- * that succeeds the file has changed meanwhile: *changed, and the pixels do not belong to the key. */
-btc_status btc_image_content_decode(const btc_image_content *c, const char *path, int64_t side, btc_image_mode mode, btc_image *out,
-                                    bool *changed, btc_error *err);
+/* As btc_image_load, with its limits' as_is; pixels given in memory may be taken from *c. Bytes that do not decode are read once
+ * more by path, so that the error is the one that everybody gives; if that succeeds the file has changed meanwhile: *changed, and
+ * the pixels do not belong to the key. */
+btc_status btc_image_content_decode(btc_image_content *c, const char *path, int64_t side, btc_image_mode mode, bool as_is,
+                                    btc_image *out, bool *changed, btc_error *err);
 
 #endif

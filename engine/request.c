@@ -86,17 +86,24 @@ btc_status btc_request_content(const btc_model *m, const btc_item *it, int i, bt
   return st;
 }
 
-btc_status btc_request_load(const btc_model *m, const btc_item *it, int i, btc_image *out, btc_error *err) {
+btc_status btc_request_load(const btc_model *m, const btc_item *it, int i, bool as_is, btc_image *out, btc_error *err) {
   btc_image_mode mode = btc_request_image_mode(m, it);
   const int64_t side = m->cfg->vision.image;
   btc_image_content c;
   bool changed;
+  btc_image_limits lim = btc_image_limits_default();
+  lim.as_is = as_is;
   *out = (btc_image){0};
-  if (!it->load) return btc_image_load(it->images[i], side, mode, NULL, out, NULL, NULL, err);
+  if (!it->load) return btc_image_load(it->images[i], side, mode, &lim, out, NULL, NULL, err);
   btc_status st = btc_request_content(m, it, i, &c, err);
-  if (st == BTC_OK) st = btc_image_content_decode(&c, btc_request_image_name(it, i), side, mode, out, &changed, err);
+  if (st == BTC_OK) st = btc_image_content_decode(&c, btc_request_image_name(it, i), side, mode, as_is, out, &changed, err);
   btc_image_content_free(&c);
   return st;
+}
+
+btc_shades btc_request_shades(const btc_model *m) {
+  const btc_preprocess_config *p = &m->cfg->pre;
+  return (btc_shades){p->rescale, {p->mean[0], p->mean[1], p->mean[2]}, {p->std[0], p->std[1], p->std[2]}};
 }
 
 static btc_sampling sampling_of(const btc_item *it) {

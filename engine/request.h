@@ -28,8 +28,10 @@ btc_image_mode btc_request_image_mode(const btc_model *m, const btc_item *it);
 /* Image i by its content, from its file or from the item's own load; an error is the latter's. *c is to be freed in every case. Any
  * thread. */
 btc_status btc_request_content(const btc_model *m, const btc_item *it, int i, btc_image_content *c, btc_error *err);
-/* Image i as the square of pixels the tower takes: out.rgb is malloc'ed, NULL on an error. Any thread. */
-btc_status btc_request_load(const btc_model *m, const btc_item *it, int i, btc_image *out, btc_error *err);
+/* Image i as the square of pixels the tower takes, or with as_is at its own size where a device resizes it: out.rgb is malloc'ed,
+ * NULL on an error. Any thread. */
+btc_status btc_request_load(const btc_model *m, const btc_item *it, int i, bool as_is, btc_image *out, btc_error *err);
+btc_shades btc_request_shades(const btc_model *m); /* how samples become the tower's pixels */
 /* Its name for messages. */
 const char *btc_request_image_name(const btc_item *it, int i);
 /* Room for the answer, and the state of its drawing. Any thread. */

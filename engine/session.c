@@ -10,6 +10,11 @@
 
 #include "request.h"
 
+typedef struct session_picture {
+  btc_image im;
+  bool pad;
+} session_picture;
+
 struct btc_session {
   btc_model *m;
   btc_session_options o;
@@ -20,7 +25,10 @@ struct btc_session {
   btc_stage_item *steps; /* [max_batch] */
   int *order;            /* [max_batch] live index of each step */
   float *logits;         /* [max_batch, vocab] */
-  float *pixels;         /* grown to the largest batch seen */
+  session_picture *picture; /* of the batch; room for the largest seen */
+  int64_t n_pictures, cap_pictures;
+  btc_parcel *parcel[2]; /* of a device: one travels while the other is filled */
+  float *pixels;         /* in the backend's memory; grown to the largest batch seen */
   int64_t pixel_floats;
   btc_session_probe probe;
 };
@@ -60,6 +68,8 @@ btc_status btc_session_create(btc_model *m, const btc_session_options *o, btc_se
                           .cancel = o->cancel,
                           .progress = o->progress};
   st = btc_stage_create(m, 0, btc_block_count(m), &so, &s->stage, err);
+  for (int k = 0; k < 2 && st == BTC_OK; k++)
+    st = btc_parcel_create(btc_stage_backend(s->stage), btc_picture_bytes(m->cfg->vision.image), &s->parcel[k], err);
   if (st == BTC_OK) st = btc_sampler_create(btc_tokenizer_vocab(m->tok), &s->sampler, err);
   if (st == BTC_OK) {
     s->live = btc_alloc_zero(batch, sizeof *s->live);
@@ -74,16 +84,24 @@ btc_status btc_session_create(btc_model *m, const btc_session_options *o, btc_se
   return st;
 }
 
+static void drop_pictures(btc_session *s, int64_t from) {
+  while (s->n_pictures > from) btc_image_free(&s->picture[--s->n_pictures].im);
+}
+
 void btc_session_destroy(btc_session **sp) {
   btc_session *s = *sp;
   if (!s) return;
+  btc_backend *be = s->stage ? btc_stage_backend(s->stage) : NULL;
+  for (int k = 0; be && k < 2; k++) btc_parcel_destroy(be, &s->parcel[k]);
+  if (be) btc_backend_free(be, s->pixels);
+  drop_pictures(s, 0);
+  free(s->picture);
   btc_stage_destroy(&s->stage);
   btc_sampler_destroy(&s->sampler);
   free(s->live);
   free(s->steps);
   free(s->order);
   free(s->logits);
-  free(s->pixels);
   free(s);
   *sp = NULL;
 }
@@ -115,37 +133,42 @@ void btc_result_clear(btc_result *r) {
 
 /* ---- one item, before the model ---- */
 
-static btc_status grow_pixels(btc_session *s, int64_t floats, btc_error *err) {
-  if (floats <= s->pixel_floats) return BTC_OK;
-  float *grown = btc_realloc(s->pixels, (size_t)floats, sizeof *grown);
-  if (!grown) return btc_fail(err, BTC_ERR_NOMEM, "not enough memory for %lld MB of pixels", (long long)(floats >> 18));
-  s->pixels = grown;
-  s->pixel_floats = floats;
+static btc_status grow_pictures(btc_session *s, int64_t n, btc_error *err) {
+  if (n <= s->cap_pictures) return BTC_OK;
+  session_picture *grown = btc_realloc(s->picture, (size_t)n, sizeof *grown);
+  if (!grown) return btc_fail(err, BTC_ERR_NOMEM, "not enough memory for %lld pictures", (long long)n);
+  s->picture = grown;
+  s->cap_pictures = n;
   return BTC_OK;
 }
 
-static btc_status load_images(btc_session *s, const btc_item *it, int64_t at, btc_error *err) {
-  const btc_config *c = s->m->cfg;
-  const int64_t side = c->vision.image, image = 3 * side * side;
-  btc_status st = grow_pixels(s, (at + it->n_images) * image, err);
+/* An item's pictures, behind those of the batch so far; none of them after an error. */
+static btc_status load_images(btc_session *s, const btc_item *it, btc_error *err) {
+  const int64_t before = s->n_pictures;
+  const bool pad = btc_request_image_mode(s->m, it) == BTC_IMAGE_PAD, as_is = !btc_backend_on_host(btc_stage_backend(s->stage));
+  btc_status st = grow_pictures(s, before + it->n_images, err);
   for (int i = 0; st == BTC_OK && i < it->n_images; i++) {
-    btc_image im = {0};
+    session_picture *p = &s->picture[s->n_pictures];
+    *p = (session_picture){.pad = pad};
     if (s->o.progress) __atomic_add_fetch(s->o.progress, 1, __ATOMIC_RELAXED);
-    st = btc_request_load(s->m, it, i, &im, err);
-    if (st == BTC_OK) btc_image_normalise(&im, c->pre.rescale, c->pre.mean, c->pre.std, s->pixels + (at + i) * image);
-    btc_image_free(&im);
+    st = btc_request_load(s->m, it, i, as_is, &p->im, err);
+    if (st == BTC_OK) s->n_pictures++;
   }
+  if (st != BTC_OK) drop_pictures(s, before);
   return st;
 }
 
-/* Everything about one item that can fail on its own. image_at: where its pixels go, in images. */
-static btc_status prepare(btc_session *s, btc_request *l, int slot, int64_t image_at, btc_error *err) {
-  int64_t start = btc_now_ns();
+/* Everything about one item that can fail on its own. */
+static btc_status prepare(btc_session *s, btc_request *l, int slot, btc_error *err) {
+  const int64_t start = btc_now_ns(), before = s->n_pictures;
   btc_status st = btc_request_read(s->m, l, s->o.max_tokens, err);
   if (st != BTC_OK) return st;
   l->result->phase = BTC_PHASE_IMAGE;
-  if ((st = load_images(s, l->item, image_at, err)) != BTC_OK) return st;
-  if ((st = btc_request_open(s->m, l, err)) != BTC_OK) return st;
+  if ((st = load_images(s, l->item, err)) != BTC_OK) return st;
+  if ((st = btc_request_open(s->m, l, err)) != BTC_OK) {
+    drop_pictures(s, before);
+    return st;
+  }
   l->step.slot = slot;
   l->result->timing.decode_ms = (double)(btc_now_ns() - start) * 1e-6;
   return BTC_OK;
@@ -185,6 +208,33 @@ static double kinds_ms(const btc_stage_times *a, const btc_stage_times *b, btc_b
   return ms;
 }
 
+static btc_status grow_pixels(btc_session *s, int64_t floats, btc_error *err) {
+  btc_backend *be = btc_stage_backend(s->stage);
+  void *p = NULL;
+  if (floats <= s->pixel_floats) return BTC_OK;
+  btc_backend_free(be, s->pixels);
+  btc_status st = btc_backend_alloc(be, (size_t)floats * sizeof *s->pixels, &p, err);
+  s->pixels = p;
+  s->pixel_floats = p ? floats : 0;
+  return st;
+}
+
+/* The batch's pictures become what the tower takes. */
+static btc_status make_pixels(btc_session *s, btc_error *err) {
+  btc_backend *be = btc_stage_backend(s->stage);
+  const int64_t side = s->m->cfg->vision.image, image = 3 * side * side;
+  const btc_shades shades = btc_request_shades(s->m);
+  btc_status st = grow_pixels(s, s->n_pictures * image, err);
+  for (int64_t i = 0; st == BTC_OK && i < s->n_pictures; i++) {
+    const session_picture *from = &s->picture[i];
+    const btc_picture p = {from->im.rgb, s->parcel[i % 2], from->im.width, from->im.height, from->pad};
+    btc_op_send(be, p.parcel, p.rgb, (size_t)(p.width * p.height * 3));
+    btc_op_resize_normalise(be, s->pixels + i * image, &p, side, &shades);
+  }
+  drop_pictures(s, 0);
+  return st;
+}
+
 /* Prefills and decodes the n prepared items. */
 static btc_status run_live(btc_session *s, int n, btc_error *err) {
   int64_t most = 0;
@@ -195,6 +245,7 @@ static btc_status run_live(btc_session *s, int n, btc_error *err) {
     s->steps[i] = l->step;
   }
   btc_status st = btc_stage_reserve(s->stage, s->steps, n, most, err);
+  if (st == BTC_OK) st = make_pixels(s, err);
   if (st != BTC_OK) return st;
   btc_stage_times before = btc_stage_get_times(s->stage);
   st = btc_stage_prefill(s->stage, s->steps, n, s->pixels, s->logits, err);
@@ -209,14 +260,13 @@ static btc_status run_live(btc_session *s, int n, btc_error *err) {
 
 static btc_status run_batch(btc_session *s, const btc_item *items, int n, btc_result *results, btc_error *err) {
   int live = 0;
-  int64_t images = 0;
+  drop_pictures(s, 0);
   for (int i = 0; i < n; i++) {
     btc_request *l = &s->live[live];
     *l = (btc_request){.item = &items[i], .result = &results[i]};
     btc_error e = {0};
-    btc_status st = prepare(s, l, live, images, &e);
+    btc_status st = prepare(s, l, live, &e);
     if (st == BTC_OK) {
-      images += items[i].n_images;
       live++;
       continue;
     }

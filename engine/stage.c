@@ -85,7 +85,7 @@ btc_device_needs btc_stage_device_needs(const btc_model *m, btc_compute compute,
       .weights = btc_stage_held_bytes(m, compute),
       .slot =
           btc_kv_cache_slot_bytes(l->layers, l->kv_heads, l->head_dim, compute == BTC_COMPUTE_BF16 ? BTC_BF16 : BTC_F32, positions),
-      .activations = 4 * (s.scratch_floats + 2 * flow + BTC_DEVICE_IMAGES * (pixels + image)) + BTC_DEVICE_WINDOWS};
+      .activations = 4 * (s.scratch_floats + 2 * flow + BTC_DEVICE_IMAGES * (3 * pixels + image)) + BTC_DEVICE_WINDOWS};
 }
 
 /* As many rows at once as the backend likes; fewer when they do not fit its memory. */
@@ -157,7 +157,8 @@ btc_status btc_stage_create(const btc_model *m, int first, int last, const btc_s
                             .max_layers = s->llm_last - s->llm_first,
                             .max_positions = l->context,
                             .heads = l->heads,
-                            .head_dim = l->head_dim};
+                            .head_dim = l->head_dim,
+                            .picture_side = first == 0 ? m->cfg->vision.image : 0};
   btc_status st = btc_backend_create(&bo, &s->be, err);
   if (st == BTC_OK) st = btc_stage_hold(m, first, last, s->be, err);
   if (st == BTC_OK) st = make_scratch(s, err);

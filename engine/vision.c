@@ -20,6 +20,7 @@ int64_t btc_vision_scratch(const btc_model *m, int64_t images_at_once) {
 void btc_patch_forward(const btc_run *r, const float *pixels, int64_t images, float *h) {
   const btc_model *m = r->m;
   const btc_vision_config *v = &m->cfg->vision;
+  btc_tap_emit(r, "pixels", pixels, images, 3 * v->image * v->image);
   for (int64_t i = 0; i < images; i++) {
     btc_op_unfold_patches(r->be, r->scratch, pixels + i * 3 * v->image * v->image, v->image, v->patch, v->grid);
     btc_epilogue e = {.bias = m->patch.bias, .residual = m->position};

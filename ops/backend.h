@@ -47,6 +47,10 @@ typedef struct btc_ops_table {
   void (*set_items)(btc_backend *b, const btc_items *items);
   void (*attention_items)(btc_backend *b, const btc_attention_items *a);
   void (*embed_items)(btc_backend *b, float *y, const btc_weight *table);
+  btc_status (*parcel_create)(btc_backend *b, size_t bytes, btc_parcel **out, btc_error *err);
+  void (*parcel_destroy)(btc_backend *b, btc_parcel **p);
+  void (*send)(btc_backend *b, btc_parcel *p, const void *src, size_t bytes);
+  void (*resize_normalise)(btc_backend *b, float *pixels, const btc_picture *p, int64_t side, const btc_shades *s);
   void (*pick)(btc_backend *b, btc_pick *picks, const float *logits, int64_t stride, int64_t m, int64_t vocab);
 } btc_ops_table;
 
@@ -58,7 +62,12 @@ struct btc_backend {
   int64_t rows;    /* see btc_backend_rows */
   btc_items items; /* host backends: what set_items was given */
   char description[192];
+  char remark[160]; /* see btc_backend_remark; empty: nothing */
+  bool remarked;
 };
+
+/* picture.c: btc_op_resize_normalise of host backends */
+void btc_resize_normalise(float *pixels, const btc_picture *p, int64_t side, const btc_shades *s);
 
 extern const btc_ops_table btc_ops_plain;
 extern const btc_ops_table btc_ops_cpu;

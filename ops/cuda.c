@@ -19,6 +19,7 @@ _Static_assert(sizeof(btc_pick) == sizeof(btc_cuda_pick) && offsetof(btc_pick, b
 static void cuda_destroy(btc_backend *b) {
   cuda_backend *c = b->self;
   if (c->stream) (void)cudaStreamSynchronize(c->stream);
+  cuda_pictures_close(c);
   cuda_items_close(c);
   cuda_products_close(c);
   for (size_t i = 0; i < c->cap_constants; i++) {
@@ -29,8 +30,8 @@ static void cuda_destroy(btc_backend *b) {
   }
   free(c->constant);
   for (int i = 0; i < 2; i++) {
-    if (c->pinned_free[i]) (void)cudaEventDestroy(c->pinned_free[i]);
-    if (c->pinned[i]) (void)cudaFreeHost(c->pinned[i]);
+    if (c->staging_free[i]) (void)cudaEventDestroy(c->staging_free[i]);
+    cuda_staging_free(&c->staging[i]);
   }
   if (c->stream) (void)cudaStreamDestroy(c->stream);
   free(c);
@@ -49,6 +50,7 @@ static btc_status cuda_create(btc_backend *b, const btc_backend_options *o, btc_
   btc_status st = cuda_open(c, o->kind, err);
   if (st == BTC_OK) st = cuda_products_open(c, err);
   if (st == BTC_OK) st = cuda_items_open(c, err);
+  if (st == BTC_OK) st = cuda_pictures_open(c, err);
   if (st != BTC_OK) cuda_destroy(b);
   return st;
 }
@@ -200,5 +202,9 @@ const btc_ops_table btc_ops_cuda = {
     .set_items = cuda_set_items,
     .attention_items = cuda_attention_items,
     .embed_items = cuda_embed_items,
+    .parcel_create = cuda_parcel_create,
+    .parcel_destroy = cuda_parcel_destroy,
+    .send = cuda_send,
+    .resize_normalise = cuda_resize_normalise,
     .pick = cuda_pick,
 };

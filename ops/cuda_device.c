@@ -1,11 +1,13 @@
 /* A CUDA device: finding and opening it, its errors, its memory, and the constants that were brought to it. */
+#define _GNU_SOURCE
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 
 #include "ops/cuda_parts.h"
 
-enum { PINNED_BYTES = 16 << 20 };
+enum { STAGING_BYTES = 16 << 20, AWAIT_S = 60, AWAIT_STEP_NS = 20000 };
 
 /* ---- errors ---- */
 
@@ -47,6 +49,21 @@ bool cuda_note(cuda_backend *c, int rc, const char *call, const char *file, int 
   (void)cudaGetLastError(); /* a failure that is not sticky must not be found again by the next launch */
   keep(c, cuda_status_of(rc), cudaGetErrorString((cudaError_t)rc), call, file, line);
   return false;
+}
+
+bool cuda_await(cuda_backend *c, cudaEvent_t event) {
+  const int64_t end = btc_now_ns() + AWAIT_S * INT64_C(1000000000);
+  const struct timespec step = {.tv_nsec = AWAIT_STEP_NS};
+  cudaError_t rc;
+  while ((rc = cudaEventQuery(event)) == cudaErrorNotReady) {
+    (void)cudaGetLastError();
+    if (btc_now_ns() > end) {
+      keep(c, BTC_ERR_DEVICE, "no answer for a minute", "cudaEventQuery", __FILE__, __LINE__);
+      return false;
+    }
+    nanosleep(&step, NULL);
+  }
+  return cuda_note(c, (int)rc, "cudaEventQuery", __FILE__, __LINE__);
 }
 
 bool cuda_note_lt(cuda_backend *c, cublasStatus_t rc, const char *call, const char *file, int line) {
@@ -123,10 +140,8 @@ btc_status cuda_open(cuda_backend *c, const char *kind, btc_error *err) {
            (unsigned long long)(info.memory_bytes >> 30), c->bf16 ? "bf16" : "f32");
   if (!CUDA_TRY(c, cudaStreamCreateWithFlags(&c->stream, cudaStreamNonBlocking))) return cuda_failure(c, err);
   for (int i = 0; i < 2; i++) {
-    void *p = NULL;
-    if (!CUDA_TRY(c, cudaMallocHost(&p, PINNED_BYTES))) return cuda_failure(c, err);
-    c->pinned[i] = p;
-    if (!CUDA_TRY(c, cudaEventCreateWithFlags(&c->pinned_free[i], cudaEventDisableTiming))) return cuda_failure(c, err);
+    if ((st = cuda_staging_take(c, STAGING_BYTES, &c->staging[i], err)) != BTC_OK) return st;
+    if (!CUDA_TRY(c, cudaEventCreateWithFlags(&c->staging_free[i], cudaEventDisableTiming))) return cuda_failure(c, err);
   }
   return BTC_OK;
 }
@@ -149,6 +164,32 @@ btc_status cuda_alloc(btc_backend *b, size_t bytes, void **out, btc_error *err) 
 
 void cuda_free(btc_backend *b, void *p) {
   if (p) CUDA_TRY((cuda_backend *)b->self, cudaFree(p)); /* waits for what still uses it */
+}
+
+btc_status cuda_staging_take(cuda_backend *c, size_t bytes, cuda_staging *out, btc_error *err) {
+  void *p = NULL;
+  cudaError_t rc = cudaMallocHost(&p, bytes);
+  *out = (cuda_staging){.at = p, .pinned = rc == cudaSuccess};
+  if (rc == cudaSuccess) return BTC_OK;
+  if (is_lost((int)rc)) {
+    cuda_note(c, (int)rc, "cudaMallocHost", __FILE__, __LINE__);
+    return cuda_failure(c, err);
+  }
+  (void)cudaGetLastError();
+  if (!c->base->remark[0])
+    snprintf(c->base->remark, sizeof c->base->remark,
+             "device cuda:%d: %zu MB of memory cannot be pinned (%.60s): copies to it are slower", c->device,
+             (bytes + 0xfffff) >> 20, cudaGetErrorString(rc));
+  out->at = btc_alloc(bytes, 1);
+  return out->at ? BTC_OK : btc_fail(err, BTC_ERR_NOMEM, "not enough memory: %zu MB are wanted", bytes >> 20);
+}
+
+void cuda_staging_free(cuda_staging *s) {
+  if (s->pinned)
+    (void)cudaFreeHost(s->at);
+  else
+    free(s->at);
+  *s = (cuda_staging){0};
 }
 
 void cuda_copy_2d(btc_backend *b, void *dst, size_t dst_pitch, const void *src, size_t src_pitch, size_t width, int64_t rows) {
@@ -208,16 +249,16 @@ static cuda_constant *entry_for(cuda_backend *c, const void *host) {
   return k;
 }
 
-/* Through two pinned buffers in turn, so that reading the file's pages and the copy to the device overlap. */
+/* Through two buffers in turn, pinned, so that reading the file's pages and the copy to the device overlap. */
 static bool upload(cuda_backend *c, char *dst, const char *src, size_t bytes) {
   while (bytes) {
-    size_t n = bytes < PINNED_BYTES ? bytes : PINNED_BYTES;
-    int i = c->next_pinned;
-    c->next_pinned = !i;
-    if (!CUDA_TRY(c, cudaEventSynchronize(c->pinned_free[i]))) return false;
-    memcpy(c->pinned[i], src, n);
-    if (!CUDA_TRY(c, cudaMemcpyAsync(dst, c->pinned[i], n, cudaMemcpyHostToDevice, c->stream))) return false;
-    if (!CUDA_TRY(c, cudaEventRecord(c->pinned_free[i], c->stream))) return false;
+    size_t n = bytes < STAGING_BYTES ? bytes : STAGING_BYTES;
+    int i = c->next_staging;
+    c->next_staging = !i;
+    if (!cuda_await(c, c->staging_free[i])) return false;
+    memcpy(c->staging[i].at, src, n);
+    if (!CUDA_TRY(c, cudaMemcpyAsync(dst, c->staging[i].at, n, cudaMemcpyHostToDevice, c->stream))) return false;
+    if (!CUDA_TRY(c, cudaEventRecord(c->staging_free[i], c->stream))) return false;
     dst += n;
     src += n;
     bytes -= n;

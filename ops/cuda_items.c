@@ -49,11 +49,10 @@ static btc_status open_tables(cuda_backend *c, btc_error *err) {
   c->table = p;
   if (st != BTC_OK) return st;
   for (int i = 0; i < CUDA_TABLES; i++) {
-    if (!CUDA_TRY(c, cudaMallocHost(&p, c->table_bytes))) return cuda_failure(c, err);
-    c->table_copy[i] = p;
+    if ((st = cuda_staging_take(c, c->table_bytes, &c->table_copy[i], err)) != BTC_OK) return st;
     if (!CUDA_TRY(c, cudaEventCreateWithFlags(&c->table_sent[i], cudaEventDisableTiming))) return cuda_failure(c, err);
   }
-  c->table_host = c->table_copy[0];
+  c->table_host = c->table_copy[0].at;
   return BTC_OK;
 }
 
@@ -77,7 +76,7 @@ void cuda_items_close(cuda_backend *c) {
   if (c->decode_scratch) (void)cudaFree(c->decode_scratch);
   for (int i = 0; i < CUDA_TABLES; i++) {
     if (c->table_sent[i]) (void)cudaEventDestroy(c->table_sent[i]);
-    if (c->table_copy[i]) (void)cudaFreeHost(c->table_copy[i]);
+    cuda_staging_free(&c->table_copy[i]);
   }
 }
 
@@ -109,7 +108,7 @@ static void send(cuda_backend *c, size_t from, size_t to) {
 /* The next copy in turn, which may still be on its way to the device. */
 static void take_table(cuda_backend *c) {
   c->table_at = (c->table_at + 1) % CUDA_TABLES;
-  c->table_host = c->table_copy[c->table_at];
+  c->table_host = c->table_copy[c->table_at].at;
   if (c->failed.code == BTC_OK) CUDA_TRY(c, cudaEventSynchronize(c->table_sent[c->table_at]));
 }
 

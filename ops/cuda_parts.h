@@ -1,9 +1,10 @@
 /*
  * The CUDA backend's inside. cuda.c maps the operators, cuda_device.c owns the device (its errors, memory and constants),
- * cuda_product.c the matrix products of cuBLASLt, cuda_items.c the rows of many items and recorded steps. Private to ops/.
+ * cuda_product.c the matrix products of cuBLASLt, cuda_items.c the rows of many items and recorded steps, cuda_parcel.c pictures
+ * and what travels beside the operators. Private to ops/.
  *
- * Everything is put on one stream, so operators, copies and constants are in the order of the calls. The first failure is kept in
- * `failed`; from then on operators do nothing, and btc_backend_finish says it. Thread: the backend's.
+ * Everything but parcels is put on one stream, so operators, copies and constants are in the order of the calls. The first failure
+ * is kept in `failed`; from then on operators do nothing, and btc_backend_finish says it. Thread: the backend's.
  */
 #ifndef BTC_OPS_CUDA_PARTS_H
 #define BTC_OPS_CUDA_PARTS_H
@@ -26,6 +27,12 @@ typedef struct cuda_constant {
 
 typedef struct cuda_plan cuda_plan; /* one product's algorithm */
 
+/* Memory of the host that copies are made from: ordinary memory where it cannot be pinned, and then they are slower. */
+typedef struct cuda_staging {
+  char *at;
+  bool pinned;
+} cuda_staging;
+
 enum { CUDA_RECORDINGS = 64, CUDA_PLANS = 1024, CUDA_TABLES = 4 };
 
 typedef struct cuda_recording {
@@ -37,16 +44,18 @@ typedef struct cuda_backend {
   btc_backend *base;
   int device;
   bool bf16;
-  btc_device_info info; /* as it was when it was opened */
-  cudaStream_t stream;
-  btc_error failed; /* code BTC_OK: nothing */
+  btc_device_info info;        /* as it was when it was opened */
+  cudaStream_t stream, copies; /* the operators'; what travels beside them (cuda_parcel.c) */
+  btc_error failed;            /* code BTC_OK: nothing */
   bool lost;
   /* constants: open addressing, a power of two, at most half full */
   cuda_constant *constant;
   size_t n_constants, cap_constants;
-  char *pinned[2]; /* staging of constants */
-  cudaEvent_t pinned_free[2];
-  int next_pinned;
+  cuda_staging staging[2]; /* of constants */
+  cudaEvent_t staging_free[2];
+  int next_staging;
+  /* pictures */
+  void *resize_scratch;
   /* products */
   const struct cuda_lt *lt;
   cublasLtHandle_t handle;
@@ -55,7 +64,8 @@ typedef struct cuda_backend {
   float *dot;      /* results before their epilogue */
   /* items: one block on the device, written in one of several on the host (pinned) */
   btc_backend_options o;
-  char *table_copy[CUDA_TABLES], *table_host /* the one that is written */, *table;
+  cuda_staging table_copy[CUDA_TABLES];
+  char *table_host /* the one that is written */, *table;
   cudaEvent_t table_sent[CUDA_TABLES];
   int table_at;
   size_t table_bytes;
@@ -101,6 +111,8 @@ btc_status cuda_status_of(int rc); /* NOMEM, DEVICE when nothing works any more,
 /* Classifies and keeps a failure; true when rc is success. */
 bool cuda_note(cuda_backend *c, int rc, const char *call, const char *file, int line);
 bool cuda_note_lt(cuda_backend *c, cublasStatus_t rc, const char *call, const char *file, int line);
+/* Waits for what comes before the event, a minute at most: copies take milliseconds. False: a failure, which is kept. */
+bool cuda_await(cuda_backend *c, cudaEvent_t event);
 #define CUDA_TRY(c, call) cuda_note((c), (int)(call), #call, __FILE__, __LINE__)
 #define LT_TRY(c, call) cuda_note_lt((c), (call), #call, __FILE__, __LINE__)
 btc_status cuda_failure(const cuda_backend *c, btc_error *err); /* what is kept, as a result */
@@ -111,6 +123,9 @@ btc_status cuda_hold(btc_backend *b, const btc_weight *w, bool product, btc_erro
 const cuda_constant *cuda_find(const cuda_backend *c, const void *host); /* NULL: not held */
 const uint16_t *cuda_rounded(const cuda_backend *c, const float *p);     /* the same in bf16; NULL: that would lose something */
 const float *cuda_vector(cuda_backend *c, const float *p);               /* a held vector's place; other memory as it is */
+/* Pinned memory, or ordinary memory and a remark. NOMEM, DEVICE. */
+btc_status cuda_staging_take(cuda_backend *c, size_t bytes, cuda_staging *out, btc_error *err);
+void cuda_staging_free(cuda_staging *s);
 void cuda_copy_2d(btc_backend *b, void *dst, size_t dst_pitch, const void *src, size_t src_pitch, size_t width, int64_t rows);
 
 /* ---- cuda_use.c ---- */
@@ -130,6 +145,14 @@ btc_status cuda_products_open(cuda_backend *c, btc_error *err);
 void cuda_products_close(cuda_backend *c);
 void cuda_matmul(btc_backend *b, float *y, const float *x, int64_t m, const btc_weight *w, const btc_epilogue *e);
 void cuda_matvec(btc_backend *b, float *y, const float *x, int64_t m, const btc_weight *w, const btc_epilogue *e);
+
+/* ---- cuda_parcel.c ---- */
+btc_status cuda_pictures_open(cuda_backend *c, btc_error *err);
+void cuda_pictures_close(cuda_backend *c);
+btc_status cuda_parcel_create(btc_backend *b, size_t bytes, btc_parcel **out, btc_error *err);
+void cuda_parcel_destroy(btc_backend *b, btc_parcel **p);
+void cuda_send(btc_backend *b, btc_parcel *p, const void *src, size_t bytes);
+void cuda_resize_normalise(btc_backend *b, float *pixels, const btc_picture *p, int64_t side, const btc_shades *s);
 
 /* ---- cuda_items.c ---- */
 btc_status cuda_items_open(cuda_backend *c, btc_error *err);

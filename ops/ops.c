@@ -210,6 +210,34 @@ void btc_op_silu_mul_packed(btc_backend *b, float *y, const float *gate, const f
   (b->table->silu_mul_packed ? b->table->silu_mul_packed : b->table->silu_mul)(b, y, gate, up, n);
 }
 
+/* ---- pictures ---- */
+
+btc_status btc_parcel_create(btc_backend *b, size_t bytes, btc_parcel **out, btc_error *err) {
+  *out = NULL;
+  return b->table->parcel_create ? b->table->parcel_create(b, bytes, out, err) : BTC_OK;
+}
+
+void btc_parcel_destroy(btc_backend *b, btc_parcel **p) {
+  if (*p) b->table->parcel_destroy(b, p);
+}
+
+void btc_op_send(btc_backend *b, btc_parcel *p, const void *src, size_t bytes) {
+  if (p) b->table->send(b, p, src, bytes);
+}
+
+void btc_op_resize_normalise(btc_backend *b, float *pixels, const btc_picture *p, int64_t side, const btc_shades *s) {
+  if (b->table->resize_normalise)
+    b->table->resize_normalise(b, pixels, p, side, s);
+  else
+    btc_resize_normalise(pixels, p, side, s);
+}
+
+const char *btc_backend_remark(btc_backend *b) {
+  if (b->remarked || !b->remark[0]) return NULL;
+  b->remarked = true;
+  return b->remark;
+}
+
 /* ---- many items ---- */
 
 void btc_op_set_items(btc_backend *b, const btc_items *items) {

@@ -81,6 +81,7 @@ typedef struct btc_backend_options {
   int64_t max_cols; /* largest `cols` of any weight and any unfold; scratch is sized by it */
   /* What btc_op_set_items and its fellows will be given at most; 0: they are not used. Only a device's scratch is sized by them. */
   int64_t max_items, max_layers, max_positions, heads, head_dim;
+  int64_t picture_side; /* of btc_op_resize_normalise; 0: it is not used. As above */
 } btc_backend_options;
 
 /* No such device, or a driver that does not answer: UNSUPPORTED, with the reason. */
@@ -152,6 +153,47 @@ void btc_op_copy_2d(btc_backend *b, void *dst, size_t dst_pitch, const void *src
  * sequence_end false: nothing of what was issued has been started, and the caller issues it once more, without beginning anew. */
 bool btc_op_sequence_begin(btc_backend *b, uint64_t key);
 bool btc_op_sequence_end(btc_backend *b);
+
+/* ---- pictures ---- */
+
+/*
+ * A parcel: what is on its way to a device while it computes. As much memory of the host, pinned where that can be had, as of the
+ * device, and a copy beside the operators. On a host nothing travels, and a parcel is NULL.
+ */
+typedef struct btc_parcel btc_parcel;
+btc_status btc_parcel_create(btc_backend *b, size_t bytes, btc_parcel **out, btc_error *err); /* NOMEM */
+void btc_parcel_destroy(btc_backend *b, btc_parcel **p); /* NULL is fine; waits for its journey; sets *p to NULL */
+/* Starts the journey of at most the parcel's bytes, which may be changed at once afterwards. Waits only while an earlier journey of
+ * the same parcel lasts; what was there before may still be read by operators. */
+void btc_op_send(btc_backend *b, btc_parcel *p, const void *src, size_t bytes);
+
+/* 8-bit samples. pad: first made square, with a background of 127 (spec 3.2); else each side is resized for itself. */
+typedef struct btc_picture {
+  const uint8_t *rgb; /* host memory, [height, width, 3]; a device does not look at it */
+  btc_parcel *parcel; /* a device: the same, sent; may be sent anew once the operator has been called */
+  int64_t width, height;
+  bool pad;
+} btc_picture;
+
+typedef struct btc_shades {
+  double rescale;
+  float mean[3], std[3];
+} btc_shades;
+
+/* What a device takes: neither side longer than four of the square's, and no more samples than four squares have. So no picture
+ * takes more bytes than its square as float32, on its way or while it waits, and the copies of a batch take a small part of the
+ * time in which a tower computes one. Larger ones are made the square while they are read. */
+#define BTC_PICTURE_SQUARES 4
+bool btc_picture_fits(int64_t width, int64_t height, int64_t side);
+size_t btc_picture_bytes(int64_t side); /* of the largest that fits */
+/* pixels [3, side, side]: Pillow's 8-bit bicubic resize, then (float32(value * rescale) - mean) / std (spec 3.1, 3.3). Bit for bit
+ * the same on every backend. A host resizes by plain loops, and is better given what already is the square. */
+void btc_op_resize_normalise(btc_backend *b, float *pixels, const btc_picture *p, int64_t side, const btc_shades *s);
+/* Its second half without a backend, on the host: out [3, n] of rgb [n, 3]. Any thread. */
+void btc_normalise(float *out, const uint8_t *rgb, int64_t n, const btc_shades *s);
+
+/* What a device had to do otherwise than it should, to be said once: every call but the first answers NULL. */
+const char *btc_backend_remark(btc_backend *b);
 
 /* ---- products ---- */
 

@@ -73,7 +73,7 @@ static btc_status read_image(pipe_driver *p, pipe_job *j, int i, btc_error *err)
   bool fresh = at >= 0 && p->pictures[at].state == PICTURE_EMPTY;
   pthread_mutex_unlock(&p->lock);
   btc_status st = at >= 0 ? BTC_OK : btc_fail(err, BTC_ERR_INTERNAL, "no room for a picture");
-  if (st == BTC_OK && fresh) st = btc_image_content_decode(&c, path, p->m->cfg->vision.image, mode, &im, &changed, err);
+  if (st == BTC_OK && fresh) st = btc_image_content_decode(&c, path, p->m->cfg->vision.image, mode, false, &im, &changed, err);
   btc_image_content_free(&c);
   pthread_mutex_lock(&p->lock);
   if (st == BTC_OK && fresh) {

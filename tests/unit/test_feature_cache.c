@@ -11,7 +11,7 @@ static void test_feature_cache_keeps_its_bound(void **state) {
   btc_error err;
   assert_int_equal(btc_backend_create(&(btc_backend_options){.kind = "cpu", .threads = 1, .max_cols = 1}, &be, &err), BTC_OK);
   assert_int_equal(btc_block_pool_create(be, 400, &pool, &err), BTC_OK);
-  assert_int_equal(btc_feature_cache_create(3 * 400, 100, pool, &c, &err), BTC_OK);
+  assert_int_equal(btc_feature_cache_create(3 * 400, 100, pool, NULL, &c, &err), BTC_OK);
   btc_features *held[6];
   for (int i = 0; i < 6; i++) {
     uint8_t key[33] = {(uint8_t)i};

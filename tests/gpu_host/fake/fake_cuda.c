@@ -209,6 +209,18 @@ cudaError_t cudaEventSynchronize(cudaEvent_t e) {
   return step();
 }
 
+cudaError_t cudaEventQuery(cudaEvent_t e) {
+  (void)e;
+  return step();
+}
+
+cudaError_t cudaStreamWaitEvent(cudaStream_t s, cudaEvent_t e, unsigned flags) {
+  (void)s;
+  (void)e;
+  (void)flags;
+  return step();
+}
+
 cudaError_t cudaMemcpyAsync(void *dst, const void *src, size_t bytes, enum cudaMemcpyKind kind, cudaStream_t s) {
   (void)kind;
   (void)s;
