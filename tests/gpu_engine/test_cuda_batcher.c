@@ -123,11 +123,17 @@ typedef struct many {
   const char *paths[MANY][2];
   btc_result alone[MANY], got[MANY];
   btc_batcher_counts counts;
+  int remarks;
 } many;
 
 static void on_many(void *ctx, void *tag, btc_result *r) {
   many *f = ctx;
   f->got[(btc_item *)tag - f->items] = *r;
+}
+
+static void on_remark(void *ctx, const char *text) {
+  assert_non_null(strstr(text, "cannot be pinned"));
+  ((many *)ctx)->remarks++;
 }
 
 /* Eight pairs of sixteen pictures; drawn: every other answer is drawn. */
@@ -161,12 +167,19 @@ static void run_alone(many *f, const char *device, btc_precision precision, btc_
 }
 
 /* All at once: no step is made before every picture has been read, so that what is computed together is foreseen. */
-static void run_together(many *f, btc_precision precision) {
+static void run_batches(many *f, btc_precision precision, int vision_batch) {
   btc_batcher *b;
   btc_error err;
-  btc_batcher_options o = {
-      .device = "cuda", .threads = 1, .precision = precision, .slots = MANY, .max_tokens = TOKENS, .readers = 4, .done = on_many};
-  o.ctx = f;
+  btc_batcher_options o = {.device = "cuda",
+                           .threads = 1,
+                           .precision = precision,
+                           .slots = MANY,
+                           .max_tokens = TOKENS,
+                           .vision_batch = vision_batch,
+                           .readers = 4,
+                           .done = on_many,
+                           .note = on_remark,
+                           .ctx = f};
   if (btc_batcher_create(f->m, &o, &b, &err) != BTC_OK) fail_msg("%s", err.message);
   for (int i = 0; i < MANY; i++) assert_int_equal(btc_batcher_submit(b, &f->items[i], &f->items[i], &err), BTC_OK);
   for (int64_t end = btc_now_ns() + INT64_C(60000000000); btc_batcher_get_counts(b).images < 2 * MANY && btc_now_ns() < end;)
@@ -176,6 +189,10 @@ static void run_together(many *f, btc_precision precision) {
     if (btc_batcher_step(b, &err) != BTC_OK) fail_msg("%s", err.message);
   f->counts = btc_batcher_get_counts(b);
   btc_batcher_destroy(&b);
+}
+
+static void run_together(many *f, btc_precision precision) {
+  run_batches(f, precision, 0);
 }
 
 static void end_many(many *f) {
@@ -220,6 +237,53 @@ static void test_cuda_batcher_answers_like_a_session_bf16(void **state) {
 static void test_cuda_batcher_draws_like_a_session(void **state) {
   (void)state;
   check_together(BTC_PRECISION_F32, true);
+}
+
+/* Pictures of every kind: one pixel, the tower's own square, larger than a device takes, wider than it takes; padded or not. */
+static void vary(many *f) {
+  const int side = (int)f->m->cfg->vision.image,
+            sizes[][2] = {{1, 1}, {side, side}, {3 * side, 3 * side}, {5 * side, 3}, {2 * side, 2 * side}};
+  for (int i = 0; i < MANY; i++) {
+    const int *a = sizes[i % 5], *z = sizes[(i + 3) % 5];
+    f->paths[i][0] = tiny_picture(a[0], a[1], (unsigned)i);
+    f->paths[i][1] = tiny_picture(z[0], z[1], (unsigned)i + 50);
+    f->items[i].aspect = i % 2 ? BTC_ASPECT_PAD : BTC_ASPECT_SQUASH;
+  }
+}
+
+static void check_varied(const char *alone) {
+  many f;
+  skip_without_shared();
+  begin_many(&f, false);
+  vary(&f);
+  run_alone(&f, alone, BTC_PRECISION_F32, f.alone);
+  run_batches(&f, BTC_PRECISION_F32, 3); /* the next three go up while three are computed */
+  assert_int_equal(fake.most_beside >= 3, getenv("FAKE_CUDA_UNPINNED") == NULL);
+  assert_int_equal(f.remarks, getenv("FAKE_CUDA_UNPINNED") ? 1 : 0);
+  for (int i = 0; i < MANY; i++) {
+    assert_int_equal(f.got[i].status, BTC_OK);
+    assert_int_equal(f.alone[i].status, BTC_OK);
+    assert_string_equal(f.alone[i].text, f.got[i].text);
+    assert_memory_equal(f.alone[i].ids, f.got[i].ids, (size_t)f.alone[i].n_ids * sizeof *f.alone[i].ids);
+  }
+  end_many(&f);
+}
+
+static void test_cuda_batcher_sends_the_next_batch_ahead(void **state) {
+  (void)state;
+  check_varied("cuda");
+}
+
+static void test_cuda_batcher_takes_pictures_of_every_size_like_the_cpu(void **state) {
+  (void)state;
+  check_varied("cpu");
+}
+
+static void test_cuda_batcher_without_pinned_memory(void **state) {
+  (void)state;
+  setenv("FAKE_CUDA_UNPINNED", "1", 1);
+  check_varied("cpu");
+  unsetenv("FAKE_CUDA_UNPINNED");
 }
 
 /* A recording that fails at its end has run nothing on a card; the steps are issued again (here: twice, to the same end). */
@@ -296,6 +360,9 @@ static const struct CMUnitTest tests[] = {
     cmocka_unit_test(test_cuda_batcher_answers_like_a_session_f32),
     cmocka_unit_test(test_cuda_batcher_answers_like_a_session_bf16),
     cmocka_unit_test(test_cuda_batcher_draws_like_a_session),
+    cmocka_unit_test(test_cuda_batcher_sends_the_next_batch_ahead),
+    cmocka_unit_test(test_cuda_batcher_takes_pictures_of_every_size_like_the_cpu),
+    cmocka_unit_test(test_cuda_batcher_without_pinned_memory),
     cmocka_unit_test(test_cuda_batcher_survives_a_failed_recording),
     cmocka_unit_test(test_cuda_batcher_answers_like_the_cpu),
     cmocka_unit_test(test_cuda_batcher_computes_together),

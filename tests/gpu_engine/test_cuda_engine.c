@@ -9,6 +9,7 @@
 
 #include "cli/golden.h"
 #include "ops/ops.h"
+#include "tests/gpu_host/fake/fake.h"
 
 static void check_case(const char *dir, bool bf16) {
   static golden_report r;
@@ -117,6 +118,7 @@ static void test_cuda_engine_every_failure_of_creation(void **state) {
     snprintf(fail, sizeof fail, "%d:2", at); /* out of memory */
     setenv("FAKE_CUDA_FAIL", fail, 1);
     btc_status st = btc_backend_create(&o, &b, &err);
+    if (st != BTC_OK) assert_int_equal(fake_streams(), 0);
     if (st == BTC_OK) {
       bool said = btc_backend_remark(b) != NULL;
       assert_null(btc_backend_remark(b)); /* once */

@@ -24,6 +24,8 @@ static int order[MAX_THREADS];
 static uint32_t launches;
 static unsigned char tables[MAX_THREADS / 32][32 * BTC_SHIM_SLOT];
 
+void (*btc_shim_before)(void *stream);
+
 const char *btc_shim_message(void) {
   return message;
 }

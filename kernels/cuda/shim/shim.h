@@ -272,13 +272,15 @@ struct btc_shim_call {
 };
 
 template <typename... P, typename... A>
-static inline int btc_shim_launch(const char *name, void (*kernel)(P...), dim3 grid, dim3 block, size_t smem, A... args) {
+static inline int btc_shim_launch(const char *name, void (*kernel)(P...), dim3 grid, dim3 block, size_t smem, void *stream,
+                                  A... args) {
+  if (btc_shim_before) btc_shim_before(stream);
   btc_shim_call<P...> call{kernel, std::tuple<P...>(static_cast<P>(args)...)};
   return btc_shim_run(name, grid, block, smem, btc_shim_call<P...>::thread, &call);
 }
 
 #define BTC_LAUNCH(kernel, grid, block, smem, stream, ...) \
-  (static_cast<void>(stream), btc_shim_launch(#kernel, kernel, (grid), (block), (smem), __VA_ARGS__))
+  btc_shim_launch(#kernel, kernel, (grid), (block), (smem), (stream), __VA_ARGS__)
 #define BTC_ALLOW_SHARED(kernel, bytes) (static_cast<void>(kernel), static_cast<void>(bytes), 0)
 
 #endif

@@ -12,6 +12,8 @@ enum { BTC_SHIM_LAUNCH_FAILED = 719 }; /* cudaErrorLaunchFailure; cudaErrorInval
 const char *btc_shim_message(void);
 /* Failing launches are expected: do not print. */
 void btc_shim_quiet(int on);
+/* Called in front of every launch with its stream, if set: a stand-in for the runtime may have something to do there first. */
+extern void (*btc_shim_before)(void *stream);
 
 #ifdef __cplusplus
 }
