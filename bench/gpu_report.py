@@ -9,6 +9,7 @@ import argparse
 import datetime
 import json
 import os
+import re
 import sys
 
 # In f32 captions are equal. In bf16 sums are taken in another order, and a token whose two best candidates are closer than that may turn.
@@ -111,6 +112,21 @@ def goals(stages, pairs, torch, roof):
             ("decode of one item, of the copy bandwidth", f"at least {t['decode']}", decode, decode is not None and decode >= t["decode"])]
 
 
+WORTH = re.compile(r"ERROR|LINE|error|fail|differ|problem|Invalid|hazard|CPU .*card|cuda:\d+: ", re.IGNORECASE)
+EXCERPT = 24
+
+
+def excerpt(directory, part):
+    """The lines of a failed part's log that say most; its last ones where none does."""
+    path = os.path.join(directory, part + ".log")
+    if not os.path.exists(path):
+        return []
+    with open(path, errors="replace") as f:
+        text = [line.rstrip()[:400] for line in f if line.strip()]
+    worth = [line for line in text if WORTH.search(line)]
+    return worth[:EXCERPT] or text[-8:]
+
+
 def print_report(directory):
     with open(os.path.join(directory, "parts.tsv")) as f:
         parts = [line.rstrip("\n").split("\t") for line in f]
@@ -143,6 +159,9 @@ def print_report(directory):
         chosen = [p for p in parts if p[1] == state]
         if chosen:
             print(f"\n{title}:\n" + "\n".join(f"- {p[2]}: {p[4]}" for p in chosen))
+    for p in parts:
+        if p[1] == "failed":
+            print(f"\n{p[2]}, its log:\n```\n" + "\n".join(excerpt(directory, p[0])) + "\n```")
     return 0
 
 

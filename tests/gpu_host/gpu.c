@@ -1,8 +1,21 @@
 #include "gpu.h"
 
+#include <stdarg.h>
+#include <stdio.h>
+
 enum { GUARD = 256 };
 
 static uint64_t state = 1;
+
+const char *gpu_call = "none";
+static char sizes[160];
+
+void gpu_case(const char *format, ...) {
+  va_list args;
+  va_start(args, format);
+  vsnprintf(sizes, sizeof sizes, format, args);
+  va_end(args);
+}
 
 uint32_t random_u32(void) {
   state = state * UINT64_C(6364136223846793005) + UINT64_C(1442695040888963407);
@@ -72,7 +85,7 @@ void gpu_put(const gpu_array *a) {
 
 static void check_zone(const unsigned char *zone, size_t n, const char *side) {
   for (size_t i = 0; i < n; i++)
-    if (zone[i] != 0x5a) fail_msg("a write %s an array, byte %zu of the zone", side, i);
+    if (zone[i] != 0x5a) fail_msg("a write %s an array, byte %zu of the zone (%s); %s", side, i, sizes, gpu_call);
 }
 
 static void check_zones(const gpu_array *a) {
@@ -99,21 +112,26 @@ void gpu_free(gpu_array *a) {
 }
 
 void assert_same_bits(const float *got, const float *want, int64_t n, const char *what) {
+  int64_t wrong = 0, first = 0;
   for (int64_t i = 0; i < n; i++)
-    if (memcmp(got + i, want + i, sizeof *got))
-      fail_msg("%s: element %lld is %.9g, want %.9g", what, (long long)i, (double)got[i], (double)want[i]);
+    if (memcmp(got + i, want + i, sizeof *got) && !wrong++) first = i;
+  if (wrong)
+    fail_msg("%s (%s): element %lld is %.9g, want %.9g; %lld of %lld differ; %s", what, sizes, (long long)first, (double)got[first],
+             (double)want[first], (long long)wrong, (long long)n, gpu_call);
 }
 
 void assert_close(double got, double want, double bound, const char *what, int64_t at) {
   if (!(fabs(got - want) <= bound))
-    fail_msg("%s: element %lld is %.9g, want %.9g, off by more than %.3g", what, (long long)at, got, want, bound);
+    fail_msg("%s (%s): element %lld is %.9g, want %.9g, off by more than %.3g; %s", what, sizes, (long long)at, got, want, bound,
+             gpu_call);
 }
 
 void assert_rounded(const gpu_array *got, const float *f32, int64_t n, const char *what) {
   const uint16_t *h = got->host;
   for (int64_t i = 0; i < n; i++)
     if (h[i] != btc_f32_to_bf16(f32[i]))
-      fail_msg("%s: element %lld is %04x in bf16, want %04x", what, (long long)i, h[i], btc_f32_to_bf16(f32[i]));
+      fail_msg("%s (%s): element %lld is %04x in bf16, want %04x; %s", what, sizes, (long long)i, h[i], btc_f32_to_bf16(f32[i]),
+               gpu_call);
 }
 
 btc_backend plain_backend(btc_compute compute) {

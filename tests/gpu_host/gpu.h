@@ -26,7 +26,12 @@ void gpu_copy_out(void *host, const void *device, size_t bytes); /* after all wo
 /* Fails the test unless the launch (its return value) and everything before it went well. */
 void gpu_check(int launch, const char *what);
 
-#define GPU(call) gpu_check((call), #call)
+#define GPU(call) gpu_check((call), gpu_call = #call)
+
+/* What a failure says beside the first wrong element, so that a card need not be asked twice: the last call, and the sizes of the
+ * present case. */
+extern const char *gpu_call;
+void gpu_case(const char *format, ...) __attribute__((format(printf, 1, 2)));
 /* First in every test: skips where there is no device. */
 #define GPU_REQUIRED()          \
   do {                          \

@@ -97,6 +97,8 @@ static void free_case(attention_case *c) {
 }
 
 static void check_case(const shape *s, btc_cuda_type in, btc_cuda_type out) {
+  gpu_case("sequences %lld, tokens %lld, heads %lld, width %lld, gap %lld, in %d, out %d", (long long)s->n_seq, (long long)s->t,
+           (long long)s->heads, (long long)s->d, (long long)s->gap, (int)in, (int)out);
   attention_case c;
   make_case(&c, s, in, out);
   int64_t rows = s->n_seq * s->t, width = s->heads * s->d, n = rows * c.stride;
@@ -154,6 +156,7 @@ static void test_attention_of_an_image(void **state) {
 
 /* Each sequence alone has the bits it has among others, and queries do not see their neighbours. */
 static void check_alone(btc_cuda_type in) {
+  gpu_case("sequences 3 and 1, tokens 77, heads 2, width 72, in %d", (int)in);
   attention_case c;
   make_case(&c, &(shape){3, 77, 2, 72, 0, false}, in, BTC_CUDA_F32);
   GPU(btc_cuda_attend(&c.a, NULL));

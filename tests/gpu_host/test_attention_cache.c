@@ -137,6 +137,8 @@ static void free_rows(rows_case *r) {
 }
 
 static void check_causal(const heads_case *h, btc_cuda_type type, btc_cuda_type out, bool math) {
+  gpu_case("heads %lld, kv heads %lld, width %lld, cache %d, out %d, bf16 math %d", (long long)h->heads, (long long)h->kv_heads,
+           (long long)h->d, (int)type, (int)out, math);
   rows_case r = make_rows(h, type, out, math);
   GPU(btc_cuda_attend_causal(&r.a, &r.c.kv, NULL));
   gpu_get(&r.o);
@@ -280,6 +282,8 @@ static void free_decode(decode_case *r) {
 }
 
 static void check_decode(const heads_case *h, btc_cuda_type type, btc_cuda_type out) {
+  gpu_case("heads %lld, kv heads %lld, width %lld, cache %d, out %d", (long long)h->heads, (long long)h->kv_heads, (long long)h->d,
+           (int)type, (int)out);
   decode_case r = make_decode(h, type, out);
   GPU(btc_cuda_attend_decode(&r.a, &r.c.kv, CAPACITY, r.scratch.device, NULL));
   gpu_get(&r.o);

@@ -2,6 +2,7 @@
 #include "gpu.h"
 
 static void check(btc_dtype t, int64_t n) {
+  gpu_case("type %d, %lld elements", (int)t, (long long)n);
   gpu_array x = gpu_stored(t, n), y = gpu_new((size_t)n * 4, 0), h = gpu_new((size_t)n * 2, 0);
   float *want = malloc((size_t)n * sizeof *want);
   assert_non_null(want);

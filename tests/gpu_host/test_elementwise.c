@@ -7,6 +7,7 @@ static void test_elementwise_add(void **state) {
   static const int64_t sizes[] = {1, 3, 4, 5, 1023, 1024, 1025, 4099};
   for (size_t i = 0; i < sizeof sizes / sizeof sizes[0]; i++) {
     int64_t n = sizes[i];
+    gpu_case("%lld elements", (long long)n);
     gpu_array a = gpu_random(n), c = gpu_random(n), y = gpu_new((size_t)n * 4, 0);
     GPU(btc_cuda_add(y.device, a.device, c.device, n, NULL));
     gpu_get(&y);
@@ -25,6 +26,7 @@ static void test_elementwise_add(void **state) {
 
 /* silu: expf and a division, each within 2 units, then the product. */
 static void silu(int64_t m, int64_t n, int64_t stride, int64_t up_at) {
+  gpu_case("m %lld, n %lld, stride %lld", (long long)m, (long long)n, (long long)stride);
   gpu_array x = gpu_random(m * stride), y = gpu_new((size_t)(m * n) * 4, 0), h = gpu_new((size_t)(m * n) * 2, 0);
   for (int64_t i = 0; i < m * stride; i++) gpu_f32(&x)[i] *= i % 7 ? 4 : 100; /* far into both tails */
   gpu_put(&x);
@@ -55,6 +57,8 @@ static void test_elementwise_silu_mul(void **state) {
 }
 
 static void epilogue(int64_t m, int64_t n, int which, btc_act act, bool first, int64_t residual_rows) {
+  gpu_case("m %lld, n %lld, parts %d, act %d, residual first %d, of %lld rows", (long long)m, (long long)n, which, (int)act, first,
+           (long long)residual_rows);
   gpu_array x = gpu_random(m * n), bias = gpu_random(n), scale = gpu_random(n), residual = gpu_random(m * n),
             y = gpu_new((size_t)(m * n) * 4, 0), h = gpu_new((size_t)(m * n) * 2, 0);
   btc_cuda_epilogue e = {.bias = which & 1 ? bias.device : NULL,

@@ -34,6 +34,7 @@ static void test_layout_unfold_patches(void **state) {
   static const patches shapes[] = {{14, 14, 1}, {31, 5, 6}, {60, 14, 4}, {9, 1, 9}};
   for (size_t i = 0; i < sizeof shapes / sizeof shapes[0]; i++) {
     patches s = shapes[i];
+    gpu_case("side %lld, patch %lld, grid %lld", (long long)s.side, (long long)s.p, (long long)s.g);
     int64_t step = 3 * s.side * s.side, n = s.g * s.g * 3 * s.p * s.p, images = 1 + (int64_t)i % 3;
     gpu_array x = gpu_random(images * step), y = gpu_new((size_t)(images * n) * 4, 0), h = gpu_new((size_t)(images * n) * 2, 0);
     GPU(btc_cuda_unfold_patches(y.device, h.device, x.device, images, s.side, s.p, s.g, NULL));
@@ -64,6 +65,7 @@ static void test_layout_unfold_3x3(void **state) {
   GPU_REQUIRED();
   for (size_t i = 0; i < sizeof maps / sizeof maps[0]; i++) {
     map s = maps[i];
+    gpu_case("grid %lld, channels %lld", (long long)s.g, (long long)s.c);
     int64_t step = s.g * s.g * s.c, n = 9 * step, count = 1 + (int64_t)i % 2;
     gpu_array x = gpu_random(count * step), y = gpu_new((size_t)(count * n) * 4, 0), h = gpu_new((size_t)(count * n) * 2, 0);
     GPU(btc_cuda_unfold_3x3(y.device, h.device, x.device, count, s.g, s.c, NULL));
@@ -79,6 +81,7 @@ static void test_layout_space_to_depth(void **state) {
   GPU_REQUIRED();
   for (size_t i = 0; i < sizeof maps / sizeof maps[0]; i++) {
     map s = maps[i];
+    gpu_case("grid %lld, channels %lld", (long long)s.g, (long long)s.c);
     int64_t half = (s.g + 1) / 2, step = s.g * s.g * s.c, n = half * half * 4 * s.c, count = 1 + (int64_t)i % 2;
     gpu_array x = gpu_random(count * step), y = gpu_new((size_t)(count * n) * 4, 0);
     GPU(btc_cuda_space_to_depth(y.device, x.device, count, s.g, s.c, NULL));

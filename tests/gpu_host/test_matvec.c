@@ -47,6 +47,8 @@ static double bound_of(int64_t k) {
 }
 
 static void check(const sizes *s, btc_dtype w, btc_cuda_type x, bool round) {
+  gpu_case("m %lld, n %lld, k %lld, weights %d, x %d, rounded %d", (long long)s->m, (long long)s->n, (long long)s->k, (int)w,
+           (int)x, round);
   product p = make_product(s, w, x);
   gpu_array y = gpu_new((size_t)(s->m * s->n) * 4, 0), h = gpu_new((size_t)(s->m * s->n) * 2, 0);
   GPU(btc_cuda_matvec(y.device, h.device, p.x.device, x, s->m, &p.matrix, NULL, round, NULL));
@@ -81,6 +83,7 @@ static void test_matvec_of_a_tall_matrix(void **state) {
 /* Row i of m rows and that row among `few` (1: alone). */
 static void check_rows(int64_t n, int64_t k, btc_dtype w, bool round, int64_t few) {
   enum { M = 32 };
+  gpu_case("m 32 and %lld, n %lld, k %lld, weights %d, rounded %d", (long long)few, (long long)n, (long long)k, (int)w, round);
   sizes s = {M, n, k};
   product p = make_product(&s, w, BTC_CUDA_F32);
   gpu_array alone = gpu_new((size_t)(M * n) * 4, 0);

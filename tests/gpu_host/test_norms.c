@@ -23,6 +23,7 @@ static void check_rows(gpu_array *y, gpu_array *h, const float *want, int64_t n,
 }
 
 static void norm(sizes z, bool rms, float offset) {
+  gpu_case("rows %lld, columns %lld", (long long)z.m, (long long)z.n);
   int64_t all = z.m * z.n;
   gpu_array x = gpu_random(all), w = gpu_random(z.n), c = gpu_random(z.n), y = gpu_new((size_t)all * 4, 0),
             h = gpu_new((size_t)all * 2, 0);
@@ -105,6 +106,7 @@ static void test_norms_row_alone(void **state) {
 }
 
 static void cosine(sizes s, bool zero) {
+  gpu_case("tokens %lld, channels %lld", (long long)s.m, (long long)s.n);
   gpu_array a = gpu_random(s.m * s.n), c = gpu_random(s.m * s.n), z = gpu_new((size_t)(2 * s.m * s.n) * 4, 0),
             h = gpu_new((size_t)(2 * s.m * s.n) * 2, 0), cs = gpu_new((size_t)s.m * 4, 0);
   if (zero) memset(a.host, 0, (size_t)s.n * 4); /* the first token: the clamp by 1e-8 */

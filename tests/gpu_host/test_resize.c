@@ -11,6 +11,7 @@ static void normalise(float *out, const uint8_t *rgb, int64_t n, double rescale)
 }
 
 static void check(int64_t width, int64_t height, int channels, bool pad, int64_t side) {
+  gpu_case("%lld x %lld, channels %d, pad %d, side %lld", (long long)width, (long long)height, channels, pad, (long long)side);
   int64_t canvas = width > height ? width : height, pixels = side * side;
   btc_resize_plan plan = {.width = width,
                           .height = height,

@@ -13,6 +13,8 @@ static void fill(float *x, int64_t n, int64_t row) {
 
 /* The rows lie further apart than they are long, as those of a head with more rows than there are pieces. */
 static void check(int64_t vocab, const btc_sampling *g) {
+  gpu_case("vocabulary %lld, temperature %g, top-p %g, top-k %d", (long long)vocab, (double)g->temperature, (double)g->top_p,
+           (int)g->top_k);
   const int64_t stride = vocab + 3;
   gpu_array x = gpu_new((size_t)(M * stride) * 4, 0), scratch = gpu_new(btc_cuda_sample_scratch(M, vocab), 0),
             settings = gpu_new(M * sizeof(btc_cuda_sampling), 0), picks = gpu_new(M * sizeof(btc_cuda_pick), 0);
