@@ -68,7 +68,7 @@ int order_read(const char *manifest, uint64_t items, id_order *out) {
   if (out->slot) memset(out->slot, 0xff, out->slots * sizeof *out->slot);
   btc_status st =
       out->slot ? BTC_OK : btc_fail(&err, BTC_ERR_NOMEM, "not enough memory for the places of %" PRIu64 " items", items);
-  if (st == BTC_OK) st = btc_manifest_open(manifest, NULL, &m, &err);
+  if (st == BTC_OK) st = btc_manifest_open(manifest, &(btc_manifest_options){.cancel = &cli_interrupted}, &m, &err);
   if (st == BTC_OK) st = fill(out, m, &err);
   btc_manifest_close(&m);
   if (st == BTC_OK) return CLI_OK;

@@ -139,6 +139,8 @@ int caption_pairs(const model_options *o, btc_model *m, btc_session *s, const ch
   pairs_run p = {.o = o, .m = m, .s = s, .prompt = prompt, .start_ns = btc_now_ns(), .terminal = isatty(STDERR_FILENO)};
   btc_error err;
   int code = CLI_FAILED;
+  btc_status st = BTC_OK;
+  const btc_manifest_options mo = {.strict = strict, .cancel = &cli_interrupted};
   p.shown_ns = p.start_ns;
   p.lines = btc_alloc_zero((size_t)o->batch, sizeof *p.lines);
   p.items = btc_alloc_zero((size_t)o->batch, sizeof *p.items);
@@ -148,11 +150,12 @@ int caption_pairs(const model_options *o, btc_model *m, btc_session *s, const ch
   p.windows = window_reader_create(NULL, info.grid, NULL);
   if (!p.lines || !p.items || !p.results || !p.windows)
     cli_error("out of memory");
-  else if (btc_manifest_open(manifest, &(btc_manifest_options){.strict = strict}, &p.manifest, &err) != BTC_OK ||
-           record_model_fill(m, btc_session_precision(s), &p.model, &err) != BTC_OK)
+  else if ((st = btc_manifest_open(manifest, &mo, &p.manifest, &err)) != BTC_OK ||
+           (st = record_model_fill(m, btc_session_precision(s), &p.model, &err)) != BTC_OK)
     cli_error("%s", err.message);
   else
     code = run_all(&p);
+  if (st == BTC_ERR_CANCELLED) code = CLI_INTERRUPTED;
   window_reader_destroy(&p.windows);
   btc_manifest_close(&p.manifest);
   free(p.lines);

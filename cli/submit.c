@@ -115,7 +115,7 @@ static btc_submission submission_of(const submit_options *o, const char *params)
 static btc_status read_lines(bool strict, const char *cwd, char **items, size_t *n, btc_error *err) {
   btc_manifest *m = NULL;
   btc_manifest_item item;
-  btc_status st = btc_manifest_open("-", &(btc_manifest_options){.strict = strict}, &m, err);
+  btc_status st = btc_manifest_open("-", &(btc_manifest_options){.strict = strict, .cancel = &cli_interrupted}, &m, err);
   while (st == BTC_OK && (st = btc_manifest_next(m, &item, err)) == BTC_OK && item.kind != BTC_MANIFEST_END) {
     if (*n == BTC_CLIENT_MAX_INLINE) {
       st = btc_fail(err, BTC_ERR_LIMIT,
@@ -142,6 +142,7 @@ static int submit_stdin(btc_client *c, const submit_options *o, const char *para
   int code = CLI_FAILED;
   if (st != BTC_OK) {
     cli_error("%s", err.message);
+    if (st == BTC_ERR_CANCELLED) code = CLI_INTERRUPTED;
   } else {
     s.items = (const char *const *)text;
     s.n_items = n;

@@ -170,12 +170,19 @@ btc_status btc_manifest_json_item(btc_manifest *m, const btc_record *r, btc_mani
   return read_meta(m, item, r->text, err);
 }
 
+/* errno says why, unless the caller asked to stop. */
+static btc_status no_reading(const btc_manifest *m, const char *what, btc_error *err) {
+  if (m->cancel && *m->cancel) return btc_fail(err, BTC_ERR_CANCELLED, "interrupted");
+  return btc_fail(err, errno == ENOENT || errno == ENOTDIR ? BTC_ERR_NOT_FOUND : BTC_ERR_IO, "cannot %s '%s': %s", what, m->path,
+                  strerror(errno));
+}
+
 /* ---- CSV ---- */
 
 static btc_status csv_header(btc_manifest *m, btc_error *err) {
   btc_record r;
   btc_lines_result got = btc_lines_next_csv(&m->lines, &r);
-  if (got == BTC_LINES_FAILED) return btc_fail(err, BTC_ERR_IO, "cannot read '%s': %s", m->path, strerror(errno));
+  if (got == BTC_LINES_FAILED) return no_reading(m, "read", err);
   for (int c = 0; c < COLUMNS; c++) m->column[c] = -1;
   bool good = got == BTC_LINES_OK;
   for (size_t f = 0; good && f < r.n_fields; f++) {
@@ -266,11 +273,14 @@ static bool looks_like_csv(btc_manifest *m) {
 static bool looks_binary(btc_manifest *m) {
   size_t len;
   const char *line = btc_lines_peek(&m->lines, &len);
-  return line && len && line[0] != '{' && (memchr(line, 0, len) || btc_utf8_valid(line, len) < len);
+  if (!line || !len || line[0] == '{') return false;
+  const size_t cut = len > BTC_MANIFEST_MAX_LINE ? 3 : 0; /* a line that is too long may end within a character */
+  return memchr(line, 0, len) || btc_utf8_valid(line, len) < len - cut;
 }
 
 static btc_status open_lines(btc_manifest *m, btc_error *err) {
   if (!btc_lines_init(&m->lines, m->fd, BTC_MANIFEST_MAX_LINE)) return btc_fail(err, BTC_ERR_NOMEM, "'%s': out of memory", m->path);
+  m->lines.cancel = m->cancel;
   if (looks_binary(m))
     return btc_fail(err, BTC_ERR_FORMAT, "'%s' is not a manifest: it begins with bytes that are no UTF-8 text", m->path);
   m->format = looks_like_csv(m) ? FORMAT_CSV : FORMAT_JSONL;
@@ -295,9 +305,7 @@ static btc_status open_source(btc_manifest *m, const char *path, const char *dir
   if (!m->path || !m->before_path || !m->after_path) return btc_fail(err, BTC_ERR_NOMEM, "'%s': out of memory", path);
   m->fd = in ? STDIN_FILENO : open(path, O_RDONLY | O_CLOEXEC | O_NOCTTY);
   struct stat sb;
-  if (m->fd < 0 || fstat(m->fd, &sb) != 0)
-    return btc_fail(err, errno == ENOENT || errno == ENOTDIR ? BTC_ERR_NOT_FOUND : BTC_ERR_IO, "cannot open '%s': %s", path,
-                    strerror(errno));
+  if (m->fd < 0 || fstat(m->fd, &sb) != 0) return no_reading(m, "open", err);
   bool folders = S_ISDIR(sb.st_mode);
   m->size = S_ISREG(sb.st_mode) ? sb.st_size : 0;
   m->seekable = !in && (folders || S_ISREG(sb.st_mode));
@@ -314,6 +322,7 @@ btc_status btc_manifest_open(const char *path, const btc_manifest_options *optio
   m->fd = -1;
   m->strict = options && options->strict;
   m->duplicates_too = options && options->duplicates_too;
+  m->cancel = options ? options->cancel : NULL;
   btc_status st = open_source(m, path, options ? options->dir : NULL, err);
   if (st != BTC_OK) btc_manifest_close(&m);
   *out = m;
@@ -344,7 +353,7 @@ void btc_manifest_close(btc_manifest **manifest) {
 static btc_status next_line(btc_manifest *m, btc_manifest_item *item, btc_error *err) {
   btc_record r = {0};
   btc_lines_result got = m->format == FORMAT_CSV ? btc_lines_next_csv(&m->lines, &r) : btc_lines_next(&m->lines, &r);
-  if (got == BTC_LINES_FAILED) return btc_fail(err, BTC_ERR_IO, "cannot read '%s': %s", m->path, strerror(errno));
+  if (got == BTC_LINES_FAILED) return no_reading(m, "read", err);
   if (got == BTC_LINES_END) {
     item->kind = BTC_MANIFEST_END;
     return BTC_OK;

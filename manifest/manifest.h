@@ -24,9 +24,10 @@
 typedef struct btc_manifest btc_manifest;
 
 typedef struct btc_manifest_options {
-  bool strict;         /* the first bad line ends the reading with an error */
-  bool duplicates_too; /* ids are not compared (the reader knows the duplicates): memory then does not grow with the items */
-  const char *dir;     /* what relative paths stand on; NULL: the manifest's folder. A folder as manifest is always its own. */
+  bool strict;                /* the first bad line ends the reading with an error */
+  bool duplicates_too;        /* ids are not compared (the reader knows the duplicates): memory then does not grow with the items */
+  const volatile int *cancel; /* when it becomes non-zero, opening and reading end with CANCELLED; may be NULL */
+  const char *dir; /* what relative paths stand on; NULL: the manifest's folder. A folder as manifest is always its own. */
 } btc_manifest_options;
 
 typedef enum btc_manifest_kind {
@@ -51,8 +52,8 @@ typedef struct btc_manifest_item {
 
 /* NOT_FOUND, IO; FORMAT for a CSV without header or a directory without A/ and B/. options may be NULL. */
 btc_status btc_manifest_open(const char *path, const btc_manifest_options *options, btc_manifest **out, btc_error *err);
-/* The next item, a bad line, or END (again and again). An error only for IO, NOMEM, LIMIT, or a bad line under strict (FORMAT,
- * naming file and line); after an error every further call is END. */
+/* The next item, a bad line, or END (again and again). An error only for IO, NOMEM, LIMIT, CANCELLED, or a bad line under strict
+ * (FORMAT, naming file and line); after an error every further call is END. */
 btc_status btc_manifest_next(btc_manifest *m, btc_manifest_item *item, btc_error *err);
 /* How much has been read, from 0 to 1; -1 when the end is unknown (pipes). */
 double btc_manifest_progress(const btc_manifest *m);

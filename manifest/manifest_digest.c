@@ -87,7 +87,8 @@ static btc_status read_both(const btc_manifest_digest_options *o, btc_manifest_s
     return btc_fail(err, BTC_ERR_ARG,
                     "'%s' is neither a file nor a folder; brokers read a manifest again, so it must lie on storage they see",
                     s->path);
-  btc_status st = btc_manifest_open(s->path, &(btc_manifest_options){.strict = o->strict, .dir = o->dir}, &m, err);
+  btc_status st =
+      btc_manifest_open(s->path, &(btc_manifest_options){.strict = o->strict, .dir = o->dir, .cancel = o->cancel}, &m, err);
   if (st == BTC_OK) st = count(m, o, s, err);
   if (st == BTC_OK && btc_manifest_is_folder(m)) {
     st = btc_manifest_folder_sha256(m, s->sha256, err);

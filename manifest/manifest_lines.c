@@ -3,11 +3,13 @@
 #include "manifest_lines.h"
 
 #include <errno.h>
+#include <poll.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
 #define CHUNK 65536 /* bytes asked of read() at once */
+#define LOOK_MS 200 /* how often a reader that waits for a pipe looks whether it is to stop */
 
 bool btc_lines_init(btc_lines *l, int fd, size_t max_line) {
   *l = (btc_lines){.fd = fd, .max = max_line, .line = 1};
@@ -40,6 +42,18 @@ bool btc_lines_seek(btc_lines *l, uint64_t offset, uint64_t line) {
   return true;
 }
 
+/* read() that a signal does not end, unless the reader is to stop: a pipe may have nothing to say for ever. */
+static ssize_t read_some(btc_lines *l, char *to, size_t n) {
+  for (;;) {
+    struct pollfd ready = {.fd = l->fd, .events = POLLIN};
+    if (l->cancel && *l->cancel) return errno = EINTR, -1;
+    int events = l->cancel ? poll(&ready, 1, LOOK_MS) : 1;
+    if (events == 0 || (events < 0 && errno == EINTR)) continue;
+    ssize_t got = read(l->fd, to, n);
+    if (got >= 0 || errno != EINTR) return got;
+  }
+}
+
 /* Reads one more chunk behind `end`; false on an error. There is room as long as at most max bytes are unread. */
 static bool more(btc_lines *l) {
   if (l->start) {
@@ -47,19 +61,18 @@ static bool more(btc_lines *l) {
     l->end -= l->start;
     l->start = 0;
   }
-  ssize_t n;
-  do n = read(l->fd, l->buffer + l->end, CHUNK);
-  while (n < 0 && errno == EINTR);
+  ssize_t n = read_some(l, l->buffer + l->end, CHUNK);
   if (n < 0) return false;
   l->eof = n == 0;
   bool first = l->bytes == 0;
   l->end += (size_t)n;
   l->bytes += (uint64_t)n;
   while (first && l->end && l->end < 3 && !l->eof) { /* a pipe may deliver the mark in pieces */
-    n = read(l->fd, l->buffer + l->end, CHUNK - l->end);
-    if (n < 0 && errno != EINTR) return false;
+    n = read_some(l, l->buffer + l->end, CHUNK - l->end);
+    if (n < 0) return false;
     l->eof = n == 0;
-    if (n > 0) l->end += (size_t)n, l->bytes += (uint64_t)n;
+    l->end += (size_t)n;
+    l->bytes += (uint64_t)n;
   }
   if (first && l->end >= 3 && memcmp(l->buffer, "\xef\xbb\xbf", 3) == 0) l->start = 3;
   return true;
@@ -133,7 +146,8 @@ btc_lines_result btc_lines_next(btc_lines *l, btc_record *out) {
 
 const char *btc_lines_peek(btc_lines *l, size_t *len) {
   size_t whole;
-  return find_line(l, len, &whole) == BTC_LINES_OK ? l->buffer + l->start : NULL;
+  btc_lines_result r = find_line(l, len, &whole);
+  return r == BTC_LINES_OK || r == BTC_LINES_BAD ? l->buffer + l->start : NULL;
 }
 
 /* ---- CSV ---- */

@@ -14,9 +14,10 @@ typedef struct btc_lines {
   char *buffer; /* [max + slack], bytes at start..end are unread */
   size_t max, start, end;
   bool eof;
-  uint64_t line;  /* number of the line at `start`, from 1 */
-  uint64_t bytes; /* read so far */
-  char *fields;   /* [max + 1]: unquoted fields of a CSV record */
+  uint64_t line;              /* number of the line at `start`, from 1 */
+  uint64_t bytes;             /* read so far */
+  char *fields;               /* [max + 1]: unquoted fields of a CSV record */
+  const volatile int *cancel; /* may be set after btc_lines_init: when it becomes non-zero reading fails with EINTR */
 } btc_lines;
 
 typedef enum btc_lines_result { BTC_LINES_OK, BTC_LINES_BAD, BTC_LINES_END, BTC_LINES_FAILED } btc_lines_result;
@@ -42,7 +43,7 @@ bool btc_lines_seek(btc_lines *l, uint64_t offset, uint64_t line);
 btc_lines_result btc_lines_next(btc_lines *l, btc_record *out);
 /* The next CSV record (RFC 4180) that is not blank. Fields hold no NUL. */
 btc_lines_result btc_lines_next_csv(btc_lines *l, btc_record *out);
-/* The next line without taking it, or NULL. */
+/* The next line without taking it, of one that is too long what is there of it; NULL at the end or when reading fails. */
 const char *btc_lines_peek(btc_lines *l, size_t *len);
 
 #endif

@@ -17,7 +17,8 @@ struct btc_manifest {
   bool strict, ended;
   bool duplicates_too; /* ids are not compared */
   bool seekable;       /* a regular file or a folder, not standard input */
-  bool own_id;         /* the current id was read, not made from the line number */
+  const volatile int *cancel;
+  bool own_id; /* the current id was read, not made from the line number */
   format format;
   int fd;
   off_t size;                       /* of the file, 0 when unknown */

@@ -2,8 +2,10 @@
 #define _GNU_SOURCE
 #include "test.h"
 
+#include <pthread.h>
 #include <stdio.h>
 #include <sys/stat.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "manifest/manifest.h"
@@ -391,6 +393,41 @@ static void test_manifest_pipe(void **state) {
   }
 }
 
+/* A pipe that says nothing, and one whose only line has no end, do not keep a reader that is to stop. */
+static volatile int stop;
+
+static void *stop_soon(void *arg) {
+  (void)arg;
+  struct timespec pause = {.tv_nsec = 50000000};
+  nanosleep(&pause, NULL);
+  stop = 1;
+  return NULL;
+}
+
+static void test_manifest_reading_is_cancelled(void **state) {
+  (void)state;
+  int ends[2], saved = dup(STDIN_FILENO);
+  pthread_t thread;
+  btc_manifest *m;
+  btc_manifest_item item;
+  btc_error err = {0};
+  assert_int_equal(pipe(ends), 0); /* stays open for writing: there is no end to read */
+  dup2(ends[0], STDIN_FILENO);
+  assert_int_equal(pthread_create(&thread, NULL, stop_soon, NULL), 0);
+  assert_int_equal(btc_manifest_open("-", &(btc_manifest_options){.cancel = &stop}, &m, &err), BTC_OK);
+  assert_int_equal(btc_manifest_next(m, &item, &err), BTC_ERR_CANCELLED);
+  pthread_join(thread, NULL);
+  btc_manifest_close(&m);
+  close(ends[0]);
+  close(ends[1]);
+  if (saved >= 0) {
+    dup2(saved, STDIN_FILENO);
+    close(saved);
+  }
+  assert_int_equal(btc_manifest_open("/dev/zero", NULL, &m, &err), BTC_ERR_FORMAT);
+  assert_non_null(strstr(err.message, "not a manifest"));
+}
+
 /* Every allocation in turn fails: an error, never a crash or a leak. */
 static int fail_at;
 static bool fail_one(size_t bytes) {
@@ -435,6 +472,7 @@ static const struct CMUnitTest tests[] = {
     cmocka_unit_test(test_manifest_open_errors),
     cmocka_unit_test(test_manifest_of_bytes_is_refused),
     cmocka_unit_test(test_manifest_pipe),
+    cmocka_unit_test(test_manifest_reading_is_cancelled),
     cmocka_unit_test(test_manifest_survives_lack_of_memory),
 };
 
