@@ -3,7 +3,7 @@
 # Neither links btc_ops: its own kernels would have the same names.
 if(NOT BTC_SANITIZE MATCHES thread) # fibers and ThreadSanitizer do not go together, and a shim has one thread
   set(shim_sources ${CMAKE_SOURCE_DIR}/kernels/cuda/shim/fiber.cc ${CMAKE_SOURCE_DIR}/kernels/cuda/shim/launch.cc
-    ${CMAKE_SOURCE_DIR}/kernels/cuda/shim/memory.cc)
+    ${CMAKE_SOURCE_DIR}/kernels/cuda/shim/memory.cc ${CMAKE_SOURCE_DIR}/kernels/cuda/shim/tape.cc)
   foreach(source ${BTC_CUDA_SOURCES}) # each as C++, by a file that includes it
     get_filename_component(name ${source} NAME_WE)
     set(wrapper ${CMAKE_BINARY_DIR}/gpu_host/${name}.cc)
@@ -12,6 +12,11 @@ if(NOT BTC_SANITIZE MATCHES thread) # fibers and ThreadSanitizer do not go toget
   endforeach()
   add_library(btc_kernels_cuda_host STATIC ${shim_sources})
   target_include_directories(btc_kernels_cuda_host PUBLIC ${CMAKE_SOURCE_DIR})
+  # A device faults on a vector access that is not aligned, where x86 does not care. UBSan has the check already, and says more.
+  if(NOT BTC_SANITIZE MATCHES undefined)
+    set(BTC_SHIM_CHECKS -fsanitize=alignment -fsanitize-undefined-trap-on-error)
+    target_compile_options(btc_kernels_cuda_host PRIVATE ${BTC_SHIM_CHECKS})
+  endif()
 
   # The ground truth: plain operators, the sampler, the resizer.
   add_library(btc_gpu_truth STATIC ${CMAKE_SOURCE_DIR}/ops/plain.c ${CMAKE_SOURCE_DIR}/ops/dtype.c ${CMAKE_SOURCE_DIR}/engine/sampler.c
@@ -44,6 +49,7 @@ if(NOT BTC_SANITIZE MATCHES thread) # fibers and ThreadSanitizer do not go toget
     endif()
   endforeach()
   target_sources(test_shim PRIVATE ${CMAKE_SOURCE_DIR}/tests/gpu_host/shim_kernels.cc)
+  set_source_files_properties(${CMAKE_SOURCE_DIR}/tests/gpu_host/shim_kernels.cc PROPERTIES COMPILE_OPTIONS "${BTC_SHIM_CHECKS}")
 endif()
 
 # The CUDA backend itself (ops/cuda*.c) without a device: the engine over a runtime that is the host's (tests/gpu_host/fake), kernels on

@@ -195,6 +195,11 @@ void cuda_attention_items(btc_backend *b, const btc_attention_items *a) {
                          .scale = a->scale,
                          .bf16_math = c->bf16};
   if (c->failed.code != BTC_OK) return;
+  /* A cache larger than the context the backend was made for would make more splits than the scratch has room for. */
+  if (!a->prefill && btc_cuda_decode_scratch(c->n_items, a->heads, c->kv.d, c->kv.capacity) > c->decode_bytes) {
+    cuda_note(c, cudaErrorInvalidValue, "keys and values beyond the backend's positions", __FILE__, __LINE__);
+    return;
+  }
   if (!CUDA_TRY(c, btc_cuda_rope_store(a->q, nq, a->heads, a->k, nkv, a->v, nkv, a->m, &kv, row_item, row_pos,
                                        cuda_vector(c, a->cos), cuda_vector(c, a->sin), c->stream)))
     return;

@@ -20,8 +20,9 @@
 
 #define BTC_DEVICE static __device__ __forceinline__
 #define BTC_UNROLL _Pragma("unroll")
-/* In a kernel: T name[n] in shared memory, uninitialised. The type may not contain a comma. */
-#define BTC_SHARED(T, name, n) __shared__ T name[n]
+/* In a kernel: T name[n] in shared memory, uninitialised, 16-byte aligned: kernels use it four floats at once. The type may not
+ * contain a comma. */
+#define BTC_SHARED(T, name, n) __shared__ __align__(16) T name[n]
 /* The kernel's dynamic shared memory as T *name, 16-byte aligned. */
 #define BTC_DYNAMIC_SHARED(T, name)             \
   extern __shared__ uint4 btc_dynamic_shared[]; \

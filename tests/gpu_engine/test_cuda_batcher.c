@@ -123,7 +123,7 @@ typedef struct many {
   const char *paths[MANY][2];
   btc_result alone[MANY], got[MANY];
   btc_batcher_counts counts;
-  int remarks;
+  int tokens, remarks;
 } many;
 
 static void on_many(void *ctx, void *tag, btc_result *r) {
@@ -139,7 +139,7 @@ static void on_remark(void *ctx, const char *text) {
 /* Eight pairs of sixteen pictures; drawn: every other answer is drawn. */
 static void begin_many(many *f, bool drawn) {
   btc_error err = {0};
-  *f = (many){0};
+  *f = (many){.tokens = TOKENS};
   if (btc_model_open(shared_path("vectors/pair-l0/ckpt"), &f->m, &err) != BTC_OK) fail_msg("%s", err.message);
   for (int i = 0; i < MANY; i++) {
     f->paths[i][0] = tiny_picture(40 + i, 50, (unsigned)i);
@@ -160,7 +160,7 @@ static void run_alone(many *f, const char *device, btc_precision precision, btc_
   o.device = device;
   o.threads = 1;
   o.precision = precision;
-  o.max_tokens = TOKENS;
+  o.max_tokens = f->tokens;
   if (btc_session_create(f->m, &o, &s, &err) != BTC_OK) fail_msg("%s", err.message);
   for (int i = 0; i < MANY; i++) assert_int_equal(btc_session_run(s, &f->items[i], 1, &results[i], &err), BTC_OK);
   btc_session_destroy(&s);
@@ -174,7 +174,7 @@ static void run_batches(many *f, btc_precision precision, int vision_batch) {
                            .threads = 1,
                            .precision = precision,
                            .slots = MANY,
-                           .max_tokens = TOKENS,
+                           .max_tokens = f->tokens,
                            .vision_batch = vision_batch,
                            .readers = 4,
                            .done = on_many,
@@ -222,6 +222,35 @@ static void check_together(btc_precision precision, bool drawn) {
   run_together(&f, precision);
   for (int i = 0; i < MANY; i++) assert_same(&f.alone[i], &f.got[i], f.m->tokens);
   end_many(&f);
+}
+
+/* Steps repeated as recordings say what steps issued anew say, while positions, tokens and the number of items change: two items
+ * less every three steps. */
+static void check_recordings(btc_precision precision) {
+  many f;
+  skip_without_shared();
+  begin_many(&f, true);
+  f.tokens = 16;
+  for (int i = 0; i < MANY; i++) f.items[i].max_tokens = 5 + 3 * (i / 2);
+  setenv("FAKE_CUDA_CAPTURE", "refused", 1);
+  fake.recorded = fake.repeated = 0;
+  run_alone(&f, "cuda", precision, f.alone);
+  assert_true(fake.recorded == 0 && fake.repeated == 0);
+  unsetenv("FAKE_CUDA_CAPTURE");
+  run_together(&f, precision);
+  assert_true(fake.recorded >= 2 && fake.repeated >= 2 * fake.recorded);
+  for (int i = 0; i < MANY; i++) assert_same(&f.alone[i], &f.got[i], f.m->tokens);
+  end_many(&f);
+}
+
+static void test_cuda_batcher_repeats_recordings_f32(void **state) {
+  (void)state;
+  check_recordings(BTC_PRECISION_F32);
+}
+
+static void test_cuda_batcher_repeats_recordings_bf16(void **state) {
+  (void)state;
+  check_recordings(BTC_PRECISION_BF16);
 }
 
 static void test_cuda_batcher_answers_like_a_session_f32(void **state) {
@@ -286,10 +315,10 @@ static void test_cuda_batcher_without_pinned_memory(void **state) {
   unsetenv("FAKE_CUDA_UNPINNED");
 }
 
-/* A recording that fails at its end has run nothing on a card; the steps are issued again (here: twice, to the same end). */
+/* A recording that fails at its end has run nothing; the steps are issued again. */
 static void test_cuda_batcher_survives_a_failed_recording(void **state) {
   (void)state;
-  setenv("FAKE_CUDA_CAPTURE", "1", 1);
+  setenv("FAKE_CUDA_CAPTURE", "fails", 1);
   check_together(BTC_PRECISION_F32, false);
   unsetenv("FAKE_CUDA_CAPTURE");
 }
@@ -363,6 +392,8 @@ static const struct CMUnitTest tests[] = {
     cmocka_unit_test(test_cuda_batcher_sends_the_next_batch_ahead),
     cmocka_unit_test(test_cuda_batcher_takes_pictures_of_every_size_like_the_cpu),
     cmocka_unit_test(test_cuda_batcher_without_pinned_memory),
+    cmocka_unit_test(test_cuda_batcher_repeats_recordings_f32),
+    cmocka_unit_test(test_cuda_batcher_repeats_recordings_bf16),
     cmocka_unit_test(test_cuda_batcher_survives_a_failed_recording),
     cmocka_unit_test(test_cuda_batcher_answers_like_the_cpu),
     cmocka_unit_test(test_cuda_batcher_computes_together),

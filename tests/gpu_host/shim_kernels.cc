@@ -92,6 +92,22 @@ int shim_grid_of_zero(void) {
   return BTC_LAUNCH(early_exit, 0, 1, 0, nullptr, 0);
 }
 
+static void nothing(int) {
+}
+
+int shim_much_dynamic(size_t allowed, size_t used) {
+  int status = BTC_ALLOW_SHARED(nothing, allowed);
+  return status != 0 ? status : BTC_LAUNCH(nothing, 1, 1, used, nullptr, 0);
+}
+
+static void vector(float *y, const float *x) {
+  *reinterpret_cast<float4 *>(y) = *reinterpret_cast<const float4 *>(x);
+}
+
+int shim_vector(float *y, const float *x) {
+  return BTC_LAUNCH(vector, 1, 1, 0, nullptr, y, x);
+}
+
 static void scan(int *y, const int *x) {
   BTC_SHARED(int, first, 1);
   int i = static_cast<int>(threadIdx.x), sum = x[i];

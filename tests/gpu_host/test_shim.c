@@ -1,4 +1,7 @@
 /* The shim itself: right kernels give right results, and each fault it promises to see is seen, with a message. */
+#include <sys/wait.h>
+#include <unistd.h>
+
 #include "gpu.h"
 #include "kernels/cuda/shim/shim_test.h"
 #include "shim_kernels.h"
@@ -64,6 +67,53 @@ static void test_shim_bounds_shared_memory(void **state) {
   assert_caught(shim_grid_of_zero(), "cannot be launched");
 }
 
+static void test_shim_wants_much_shared_memory_allowed(void **state) {
+  (void)state;
+  btc_shim_quiet(1);
+  assert_caught(shim_much_dynamic(48 << 10, 50000), "without BTC_ALLOW_SHARED");
+  btc_shim_quiet(1);
+  assert_caught(shim_much_dynamic(50000, 50001), "without BTC_ALLOW_SHARED");
+  GPU(shim_much_dynamic(50000, 50000));
+  assert_int_not_equal(shim_much_dynamic(228 << 10, 0), 0);
+}
+
+/* A device faults there; a child of ours ends. */
+static void test_shim_sees_unaligned_vectors(void **state) {
+  (void)state;
+  float x[8] __attribute__((aligned(16))) = {0, 1, 2, 3, 4, 5, 6, 7}, y[8] __attribute__((aligned(16))) = {0};
+  GPU(shim_vector(y, x + 4));
+  assert_true(y[0] == 4 && y[3] == 7);
+  for (int at = 1; at < 4; at++) {
+    pid_t child = fork();
+    int status = 0;
+    if (child == 0) {
+      if (!freopen("/dev/null", "w", stderr)) _exit(0);
+      (void)shim_vector(at % 2 ? y + at : y, at % 2 ? x : x + at);
+      _exit(0);
+    }
+    assert_int_equal(waitpid(child, &status, 0), child);
+    assert_true(WIFSIGNALED(status) || WEXITSTATUS(status) != 0);
+  }
+}
+
+/* The parameters of a launch are kept, what they point to is read when the tape is run. */
+static void test_shim_tape_repeats(void **state) {
+  (void)state;
+  int x[4] = {1, 2, 3, 4}, y[4] = {0};
+  btc_shim_tape *t = btc_shim_tape_begin();
+  GPU(shim_reverse(y, x, 4));
+  btc_shim_tape_end();
+  assert_int_equal(y[0], 0);
+  for (int round = 0; round < 3; round++) {
+    x[3] = 10 + round;
+    GPU(btc_shim_tape_run(t));
+    assert_int_equal(y[0], 10 + round);
+  }
+  btc_shim_tape_destroy(t);
+  GPU(shim_reverse(x, y, 4)); /* done at once again */
+  assert_int_equal(x[0], 1);
+}
+
 static void test_shim_warp_operations(void **state) {
   (void)state;
   int x[64], y[64], sum = 0;
@@ -89,7 +139,8 @@ static const struct CMUnitTest tests[] = {
     cmocka_unit_test(test_shim_shared_memory_and_barrier), cmocka_unit_test(test_shim_forgotten_barrier_shows),
     cmocka_unit_test(test_shim_sees_divergence),           cmocka_unit_test(test_shim_poisons_shared_memory),
     cmocka_unit_test(test_shim_bounds_shared_memory),      cmocka_unit_test(test_shim_warp_operations),
-    cmocka_unit_test(test_shim_copies_need_their_wait),
+    cmocka_unit_test(test_shim_copies_need_their_wait),    cmocka_unit_test(test_shim_wants_much_shared_memory_allowed),
+    cmocka_unit_test(test_shim_sees_unaligned_vectors),    cmocka_unit_test(test_shim_tape_repeats),
 };
 
 BTC_TEST_MAIN(tests)

@@ -3,6 +3,9 @@
  * each thread that may run until it waits again. What a warp operation hands out is therefore read by every lane in the sweep
  * that released it, before the next release can overwrite it.
  */
+#include <unistd.h>
+
+#include <csignal>
 #include <cstdarg>
 #include <cstdio>
 #include <cstdlib>
@@ -239,20 +242,57 @@ static void run_grid(uint32_t seed) {
   }
 }
 
+/* Kernels that were allowed more dynamic shared memory than every launch may have. */
+enum { FREE_SHARED = 48 << 10, MOST_SHARED = 227 << 10, MAX_ALLOWED = 64 };
+
+static struct {
+  const void *kernel;
+  size_t bytes;
+} allowed[MAX_ALLOWED];
+
+int btc_shim_allow(const void *kernel, size_t bytes) {
+  int i = 0;
+  if (bytes > MOST_SHARED) return 1; /* cudaErrorInvalidValue */
+  while (i < MAX_ALLOWED - 1 && allowed[i].kernel && allowed[i].kernel != kernel) i++;
+  allowed[i] = {kernel, bytes};
+  return 0;
+}
+
+static bool is_allowed(const void *kernel, size_t bytes) {
+  if (bytes <= FREE_SHARED) return true;
+  for (const auto &a : allowed)
+    if (a.kernel == kernel) return bytes <= a.bytes;
+  return false;
+}
+
+/* The compiler's check of an access's alignment failed in the kernel that runs. */
+static void misaligned(int) {
+  fprintf(stderr, "gpu shim: %s, block (%u,%u,%u), thread %u: an access at an address that is no multiple of its size\n",
+          kernel_name, blockIdx.x, blockIdx.y, blockIdx.z, threadIdx.x);
+  _exit(1);
+}
+
 static bool possible(dim3 grid, dim3 block, size_t smem) {
   uint64_t n = static_cast<uint64_t>(block.x) * block.y * block.z;
   return n >= 1 && n <= MAX_THREADS && block.z <= 64 && grid.x >= 1 && grid.x <= 0x7fffffff && grid.y >= 1 && grid.y <= 65535 &&
-         grid.z >= 1 && grid.z <= 65535 && smem <= 227 << 10;
+         grid.z >= 1 && grid.z <= 65535 && smem <= MOST_SHARED;
 }
 
-int btc_shim_run(const char *name, dim3 grid, dim3 block, size_t smem, void (*body)(void *), void *context) {
-  kernel_name = name;
+int btc_shim_run(const btc_shim_shape &shape, void (*body)(void *), void *context) {
+  const dim3 grid = shape.grid, block = shape.block;
+  const size_t smem = shape.smem;
+  kernel_name = shape.name;
+  if (!launches) signal(SIGILL, misaligned);
   failed = false;
   blockIdx = {0, 0, 0};
   if (!possible(grid, block, smem)) {
     btc_shim_fail("grid %u x %u x %u, block %u x %u x %u, %zu bytes of shared memory cannot be launched", grid.x, grid.y, grid.z,
                   block.x, block.y, block.z, smem);
     return 9; /* cudaErrorInvalidConfiguration */
+  }
+  if (!is_allowed(shape.kernel, smem)) {
+    btc_shim_fail("%zu bytes of dynamic shared memory without BTC_ALLOW_SHARED", smem);
+    return 1; /* cudaErrorInvalidValue */
   }
   n_threads = static_cast<int>(block.x * block.y * block.z);
   if (!make_threads(n_threads) || !btc_shim_memory_launch(smem)) {

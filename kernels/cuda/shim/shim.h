@@ -6,7 +6,9 @@
  *    shared memory has exactly the size of the launch;
  *  - the order of blocks, warps and lanes between barriers changes from launch to launch (a fixed sequence), so a missing
  *    barrier shows as a changed result;
- *  - a cp.async copies when it is waited for, not before.
+ *  - a cp.async copies when it is waited for, not before;
+ *  - more than 48 KiB of dynamic shared memory want BTC_ALLOW_SHARED first;
+ *  - a vector access at an address that is no multiple of its size ends the program (by the compiler's check, CMake).
  * One OS thread at a time. What the shim cannot see: races through global memory inside one launch, bank conflicts, speed.
  */
 #ifndef BTC_KERNELS_CUDA_SHIM_H
@@ -20,6 +22,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
+#include <functional>
 #include <tuple>
 #include <utility>
 
@@ -259,7 +262,17 @@ void *btc_shim_dynamic();
 
 /* ---- launches ---- */
 
-int btc_shim_run(const char *name, dim3 grid, dim3 block, size_t smem, void (*thread)(void *), void *context);
+/* What a launch needs beside its parameters. kernel: its address, which what was allowed belongs to. */
+struct btc_shim_shape {
+  const char *name;
+  const void *kernel;
+  dim3 grid, block;
+  size_t smem;
+};
+
+int btc_shim_run(const btc_shim_shape &shape, void (*thread)(void *), void *context);
+int btc_shim_allow(const void *kernel, size_t bytes);
+bool btc_shim_keep(std::function<int()> work); /* on the tape that is recording; false: there is none */
 
 template <typename... P>
 struct btc_shim_call {
@@ -274,13 +287,15 @@ struct btc_shim_call {
 template <typename... P, typename... A>
 static inline int btc_shim_launch(const char *name, void (*kernel)(P...), dim3 grid, dim3 block, size_t smem, void *stream,
                                   A... args) {
-  if (btc_shim_before) btc_shim_before(stream);
   btc_shim_call<P...> call{kernel, std::tuple<P...>(static_cast<P>(args)...)};
-  return btc_shim_run(name, grid, block, smem, btc_shim_call<P...>::thread, &call);
+  btc_shim_shape shape{name, reinterpret_cast<const void *>(kernel), grid, block, smem};
+  if (btc_shim_keep([shape, call]() mutable { return btc_shim_run(shape, btc_shim_call<P...>::thread, &call); })) return 0;
+  if (btc_shim_before) btc_shim_before(stream);
+  return btc_shim_run(shape, btc_shim_call<P...>::thread, &call);
 }
 
 #define BTC_LAUNCH(kernel, grid, block, smem, stream, ...) \
   btc_shim_launch(#kernel, kernel, (grid), (block), (smem), (stream), __VA_ARGS__)
-#define BTC_ALLOW_SHARED(kernel, bytes) (static_cast<void>(kernel), static_cast<void>(bytes), 0)
+#define BTC_ALLOW_SHARED(kernel, bytes) btc_shim_allow(reinterpret_cast<const void *>(kernel), (bytes))
 
 #endif

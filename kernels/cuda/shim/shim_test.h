@@ -2,6 +2,8 @@
 #ifndef BTC_KERNELS_CUDA_SHIM_TEST_H
 #define BTC_KERNELS_CUDA_SHIM_TEST_H
 
+#include <stddef.h>
+
 #ifdef __cplusplus
 extern "C" {
 #endif
@@ -14,6 +16,16 @@ const char *btc_shim_message(void);
 void btc_shim_quiet(int on);
 /* Called in front of every launch with its stream, if set: a stand-in for the runtime may have something to do there first. */
 extern void (*btc_shim_before)(void *stream);
+
+/* What a thread launches between begin and end is kept, with its parameters as they are then, instead of run; a tape is run as
+ * often as wanted. The caller destroys it. */
+typedef struct btc_shim_tape btc_shim_tape;
+btc_shim_tape *btc_shim_tape_begin(void);
+void btc_shim_tape_end(void);
+/* Other work between launches, with a copy of its context; false: no tape of this thread's is recording. */
+int btc_shim_tape_add(int (*work)(const void *context), const void *context, size_t bytes);
+int btc_shim_tape_run(const btc_shim_tape *t); /* the first result that is not 0 */
+void btc_shim_tape_destroy(btc_shim_tape *t);
 
 #ifdef __cplusplus
 }

@@ -2,8 +2,7 @@
  * The CUDA runtime as far as ops/cuda*.c uses it, on the host: memory is memory, kernels run at once on the shim, and only
  * copies from pinned memory take their time (fake_stream.c). FAKE_CUDA_UNPINNED: none can be had. Its 16 GiB are always a quarter
  * full. FAKE_CUDA=0 leaves no device. FAKE_CUDA_FAIL=N:CODE makes the Nth call that can fail return CODE; codes that leave a real
- * context unusable stay for all later calls. Every device is a card of its own. Recording is refused, so steps are issued plainly;
- * with FAKE_CUDA_CAPTURE it begins and then fails. What was copied is counted (fake.h).
+ * context unusable stay for all later calls. Every device is a card of its own. What was copied is counted (fake.h).
  */
 #include "fake_parts.h"
 
@@ -11,6 +10,8 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+
+#include "kernels/cuda/shim/shim_test.h"
 
 enum { BLOCKS = 65536 };
 
@@ -159,6 +160,7 @@ cudaError_t cudaMemGetInfo(size_t *free_bytes, size_t *total) {
 }
 
 static cudaError_t give(void **p, size_t bytes) {
+  if (!fake_may_wait()) return fake_answer(cudaErrorStreamCaptureUnsupported);
   cudaError_t rc = fake_step();
   if (rc != cudaSuccess) return rc;
   *p = aligned_alloc(256, (bytes + 255) / 256 * 256);
@@ -181,6 +183,7 @@ cudaError_t cudaMallocHost(void **p, size_t bytes) {
 }
 
 cudaError_t cudaFree(void *p) {
+  if (!fake_may_wait()) return fake_answer(cudaErrorStreamCaptureUnsupported);
   fake_reach_all(); /* waits for the device */
   blocks_remove(&on_device, p);
   free(p);
@@ -196,16 +199,52 @@ cudaError_t cudaFreeHost(void *p) {
   return sticky;
 }
 
+/* ---- copies ---- */
+
+typedef struct fill {
+  char *dst;
+  const char *src; /* NULL: the value */
+  size_t dst_pitch, src_pitch, width, rows;
+  int value;
+} fill;
+
+static int do_fill(const void *context) {
+  const fill *f = context;
+  for (size_t i = 0; i < f->rows; i++) {
+    if (f->src)
+      memcpy(f->dst + i * f->dst_pitch, f->src + i * f->src_pitch, f->width);
+    else
+      memset(f->dst + i * f->dst_pitch, f->value, f->width);
+  }
+  if (f->src) count_copy(f->dst, f->src, f->width * f->rows);
+  return 0;
+}
+
+static bool is_inside(const fill *f) {
+  pthread_mutex_lock(&lock);
+  bool inside = is_in(&on_device, f->dst) && (!f->src || is_in(&on_device, f->src));
+  pthread_mutex_unlock(&lock);
+  return inside;
+}
+
+static cudaError_t put(const fill *f, cudaStream_t s) {
+  if (fake_is_recording() && !is_inside(f)) {
+    fake_spoil_recording();
+    return fake_answer(cudaErrorStreamCaptureUnsupported);
+  }
+  cudaError_t rc = fake_step();
+  if (rc != cudaSuccess || btc_shim_tape_add(do_fill, f, sizeof *f)) return rc;
+  fake_reach(s);
+  do_fill(f);
+  return cudaSuccess;
+}
+
 cudaError_t cudaMemcpyAsync(void *dst, const void *src, size_t bytes, enum cudaMemcpyKind kind, cudaStream_t s) {
   (void)kind;
+  if (fake_is_recording() || !is_delayed(dst, src)) return put(&(fill){.dst = dst, .src = src, .width = bytes, .rows = 1}, s);
   cudaError_t rc = fake_step();
   if (rc != cudaSuccess) return rc;
-  if (is_delayed(dst, src)) {
-    fake_delay(s, dst, src, bytes);
-  } else {
-    fake_reach(s);
-    memcpy(dst, src, bytes);
-  }
+  fake_delay(s, dst, src, bytes);
   count_copy(dst, src, bytes);
   return rc;
 }
@@ -213,54 +252,10 @@ cudaError_t cudaMemcpyAsync(void *dst, const void *src, size_t bytes, enum cudaM
 cudaError_t cudaMemcpy2DAsync(void *dst, size_t dst_pitch, const void *src, size_t src_pitch, size_t width, size_t rows,
                               enum cudaMemcpyKind kind, cudaStream_t s) {
   (void)kind;
-  fake_reach(s);
   if (width > dst_pitch || width > src_pitch) return fake_answer(cudaErrorInvalidPitchValue);
-  cudaError_t rc = fake_step();
-  for (size_t i = 0; rc == cudaSuccess && i < rows; i++)
-    memcpy((char *)dst + i * dst_pitch, (const char *)src + i * src_pitch, width);
-  if (rc == cudaSuccess) count_copy(dst, src, width * rows);
-  return rc;
+  return put(&(fill){.dst = dst, .src = src, .dst_pitch = dst_pitch, .src_pitch = src_pitch, .width = width, .rows = rows}, s);
 }
 
 cudaError_t cudaMemsetAsync(void *p, int value, size_t bytes, cudaStream_t s) {
-  fake_reach(s);
-  cudaError_t rc = fake_step();
-  if (rc == cudaSuccess) memset(p, value, bytes);
-  return rc;
-}
-
-cudaError_t cudaStreamBeginCapture(cudaStream_t s, enum cudaStreamCaptureMode mode) {
-  (void)s;
-  (void)mode;
-  if (getenv("FAKE_CUDA_CAPTURE")) return cudaSuccess;
-  return fake_answer(cudaErrorStreamCaptureUnsupported);
-}
-
-cudaError_t cudaStreamEndCapture(cudaStream_t s, cudaGraph_t *graph) {
-  (void)s;
-  *graph = NULL;
-  return fake_answer(cudaErrorStreamCaptureUnsupported);
-}
-
-cudaError_t cudaGraphInstantiate(cudaGraphExec_t *exec, cudaGraph_t graph, unsigned long long flags) {
-  (void)graph;
-  (void)flags;
-  *exec = NULL;
-  return fake_answer(cudaErrorStreamCaptureUnsupported);
-}
-
-cudaError_t cudaGraphLaunch(cudaGraphExec_t exec, cudaStream_t s) {
-  (void)exec;
-  (void)s;
-  return fake_answer(cudaErrorStreamCaptureUnsupported);
-}
-
-cudaError_t cudaGraphDestroy(cudaGraph_t graph) {
-  (void)graph;
-  return cudaSuccess;
-}
-
-cudaError_t cudaGraphExecDestroy(cudaGraphExec_t exec) {
-  (void)exec;
-  return cudaSuccess;
+  return put(&(fill){.dst = p, .value = value, .width = bytes, .rows = 1}, s);
 }

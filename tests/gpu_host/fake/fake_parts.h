@@ -17,4 +17,7 @@ void fake_reach(void *stream); /* something else comes next on this stream: what
 void fake_reach_all(void);
 bool fake_is_source(const void *p, size_t bytes); /* of a copy that is not done */
 
+/* fake_graph.c */
+bool fake_may_wait(void); /* false: a recording is under way, and is lost */
+
 #endif

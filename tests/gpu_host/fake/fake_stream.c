@@ -158,6 +158,7 @@ cudaError_t cudaStreamDestroy(cudaStream_t handle) {
 }
 
 cudaError_t cudaStreamSynchronize(cudaStream_t s) {
+  if (!fake_may_wait()) return fake_answer(cudaErrorStreamCaptureUnsupported);
   settle((stream *)s);
   return fake_step();
 }
@@ -166,6 +167,7 @@ cudaError_t cudaStreamSynchronize(cudaStream_t s) {
 int (*fake_cuda_busy)(cudaStream_t s);
 
 cudaError_t cudaStreamQuery(cudaStream_t s) {
+  if (!fake_may_wait()) return fake_answer(cudaErrorStreamCaptureUnsupported);
   if (fake_cuda_busy && fake_cuda_busy(s)) return fake_answer(cudaErrorNotReady);
   settle((stream *)s);
   return fake_step();
@@ -202,6 +204,7 @@ static bool is_reached(const event *e) {
 }
 
 cudaError_t cudaEventQuery(cudaEvent_t handle) {
+  if (!fake_may_wait()) return fake_answer(cudaErrorStreamCaptureUnsupported);
   event *e = (event *)handle;
   pthread_mutex_lock(&lock);
   bool wait = !is_reached(e) && !e->asked;
@@ -214,6 +217,7 @@ cudaError_t cudaEventQuery(cudaEvent_t handle) {
 }
 
 cudaError_t cudaEventSynchronize(cudaEvent_t handle) {
+  if (!fake_may_wait()) return fake_answer(cudaErrorStreamCaptureUnsupported);
   event *e = (event *)handle;
   pthread_mutex_lock(&lock);
   advance(find(e->stream), e->at);
