@@ -57,6 +57,7 @@ device_programs() {
     name=$(basename "$file" .c)
     [ "$name" = test_shim ] || echo "gpu_${name#test_}"
   done
+  echo gpu_pictures
 }
 
 part_build() {

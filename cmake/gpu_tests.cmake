@@ -100,6 +100,16 @@ if(BTC_HAVE_CUDA AND NOT BTC_SANITIZE MATCHES thread)
   endforeach()
 endif()
 
+# The one test of the backend that needs no stand-in, on a card: what travels beside the operators.
+if(BTC_HAVE_CUDA)
+  add_executable(gpu_pictures ${CMAKE_SOURCE_DIR}/tests/gpu_engine/test_cuda_pictures.c)
+  target_link_libraries(gpu_pictures PRIVATE btc_test_support btc_engine)
+  target_compile_definitions(gpu_pictures PRIVATE BTC_TEST_ON_CARD)
+  set_target_properties(gpu_pictures PROPERTIES RUNTIME_OUTPUT_DIRECTORY ${CMAKE_BINARY_DIR}/tests LINKER_LANGUAGE CXX)
+  add_test(NAME gpu_pictures COMMAND gpu_pictures)
+  set_tests_properties(gpu_pictures PROPERTIES LABELS gpu TIMEOUT 300 SKIP_REGULAR_EXPRESSION "\\[  SKIPPED \\]")
+endif()
+
 # Registers, shared memory and spills of every kernel, from the compiler's report.
 if(BTC_HAVE_CUDA)
   add_test(NAME gpu_resources COMMAND ${CMAKE_SOURCE_DIR}/tests/gpu_host/resources.sh $<TARGET_OBJECTS:btc_kernels_cuda>
