@@ -22,8 +22,10 @@ static size_t up(size_t bytes) {
   return (bytes + 255) / 256 * 256;
 }
 
+/* Of one prefill: 64 items of 4096 positions have tables of 2 MB. */
 static int64_t most_rows(const cuda_backend *c) {
-  return c->o.max_items * c->o.max_positions < 65536 ? c->o.max_items * c->o.max_positions : 65536;
+  const int64_t all = c->o.max_items * c->o.max_positions, most = 1 << 18;
+  return all < most ? all : most;
 }
 
 static places places_of(const cuda_backend *c) {
@@ -145,6 +147,12 @@ void cuda_set_items(btc_backend *b, const btc_items *t) {
   cuda_backend *c = b->self;
   const places p = places_of(c);
   if (!c->table) return; /* a backend made without items */
+  int64_t rows = 0;
+  for (int64_t i = 0; i < t->n; i++) rows += t->rows[i];
+  if (t->n > c->o.max_items || rows > most_rows(c)) {
+    cuda_note(c, cudaErrorInvalidValue, "more rows than the tables hold", __FILE__, __LINE__);
+    return;
+  }
   take_table(c);
   fill_items(c, t, &p);
   fill_rows(c, t, &p);

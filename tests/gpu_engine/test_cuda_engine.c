@@ -135,7 +135,28 @@ static void test_cuda_engine_every_failure_of_creation(void **state) {
   assert_true(failed >= 10 && failed < 90 && unpinned >= 2);
 }
 
+/* Kernels would read behind the tables. */
+static void test_cuda_engine_refuses_more_rows_than_tables(void **state) {
+  (void)state;
+  btc_error err = {0};
+  btc_backend *b = NULL;
+  btc_backend_options o = {
+      .kind = "cuda", .max_cols = 8, .max_items = 2, .max_layers = 0, .max_positions = 16, .heads = 2, .head_dim = 8};
+  assert_int_equal(btc_backend_create(&o, &b, &err), BTC_OK);
+  int64_t pos[] = {0, 0, 0}, rows[] = {16, 16, 1};
+  btc_op_set_items(b, &(btc_items){.n = 2, .pos = pos, .rows = rows});
+  assert_int_equal(btc_backend_finish(b, &err), BTC_OK);
+  btc_op_set_items(b, &(btc_items){.n = 3, .pos = pos, .rows = rows});
+  assert_int_equal(btc_backend_finish(b, &err), BTC_ERR_INTERNAL);
+  assert_non_null(strstr(err.message, "more rows than the tables hold"));
+  rows[0] = 17;
+  btc_op_set_items(b, &(btc_items){.n = 2, .pos = pos, .rows = rows});
+  assert_int_equal(btc_backend_finish(b, &err), BTC_ERR_INTERNAL);
+  btc_backend_destroy(&b);
+}
+
 static const struct CMUnitTest tests[] = {
+    cmocka_unit_test(test_cuda_engine_refuses_more_rows_than_tables),
     cmocka_unit_test(test_cuda_engine_golden_f32),
     cmocka_unit_test(test_cuda_engine_golden_bf16),
     cmocka_unit_test(test_cuda_engine_golden_plain_products),
