@@ -157,7 +157,7 @@ part pairs 80 'pairs a second'
 part torch 90 'PyTorch in the same run'
 part captions 60 'captions against the CPU'
 part batches 70 'a caption does not depend on its batch'
-part sanitizer 80 'compute-sanitizer'
+part sanitizer 110 'compute-sanitizer'
 part ranks 90 'NCCL with several ranks'
 all_held
 finish $?

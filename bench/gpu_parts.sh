@@ -258,20 +258,25 @@ part_sanitizer() {
   local tool
   tool=$(command -v compute-sanitizer || ls /usr/local/cuda/bin/compute-sanitizer 2>/dev/null) || missing 'compute-sanitizer is not installed'
   [ -z "$REHEARSE" ] || missing 'a rehearsal has no card'
-  local run='' check program
+  local run='' bad='' slow='' check program status
   for check in memcheck racecheck; do
-    for program in gpu_norms gpu_sample gpu_elementwise gpu_layout gpu_convert; do
+    for program in gpu_norms gpu_sample gpu_elementwise gpu_layout gpu_convert gpu_matvec gpu_attention_cache gpu_attention; do
       echo "== $check $program"
-      LD_LIBRARY_PATH=$(libraries) "$tool" --tool $check --error-exitcode 9 "$BUILD/tests/$program" >"$OUT/check.tmp" 2>&1 || {
-        cat "$OUT/check.tmp"
-        ! grep -q 'Device not supported' "$OUT/check.tmp" || missing 'compute-sanitizer does not support this device or its virtual machine'
-        fail "$check of $program; without an error:${run:- none}"
-      }
-      run="$run $check/$program"
+      status=0
+      LD_LIBRARY_PATH=$(libraries) timeout -k 2 12 "$tool" --tool $check --error-exitcode 9 "$BUILD/tests/$program" >"$OUT/check.tmp" 2>&1 || status=$?
+      tail -n 60 "$OUT/check.tmp"
+      ! grep -q 'Device not supported' "$OUT/check.tmp" || missing 'compute-sanitizer does not support this device or its virtual machine'
+      case $status in
+        0) run="$run $check/$program" ;;
+        124 | 137) slow="$slow $check/$program" ;;
+        *) bad="$bad $check/$program" ;;
+      esac
     done
   done
   rm -f "$OUT/check.tmp"
-  echo "no error:$run"
+  [ -z "$bad" ] || fail "errors:$bad; none:${run:- -}${slow:+; not done in time:$slow}"
+  [ -n "$run" ] || fail "nothing was done in time:$slow"
+  echo "no error:$run${slow:+; not done in time:$slow}"
 }
 
 # Pairs through a pipeline of RANKS processes: their figures go to ranks.jsonl.
