@@ -63,6 +63,7 @@ static btc_status make_arguments(const shard_start *o, arguments *a, btc_error *
 static _Noreturn void become(const char *program, const arguments *a, pid_t parent, int control, int page, int links) {
   prctl(PR_SET_PDEATHSIG, SIGKILL);
   if (getppid() != parent) _exit(0);
+  child_offer_to_oom();
   control = fcntl(control, F_DUPFD_CLOEXEC, SHARD_LINKS_FD + 1);
   page = fcntl(page, F_DUPFD_CLOEXEC, SHARD_LINKS_FD + 1);
   int null = fcntl(open("/dev/null", O_RDWR | O_CLOEXEC), F_DUPFD_CLOEXEC, SHARD_LINKS_FD + 1);

@@ -610,6 +610,16 @@ static void test_worker_grace_ends_the_drain(void **state) {
   fake_close(&f);
 }
 
+static int oom_score(pid_t pid) {
+  char path[64];
+  int score = -2000;
+  snprintf(path, sizeof path, "/proc/%d/oom_score_adj", (int)pid);
+  FILE *f = fopen(path, "re");
+  if (!f || fscanf(f, "%d", &score) != 1) fail_msg("cannot read %s", path);
+  fclose(f);
+  return score;
+}
+
 static void test_worker_engine_killed_from_outside(void **state) {
   (void)state;
   fake f;
@@ -618,7 +628,8 @@ static void test_worker_engine_killed_from_outside(void **state) {
   START(&f, "--engine", "stub", "--stub-us", "300000", "--batch", "2");
   pid_t first = child_of(worker.pid);
   assert_true(first > 0);
-  kill(first, SIGKILL); /* idle: nobody is to blame */
+  assert_true(oom_score(first) >= 500 && oom_score(first) >= oom_score(worker.pid)); /* the system would take it, too */
+  kill(first, SIGKILL);                                                              /* idle: nobody is to blame */
   WAIT_FOR(&f, child_of(worker.pid) != 0 && child_of(worker.pid) != first);
   pick_ids(ids, 4, "", -1, STUB_FINE);
   grant_ids(&f, 1, 11, false, ids, 4);
