@@ -22,7 +22,7 @@ typedef struct attention_rows {
 
 static attention_rows project(const btc_run *r, const btc_llm_block *b, const float *h, int64_t m, bool decode) {
   product *mul = decode ? btc_op_matvec : btc_op_matmul;
-  const btc_epilogue e = {.x_packed = !decode};
+  const btc_epilogue e = {.x_packed = true};
   const btc_llm_config *l = &r->m->cfg->llm;
   const int64_t nq = l->heads * l->head_dim, nkv = l->kv_heads * l->head_dim;
   float *a = r->scratch;
@@ -30,7 +30,7 @@ static attention_rows project(const btc_run *r, const btc_llm_block *b, const fl
   x.k = x.q + m * nq;
   x.v = x.k + m * nkv;
   x.o = x.v + m * nkv;
-  (decode ? btc_op_rmsnorm : btc_op_rmsnorm_packed)(r->be, a, h, m, l->hidden, b->norm1, l->eps);
+  btc_op_rmsnorm_packed(r->be, a, h, m, l->hidden, b->norm1, l->eps);
   mul(r->be, x.q, a, m, &b->q, &e);
   mul(r->be, x.k, a, m, &b->k, &e);
   mul(r->be, x.v, a, m, &b->v, &e);
@@ -40,14 +40,14 @@ static attention_rows project(const btc_run *r, const btc_llm_block *b, const fl
 static void finish(const btc_run *r, const btc_llm_block *b, attention_rows x, float *h, int64_t m, bool decode) {
   const btc_llm_config *l = &r->m->cfg->llm;
   product *mul = decode ? btc_op_matvec : btc_op_matmul;
-  const btc_epilogue plain = {.x_packed = !decode}, added = {.x_packed = !decode, .residual = h};
+  const btc_epilogue plain = {.x_packed = true}, added = {.x_packed = true, .residual = h};
   float *a = r->scratch, *gate = a + m * l->hidden, *up = gate + m * l->mlp;
-  float *mid = decode || btc_backend_on_host(r->be) ? gate : up + m * l->mlp; /* packed rows do not fit over what they come from */
+  float *mid = btc_backend_on_host(r->be) ? gate : up + m * l->mlp; /* packed rows do not fit over what they come from */
   mul(r->be, h, x.o, m, &b->o, &added);
-  (decode ? btc_op_rmsnorm : btc_op_rmsnorm_packed)(r->be, a, h, m, l->hidden, b->norm2, l->eps);
+  btc_op_rmsnorm_packed(r->be, a, h, m, l->hidden, b->norm2, l->eps);
   mul(r->be, gate, a, m, &b->gate, &plain);
   mul(r->be, up, a, m, &b->up, &plain);
-  (decode ? btc_op_silu_mul : btc_op_silu_mul_packed)(r->be, mid, gate, up, m * l->mlp);
+  btc_op_silu_mul_packed(r->be, mid, gate, up, m * l->mlp);
   mul(r->be, h, mid, m, &b->down, &added);
 }
 
@@ -77,6 +77,6 @@ void btc_llm_forward(const btc_run *r, int64_t layer, int64_t first, int64_t m, 
 
 void btc_head_forward(const btc_run *r, const float *h, int64_t m, float *logits) {
   const btc_model *mo = r->m;
-  btc_op_rmsnorm(r->be, r->scratch, h, m, mo->width, mo->final_norm, mo->cfg->llm.eps);
-  btc_op_matvec(r->be, logits, r->scratch, m, &mo->head, &(btc_epilogue){0});
+  btc_op_rmsnorm_packed(r->be, r->scratch, h, m, mo->width, mo->final_norm, mo->cfg->llm.eps);
+  btc_op_matvec(r->be, logits, r->scratch, m, &mo->head, &(btc_epilogue){.x_packed = true});
 }

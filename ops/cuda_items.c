@@ -193,7 +193,7 @@ void cuda_attention_items(btc_backend *b, const btc_attention_items *a) {
                     .d = c->kv.d};
   btc_cuda_causal job = {.q = a->q,
                          .o = a->o,
-                         .out = a->prefill && c->bf16 ? BTC_CUDA_BF16 : BTC_CUDA_F32,
+                         .out = c->bf16 ? BTC_CUDA_BF16 : BTC_CUDA_F32,
                          .q_stride = nq,
                          .heads = a->heads,
                          .items = c->n_items,

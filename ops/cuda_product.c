@@ -325,5 +325,5 @@ void cuda_matvec(btc_backend *b, float *y, const float *x, int64_t m, const btc_
   p.e.bias = cuda_vector(c, e->bias);
   p.e.scale = cuda_vector(c, e->scale);
   p.e.residual = cuda_vector(c, e->residual);
-  multiply_few(c, &p, y, x, false, m);
+  multiply_few(c, &p, y, x, e->x_packed && c->bf16, m);
 }

@@ -253,8 +253,8 @@ typedef struct btc_items {
 /* What the next calls mean by items. The cpu borrows it until the next call; a device copies it. Within the backend's options. */
 void btc_op_set_items(btc_backend *b, const btc_items *items);
 /* For rows [first, first+m) of all the items' rows: rotary embedding of q and k, keys and values stored, causal attention. The
- * pointers are at row `first`; q [m, heads*d] and k [m, kv_heads*d] are dense and may be overwritten; o [m, heads*d] is packed
- * in a prefill. Without prefill all items have one row, and a device may sum in another order (as btc_op_matvec does). On the cpu
+ * pointers are at row `first`; q [m, heads*d] and k [m, kv_heads*d] are dense and may be overwritten; o [m, heads*d] is packed.
+ * Without prefill all items have one row, and a device may sum in another order (as btc_op_matvec does). On the cpu
  * bit for bit btc_op_rope, btc_op_kv_store and btc_op_attention_causal of each item. */
 typedef struct btc_attention_items {
   float *q, *k, *o;
