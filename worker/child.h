@@ -56,8 +56,8 @@ void child_destroy(child **c);
 
 /* OOM kills so far in our memory cgroup; -1 when that is not known. */
 int64_t child_oom_kills(void);
-/* For a process that computes, before exec (safe there): when memory runs out the system takes it rather than the agent, which keeps
- * the items and is small. Whoever was told to be taken even sooner stays so. */
+/* For a process that computes, before exec (safe there): when memory runs out the system takes it rather than the agent, which
+ * keeps the items and is small. Whoever was told to be taken even sooner stays so. */
 void child_offer_to_oom(void);
 /* Replaces what is no UTF-8 or a control character by '?', so that it may travel. */
 void child_clean_text(char *s);
