@@ -40,7 +40,7 @@ static btc_status decode(btc_batcher *b, const char *path, btc_image_mode mode, 
     if (!(*f = get_features(b, NULL, &fresh)))
       st = btc_fail(err, BTC_ERR_NOMEM, "not enough memory for the features of '%s'", path);
   }
-  if (st != BTC_OK) {
+  if (st != BTC_OK || !*f) {
     btc_image_free(&im);
     return st;
   }
