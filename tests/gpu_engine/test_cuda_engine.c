@@ -49,8 +49,10 @@ static void test_cuda_engine_golden_plain_products(void **state) {
 static void test_cuda_engine_golden_without_the_library(void **state) {
   (void)state;
   setenv("FAKE_CUBLAS_NONE", "1", 1);
+  fake.n_products = 0;
   check("vila-names", true);
   check("vila-names", false);
+  assert_int_equal(fake.n_products, 0);
   unsetenv("FAKE_CUBLAS_NONE");
 }
 
