@@ -47,7 +47,8 @@ BTC_DEVICE uint4 load_narrow(const matvec_job &j, const void *p, btc_cuda_type t
 
 template <form F>
 BTC_DEVICE uint4 load_w(const matvec_job &j, int row, int column) {
-  int64_t at = static_cast<int64_t>(row < j.n ? row : j.n - 1) * j.k; /* rows behind the last one repeat it and are not stored */
+  int64_t at =
+      static_cast<int64_t>(row < j.n ? row : j.n - 1) * j.pitch; /* rows behind the last one repeat it and are not stored */
   if constexpr (F == NARROW) return load_narrow(j, j.w, BTC_CUDA_BF16, at, column);
   return column < j.k ? load_weights(static_cast<const uint16_t *>(j.w) + at + column) : make_uint4(0, 0, 0, 0);
 }
