@@ -68,7 +68,10 @@ btc_status cuda_items_open(cuda_backend *c, btc_error *err) {
   c->decode_bytes = btc_cuda_decode_scratch(c->o.max_items, c->o.heads, c->o.head_dim, c->o.max_positions);
   if ((st = cuda_alloc(c->base, c->decode_bytes, &p, err)) != BTC_OK) return st;
   c->decode_scratch = p;
-  return BTC_OK;
+  const size_t counts = (size_t)(c->o.max_items * c->o.heads) * sizeof *c->decode_done;
+  if ((st = cuda_alloc(c->base, counts, &p, err)) != BTC_OK) return st;
+  c->decode_done = p;
+  return CUDA_TRY(c, cudaMemsetAsync(p, 0, counts, c->stream)) ? BTC_OK : cuda_failure(c, err);
 }
 
 void cuda_items_close(cuda_backend *c) {
@@ -76,6 +79,7 @@ void cuda_items_close(cuda_backend *c) {
   if (c->table) (void)cudaFree(c->table);
   if (c->ids) (void)cudaFree(c->ids);
   if (c->decode_scratch) (void)cudaFree(c->decode_scratch);
+  if (c->decode_done) (void)cudaFree(c->decode_done);
   for (int i = 0; i < CUDA_TABLES; i++) {
     if (c->table_sent[i]) (void)cudaEventDestroy(c->table_sent[i]);
     cuda_staging_free(&c->table_copy[i]);
@@ -212,7 +216,7 @@ void cuda_attention_items(btc_backend *b, const btc_attention_items *a) {
                                        cuda_vector(c, a->cos), cuda_vector(c, a->sin), c->stream)))
     return;
   if (!a->prefill)
-    CUDA_TRY(c, btc_cuda_attend_decode(&job, &kv, c->kv.capacity, c->decode_scratch, c->stream));
+    CUDA_TRY(c, btc_cuda_attend_decode(&job, &kv, c->kv.capacity, c->decode_done, c->decode_scratch, c->stream));
   else
     CUDA_TRY(c, btc_cuda_attend_causal(&job, &kv, c->stream));
 }

@@ -72,6 +72,7 @@ typedef struct cuda_backend {
   int64_t n_items, n_rows, window_first, window_rows, capacity, max_rows;
   btc_kv kv; /* shape of the items' keys and values */
   void *decode_scratch;
+  uint32_t *decode_done; /* counts, zero between launches */
   size_t decode_bytes;
   int32_t *ids; /* for btc_op_embed */
   /* recordings */

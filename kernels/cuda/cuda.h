@@ -128,9 +128,12 @@ typedef struct btc_cuda_causal {
 int btc_cuda_attend_causal(const btc_cuda_causal *a, const btc_cuda_kv *kv, btc_cuda_stream s);
 
 /* One query row an item: row first_row[b] is position pos[b] of item b; rows and max_rows are not read. f32 arithmetic. max_pos:
- * every pos is below it (sizes the grid; a graph is captured with the capacity). scratch: btc_cuda_decode_scratch bytes. */
+ * every pos is below it (sizes the grid; a graph is captured with the capacity). scratch: btc_cuda_decode_scratch bytes. done: a
+ * count for each item and kv head, [items * kv_heads], zero before a launch and after it. Launches that share either do not
+ * overlap. */
 size_t btc_cuda_decode_scratch(int64_t items, int64_t heads, int64_t d, int64_t max_pos);
-int btc_cuda_attend_decode(const btc_cuda_causal *a, const btc_cuda_kv *kv, int64_t max_pos, void *scratch, btc_cuda_stream s);
+int btc_cuda_attend_decode(const btc_cuda_causal *a, const btc_cuda_kv *kv, int64_t max_pos, uint32_t *done, void *scratch,
+                           btc_cuda_stream s);
 
 /* ---- matvec*.cu ---- */
 

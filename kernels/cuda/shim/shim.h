@@ -222,6 +222,10 @@ template <typename T>
 static inline T __ldg(const T *p) {
   return *p;
 }
+template <typename T>
+static inline T __ldcg(const T *p) {
+  return *p;
+}
 static inline int __popc(unsigned x) {
   return __builtin_popcount(x);
 }
