@@ -65,6 +65,18 @@ BTC_DEVICE uint4 load_piece(const T *row, int column, int d, bool wide) {
   return p.u;
 }
 
+/* This thread's pieces of the first n of a split's keys and values. */
+template <typename T, int LANES>
+BTC_DEVICE void load_split(uint4 *k, uint4 *v, const T *keys, const T *values, int n, int d, bool wide) {
+  int column = static_cast<int>(threadIdx.x) % LANES * piece<T>::N, group = static_cast<int>(threadIdx.x) / LANES;
+  BTC_UNROLL
+  for (int i = 0; i < KEYS_EACH; i++)
+    k[i] = load_piece(keys + (i * GROUPS + group) * d, i * GROUPS + group < n ? column : d, d, wide);
+  BTC_UNROLL
+  for (int i = 0; i < KEYS_EACH; i++)
+    v[i] = load_piece(values + (i * GROUPS + group) * d, i * GROUPS + group < n ? column : d, d, wide);
+}
+
 /* Scores of this group's keys with each head, into s[HEADS][SPLIT]. */
 template <typename T, int LANES, int HEADS>
 BTC_DEVICE void score_keys(float *s, const float (*q)[piece<T>::N], const uint4 *k, float factor) {
@@ -194,21 +206,24 @@ static __global__ void __launch_bounds__(LANES *GROUPS) decode_splits(decode_job
   BTC_SHARED(float, s, HEADS *SPLIT);
   BTC_SHARED(float, sums, GROUPS *HEADS *WIDTH);
   int item = static_cast<int>(blockIdx.z), kv_head = static_cast<int>(blockIdx.y), first = static_cast<int>(blockIdx.x) * SPLIT;
+  let_next_begin();
   int d = static_cast<int>(j.kv.d), count = j.a.pos[item] + 1;
-  if (first >= count) return;
+  if (first >= count) {
+    await_launch_before();
+    return;
+  }
   int n = count - first < SPLIT ? count - first : SPLIT, thread = static_cast<int>(threadIdx.x);
-  int column = thread % LANES * N, group = thread / LANES;
+  int column = thread % LANES * N;
   int64_t at = (kv_head * j.kv.capacity + first) * d;
   const T *keys = static_cast<const T *>(j.kv.k[item]) + at, *values = static_cast<const T *>(j.kv.v[item]) + at;
   bool wide =
       whole_pieces(keys, d, d, sizeof(T) == 4 ? BTC_CUDA_F32 : BTC_CUDA_BF16) && reinterpret_cast<uintptr_t>(values) % 16 == 0;
+  /* Only the last split has a key that the launch before has just stored: the others are asked for before it has ended. */
+  bool old = first + SPLIT < count;
   uint4 k[KEYS_EACH], v[KEYS_EACH];
-  BTC_UNROLL
-  for (int i = 0; i < KEYS_EACH; i++)
-    k[i] = load_piece(keys + (i * GROUPS + group) * d, i * GROUPS + group < n ? column : d, d, wide);
-  BTC_UNROLL
-  for (int i = 0; i < KEYS_EACH; i++)
-    v[i] = load_piece(values + (i * GROUPS + group) * d, i * GROUPS + group < n ? column : d, d, wide);
+  if (old) load_split<T, LANES>(k, v, keys, values, n, d, wide);
+  await_launch_before();
+  if (!old) load_split<T, LANES>(k, v, keys, values, n, d, wide);
   int members = static_cast<int>(j.a.heads / j.kv.kv_heads), n_splits = j.splits;
   const float *q_row = j.a.q + row_of(j, item) * j.a.q_stride;
   for (int h0 = 0; h0 < members; h0 += HEADS) {
@@ -244,8 +259,8 @@ size_t btc_cuda_decode_scratch(int64_t items, int64_t heads, int64_t d, int64_t 
 template <typename T, int LANES>
 static int launch(const decode_job &j, btc_cuda_stream s) {
   dim3 grid(static_cast<unsigned>(j.splits), static_cast<unsigned>(j.kv.kv_heads), static_cast<unsigned>(j.a.items));
-  if (j.a.heads == j.kv.kv_heads) return BTC_LAUNCH((decode_splits<T, LANES, 1>), grid, dim3(LANES * GROUPS), 0, s, j);
-  return BTC_LAUNCH((decode_splits<T, LANES, 4>), grid, dim3(LANES * GROUPS), 0, s, j);
+  if (j.a.heads == j.kv.kv_heads) return BTC_LAUNCH_EARLY((decode_splits<T, LANES, 1>), grid, dim3(LANES * GROUPS), 0, s, j);
+  return BTC_LAUNCH_EARLY((decode_splits<T, LANES, 4>), grid, dim3(LANES * GROUPS), 0, s, j);
 }
 
 int btc_cuda_attend_decode(const btc_cuda_causal *a, const btc_cuda_kv *kv, int64_t max_pos, uint32_t *done, void *scratch,

@@ -146,6 +146,20 @@ static void votes(unsigned *y) {
   y[i] = i < 16 ? sum : odd;
 }
 
+static __global__ void early(int *y, int awaiting) {
+  let_next_begin();
+  if (static_cast<int>(threadIdx.x) < awaiting) await_launch_before();
+  y[threadIdx.x] = 1;
+}
+
+int shim_early(int *y, int awaiting) {
+  return BTC_LAUNCH_EARLY(early, 1, 32, 0, nullptr, y, awaiting);
+}
+
+int shim_late(int *y) {
+  return BTC_LAUNCH(early, 1, 32, 0, nullptr, y, 0);
+}
+
 int shim_votes(unsigned *y) {
   return BTC_LAUNCH(votes, 1, 32, 0, nullptr, y);
 }

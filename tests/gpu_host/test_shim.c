@@ -77,6 +77,17 @@ static void test_shim_wants_much_shared_memory_allowed(void **state) {
   assert_int_not_equal(shim_much_dynamic(228 << 10, 0), 0);
 }
 
+static void test_shim_wants_early_launches_to_wait(void **state) {
+  (void)state;
+  int y[32];
+  GPU(shim_early(y, 32));
+  GPU(shim_late(y));
+  btc_shim_quiet(1);
+  assert_caught(shim_early(y, 31), "without await_launch_before()");
+  btc_shim_quiet(1);
+  assert_caught(shim_early(y, 0), "without await_launch_before()");
+}
+
 /* A device faults there; a child of ours ends. */
 static void test_shim_sees_unaligned_vectors(void **state) {
   (void)state;
@@ -136,11 +147,17 @@ static void test_shim_copies_need_their_wait(void **state) {
 }
 
 static const struct CMUnitTest tests[] = {
-    cmocka_unit_test(test_shim_shared_memory_and_barrier), cmocka_unit_test(test_shim_forgotten_barrier_shows),
-    cmocka_unit_test(test_shim_sees_divergence),           cmocka_unit_test(test_shim_poisons_shared_memory),
-    cmocka_unit_test(test_shim_bounds_shared_memory),      cmocka_unit_test(test_shim_warp_operations),
-    cmocka_unit_test(test_shim_copies_need_their_wait),    cmocka_unit_test(test_shim_wants_much_shared_memory_allowed),
-    cmocka_unit_test(test_shim_sees_unaligned_vectors),    cmocka_unit_test(test_shim_tape_repeats),
+    cmocka_unit_test(test_shim_shared_memory_and_barrier),
+    cmocka_unit_test(test_shim_forgotten_barrier_shows),
+    cmocka_unit_test(test_shim_sees_divergence),
+    cmocka_unit_test(test_shim_poisons_shared_memory),
+    cmocka_unit_test(test_shim_bounds_shared_memory),
+    cmocka_unit_test(test_shim_warp_operations),
+    cmocka_unit_test(test_shim_copies_need_their_wait),
+    cmocka_unit_test(test_shim_wants_much_shared_memory_allowed),
+    cmocka_unit_test(test_shim_wants_early_launches_to_wait),
+    cmocka_unit_test(test_shim_sees_unaligned_vectors),
+    cmocka_unit_test(test_shim_tape_repeats),
 };
 
 BTC_TEST_MAIN(tests)

@@ -7,6 +7,7 @@
  *  - the order of blocks, warps and lanes between barriers changes from launch to launch (a fixed sequence), so a missing
  *    barrier shows as a changed result;
  *  - a cp.async copies when it is waited for, not before;
+ *  - a thread of an early launch that ends without await_launch_before() is an error;
  *  - more than 48 KiB of dynamic shared memory want BTC_ALLOW_SHARED first;
  *  - a vector access at an address that is no multiple of its size ends the program (by the compiler's check, CMake).
  * One OS thread at a time. What the shim cannot see: races through global memory inside one launch, bank conflicts, speed.
@@ -272,8 +273,10 @@ struct btc_shim_shape {
   const void *kernel;
   dim3 grid, block;
   size_t smem;
+  bool early; /* every thread has to call btc_shim_await */
 };
 
+void btc_shim_await();
 int btc_shim_run(const btc_shim_shape &shape, void (*thread)(void *), void *context);
 int btc_shim_allow(const void *kernel, size_t bytes);
 bool btc_shim_keep(std::function<int()> work); /* on the tape that is recording; false: there is none */
@@ -289,17 +292,20 @@ struct btc_shim_call {
 };
 
 template <typename... P, typename... A>
-static inline int btc_shim_launch(const char *name, void (*kernel)(P...), dim3 grid, dim3 block, size_t smem, void *stream,
-                                  A... args) {
+static inline int btc_shim_launch(const char *name, bool early, void (*kernel)(P...), dim3 grid, dim3 block, size_t smem,
+                                  void *stream, A... args) {
   btc_shim_call<P...> call{kernel, std::tuple<P...>(static_cast<P>(args)...)};
-  btc_shim_shape shape{name, reinterpret_cast<const void *>(kernel), grid, block, smem};
+  btc_shim_shape shape{name, reinterpret_cast<const void *>(kernel), grid, block, smem, early};
   if (btc_shim_keep([shape, call]() mutable { return btc_shim_run(shape, btc_shim_call<P...>::thread, &call); })) return 0;
   if (btc_shim_before) btc_shim_before(stream);
   return btc_shim_run(shape, btc_shim_call<P...>::thread, &call);
 }
 
 #define BTC_LAUNCH(kernel, grid, block, smem, stream, ...) \
-  btc_shim_launch(#kernel, kernel, (grid), (block), (smem), (stream), __VA_ARGS__)
+  btc_shim_launch(#kernel, false, kernel, (grid), (block), (smem), (stream), __VA_ARGS__)
+/* As one after the other; but a thread that ends without await_launch_before() is an error. */
+#define BTC_LAUNCH_EARLY(kernel, grid, block, smem, stream, ...) \
+  btc_shim_launch(#kernel, true, kernel, (grid), (block), (smem), (stream), __VA_ARGS__)
 #define BTC_ALLOW_SHARED(kernel, bytes) btc_shim_allow(reinterpret_cast<const void *>(kernel), (bytes))
 
 #endif
