@@ -10,6 +10,7 @@
  */
 #include <string.h>
 
+#include "base/log.h"
 #include "ops/cuda_parts.h"
 
 /* Places in the block, for the most items, layers and rows. Up to `head` lies what every step needs, behind it what belongs to the
@@ -267,8 +268,17 @@ bool cuda_sequence_begin(btc_backend *b, uint64_t key) {
   return false;
 }
 
-/* A failure while recording is not one of the step's: nothing has run. The step is issued plainly, and later ones are not
- * recorded. */
+/* A failure while recording is not one of the step's: nothing has run. The step is issued plainly, and later ones are recorded
+ * without overlap, or when that was not the reason not at all. */
+static void record_less(cuda_backend *c) {
+  if (btc_cuda_overlaps())
+    btc_cuda_overlap(0);
+  else
+    c->no_recording = true;
+  btc_log(BTC_LOG_WARN, "slow-steps", "device=cuda:%d why=\"a decode step could not be recorded\" next=\"%s\"", c->device,
+          c->no_recording ? "steps are issued" : "launches do not overlap");
+}
+
 bool cuda_sequence_end(btc_backend *b) {
   cuda_backend *c = b->self;
   cudaGraph_t graph = NULL;
@@ -280,7 +290,7 @@ bool cuda_sequence_end(btc_backend *b) {
   if (graph) (void)cudaGraphDestroy(graph);
   if (!good) {
     (void)cudaGetLastError();
-    c->no_recording = true;
+    record_less(c);
     if (!c->lost) c->failed = (btc_error){0};
     return false;
   }

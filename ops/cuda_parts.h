@@ -80,7 +80,7 @@ typedef struct cuda_backend {
   int n_recordings, recording_now;  /* index, or -1 */
   uint64_t issued[CUDA_RECORDINGS]; /* keys of the latest sequences that were issued plainly */
   int next_issued;
-  bool no_recording; /* capture failed once: steps are issued plainly */
+  bool no_recording; /* capture failed, without overlap too: steps are issued plainly */
 } cuda_backend;
 
 /* What of cuBLASLt is used; loaded when a backend is created, so that the program starts without the library. */
