@@ -23,6 +23,8 @@ int shim_vector(float *y, const float *x);          /* four floats at once, from
 int shim_scan(int *y, const int *x);                /* 64 threads: inclusive sums by shuffles and a named barrier */
 int shim_copies(int *y, const int *x, int waited);  /* cp.async of 32 words, with and without its wait */
 int shim_votes(unsigned *y);                        /* ballot of odd lanes; exchange in half a warp */
+/* 64 threads a block add x[blocks * 64] in parts[blocks * 64]; the last block to arrive writes *sum. *arrived: 0, and 0 again. */
+int shim_last_block(int *sum, int *parts, unsigned *arrived, const int *x, int blocks);
 
 #ifdef __cplusplus
 }
