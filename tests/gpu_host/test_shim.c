@@ -136,6 +136,18 @@ static void test_shim_warp_operations(void **state) {
   for (int i = 0; i < 32; i++) assert_int_equal(votes[i], i < 16 ? 120 : 0xaaaaaaaau);
 }
 
+static void test_shim_last_block_joins(void **state) {
+  (void)state;
+  int x[5 * 64], parts[5 * 64], want = 0, sum = -1;
+  unsigned arrived = 0;
+  for (int i = 0; i < 5 * 64; i++) want += 2 * (x[i] = i * i);
+  for (int round = 0; round < 4; round++, sum = -1) {
+    GPU(shim_last_block(&sum, parts, &arrived, x, 5));
+    assert_int_equal(sum, want);
+    assert_int_equal(arrived, 0);
+  }
+}
+
 static void test_shim_copies_need_their_wait(void **state) {
   (void)state;
   int x[32], y[32];
@@ -158,6 +170,7 @@ static const struct CMUnitTest tests[] = {
     cmocka_unit_test(test_shim_wants_early_launches_to_wait),
     cmocka_unit_test(test_shim_sees_unaligned_vectors),
     cmocka_unit_test(test_shim_tape_repeats),
+    cmocka_unit_test(test_shim_last_block_joins),
 };
 
 BTC_TEST_MAIN(tests)

@@ -182,34 +182,48 @@ static inline int __all_sync(unsigned mask, int predicate, BTC_SHIM_HERE) {
 
 /* ---- atomics: one thread at a time runs, so plain operations ---- */
 
+/* T, which the argument does not decide: atomicAdd(&counter, 1) adds to an unsigned as it does on a device. */
 template <typename T>
-static inline T atomicAdd(T *p, T v) {
+struct btc_shim_itself {
+  typedef T type;
+};
+template <typename T>
+using btc_shim_as = typename btc_shim_itself<T>::type;
+
+template <typename T>
+static inline T atomicAdd(T *p, btc_shim_as<T> v) {
   T old = *p;
   *p = old + v;
   return old;
 }
 template <typename T>
-static inline T atomicMax(T *p, T v) {
+static inline T atomicMax(T *p, btc_shim_as<T> v) {
   T old = *p;
   if (v > old) *p = v;
   return old;
 }
 template <typename T>
-static inline T atomicMin(T *p, T v) {
+static inline T atomicMin(T *p, btc_shim_as<T> v) {
   T old = *p;
   if (v < old) *p = v;
   return old;
 }
 template <typename T>
-static inline T atomicExch(T *p, T v) {
+static inline T atomicExch(T *p, btc_shim_as<T> v) {
   T old = *p;
   *p = v;
   return old;
 }
 template <typename T>
-static inline T atomicCAS(T *p, T expected, T v) {
+static inline T atomicCAS(T *p, btc_shim_as<T> expected, btc_shim_as<T> v) {
   T old = *p;
   if (old == expected) *p = v;
+  return old;
+}
+/* One more, and 0 behind `last`. */
+static inline unsigned atomicInc(unsigned *p, unsigned last) {
+  unsigned old = *p;
+  *p = old >= last ? 0 : old + 1;
   return old;
 }
 static inline void __threadfence() {
