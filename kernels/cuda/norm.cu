@@ -1,63 +1,15 @@
 /*
- * Row statistics: one block of 256 threads a row. Thread t owns the columns t*4 + k*1024 (+0..3) whatever the row's alignment, adds
- * them in that order, then warps and the block add by a fixed tree: a row's bits depend on its width only. The first pass brings
- * the row into L1/L2, where the second and third find it.
+ * Row statistics: one block a row, as row.h says. The first pass brings the row into L1/L2, where the second and third find it.
  */
-#include "kernels/cuda/device.h"
+#include "kernels/cuda/row.h"
 
-enum { THREADS = 256, WARPS = THREADS / 32, STEP = THREADS * 4 };
-
-/* Columns j..j+3 of a row of n; those past the end are 0. */
-BTC_DEVICE float4 load4(const float *row, int64_t j, int64_t n, bool aligned) {
-  if (aligned && j + 4 <= n) return *reinterpret_cast<const float4 *>(row + j);
-  float4 v = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
-  if (j < n) v.x = row[j];
-  if (j + 1 < n) v.y = row[j + 1];
-  if (j + 2 < n) v.z = row[j + 2];
-  if (j + 3 < n) v.w = row[j + 3];
-  return v;
-}
-
-BTC_DEVICE void store4(float *row, int64_t j, int64_t n, bool aligned, float4 v) {
-  if (aligned && j + 4 <= n) {
-    *reinterpret_cast<float4 *>(row + j) = v;
-    return;
-  }
-  if (j < n) row[j] = v.x;
-  if (j + 1 < n) row[j + 1] = v.y;
-  if (j + 2 < n) row[j + 2] = v.z;
-  if (j + 3 < n) row[j + 3] = v.w;
-}
-
-BTC_DEVICE void store4(uint16_t *row, int64_t j, int64_t n, bool aligned, float4 v) {
-  if (aligned && j + 4 <= n) {
-    *reinterpret_cast<uint2 *>(row + j) = make_uint2(pack_bf16(v.x, v.y), pack_bf16(v.z, v.w));
-    return;
-  }
-  if (j < n) row[j] = f32_to_bf16(v.x);
-  if (j + 1 < n) row[j + 1] = f32_to_bf16(v.y);
-  if (j + 2 < n) row[j + 2] = f32_to_bf16(v.z);
-  if (j + 3 < n) row[j + 3] = f32_to_bf16(v.w);
-}
+enum { THREADS = ROW_THREADS, WARPS = ROW_WARPS, STEP = ROW_STEP };
 
 /* The block's sum, in every thread. `parts` [WARPS] must not be in use by an earlier sum that some thread still reads. */
 BTC_DEVICE float block_sum(float x, float *parts) {
-  x = warp_sum(x);
-  if (threadIdx.x % 32 == 0) parts[threadIdx.x / 32] = x;
+  leave_part(x, parts);
   __syncthreads();
-  float sum = 0.0f;
-  BTC_UNROLL
-  for (int w = 0; w < WARPS; w++) sum += parts[w];
-  return sum;
-}
-
-BTC_DEVICE float squares(float sum, float4 v) {
-  return fmaf(v.w, v.w, fmaf(v.z, v.z, fmaf(v.y, v.y, fmaf(v.x, v.x, sum))));
-}
-
-/* Rows may start anywhere when n is odd: then one column at a time. */
-BTC_DEVICE bool rows_aligned(int64_t n) {
-  return n % 4 == 0;
+  return add_parts(parts);
 }
 
 /* y may be x: a thread reads and writes the same columns, and all sums are done when it writes. */
@@ -96,12 +48,9 @@ static __global__ void __launch_bounds__(THREADS)
   const int64_t at = static_cast<int64_t>(blockIdx.x) * n;
   const float *row = x + at;
   const bool aligned = rows_aligned(n);
-  float sum = 0.0f;
-  for (int64_t j = threadIdx.x * 4; j < n; j += STEP) sum = squares(sum, load4(row, j, n, aligned));
-  const float scale = 1.0f / sqrtf(block_sum(sum, parts) / static_cast<float>(n) + eps);
+  const float scale = rms_scale(block_sum(row_squares(row, n, aligned), parts), n, eps);
   for (int64_t j = threadIdx.x * 4; j < n; j += STEP) {
-    float4 v = load4(row, j, n, aligned), w = load4(weight, j, n, true);
-    v = make_float4(v.x * scale * w.x, v.y * scale * w.y, v.z * scale * w.z, v.w * scale * w.w);
+    const float4 v = rms_norm4(load4(row, j, n, aligned), scale, load4(weight, j, n, true));
     if (y) store4(y + at, j, n, aligned, v);
     if (y_bf16) store4(y_bf16 + at, j, n, aligned, v);
   }
