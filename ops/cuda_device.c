@@ -135,6 +135,8 @@ btc_status cuda_open(cuda_backend *c, const char *kind, btc_error *err) {
   if (info.major < 8)
     return btc_fail(err, BTC_ERR_UNSUPPORTED, "CUDA device %d (%s) has compute capability %d.%d; 8.0 or more is needed", c->device,
                     info.name, info.major, info.minor);
+  const char *overlap = getenv("BTCCHAT_CUDA_OVERLAP");
+  if (overlap && strcmp(overlap, "0") == 0) btc_cuda_overlap(0);
   c->info = info;
   snprintf(c->base->description, sizeof c->base->description, "cuda:%d, %s, %llu GiB, %s", c->device, info.name,
            (unsigned long long)(info.memory_bytes >> 30), c->bf16 ? "bf16" : "f32");

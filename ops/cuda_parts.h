@@ -72,6 +72,7 @@ typedef struct cuda_backend {
   int64_t n_items, n_rows, window_first, window_rows, capacity, max_rows;
   btc_kv kv; /* shape of the items' keys and values */
   void *decode_scratch;
+  uint32_t *decode_done; /* counts, zero between launches */
   size_t decode_bytes;
   int32_t *ids; /* for btc_op_embed */
   /* recordings */
@@ -79,7 +80,7 @@ typedef struct cuda_backend {
   int n_recordings, recording_now;  /* index, or -1 */
   uint64_t issued[CUDA_RECORDINGS]; /* keys of the latest sequences that were issued plainly */
   int next_issued;
-  bool no_recording; /* capture failed once: steps are issued plainly */
+  bool no_recording; /* capture failed, without overlap too: steps are issued plainly */
 } cuda_backend;
 
 /* What of cuBLASLt is used; loaded when a backend is created, so that the program starts without the library. */

@@ -1,8 +1,9 @@
 /*
  * Attention of one query row an item (decode): bound by the reading of keys and values, each read once for all query heads of its
  * group. An item's keys are cut into splits of 64, whatever their number and whatever the other items; a block takes one split of
- * one kv head of one item, and a second kernel joins the splits of a row in their order. So a row's bits depend on its own item
- * only.
+ * one kv head of one item, and the last of them to be done joins the splits of a row, in the order of the keys whoever it is. So a
+ * row's bits depend on its own item only. Who is last is told by a count, which that block sets back to zero: a
+ * second launch would cost more than the one round to L2 that the count does.
  *
  * A lane holds 16 bytes of a key's row, LANES lanes a row; eight groups of LANES lanes take eight keys each, all of whose loads are
  * issued before the first use: 64 rows of K and 64 of V, 32 KiB in flight a block at width 128 in bf16. nvcc 13.0, sm_80 and sm_90:
@@ -15,14 +16,15 @@
  */
 #include "kernels/cuda/attention.h"
 
-enum { SPLIT = 64, GROUPS = 8, KEYS_EACH = SPLIT / GROUPS, MAX_WIDTH = 128, JOIN_THREADS = 128 };
+enum { SPLIT = 64, GROUPS = 8, KEYS_EACH = SPLIT / GROUPS, MAX_WIDTH = 128 };
 
 typedef struct decode_job {
   btc_cuda_causal a;
   btc_cuda_kv kv;
   int splits;
-  float *sums; /* [items, heads, splits, d]: weighted values, not yet divided */
-  float *tops; /* [items, heads, splits, 2]: greatest score (times scale * log2(e)), sum of weights */
+  uint32_t *done; /* [items, kv_heads]: splits that have written the following; zero between launches */
+  float *sums;    /* [items, heads, splits, d]: weighted values, not yet divided */
+  float *tops;    /* [items, heads, splits, 2]: greatest score (times scale * log2(e)), sum of weights */
 } decode_job;
 
 /* 16 bytes as floats: four f32 or eight bf16. */
@@ -61,6 +63,18 @@ BTC_DEVICE uint4 load_piece(const T *row, int column, int d, bool wide) {
   BTC_UNROLL
   for (int i = 0; i < piece<T>::N; i++) p.x[i] = column + i < d ? row[column + i] : static_cast<T>(0);
   return p.u;
+}
+
+/* This thread's pieces of the first n of a split's keys and values. */
+template <typename T, int LANES>
+BTC_DEVICE void load_split(uint4 *k, uint4 *v, const T *keys, const T *values, int n, int d, bool wide) {
+  int column = static_cast<int>(threadIdx.x) % LANES * piece<T>::N, group = static_cast<int>(threadIdx.x) / LANES;
+  BTC_UNROLL
+  for (int i = 0; i < KEYS_EACH; i++)
+    k[i] = load_piece(keys + (i * GROUPS + group) * d, i * GROUPS + group < n ? column : d, d, wide);
+  BTC_UNROLL
+  for (int i = 0; i < KEYS_EACH; i++)
+    v[i] = load_piece(values + (i * GROUPS + group) * d, i * GROUPS + group < n ? column : d, d, wide);
 }
 
 /* Scores of this group's keys with each head, into s[HEADS][SPLIT]. */
@@ -142,27 +156,74 @@ BTC_DEVICE int64_t row_of(const decode_job &j, int item) {
   return j.a.first_row ? j.a.first_row[item] : item;
 }
 
+/* ---- joining ---- */
+
+BTC_DEVICE void store_row(const decode_job &j, int item, int head, int c, float o) {
+  int64_t to = (row_of(j, item) * j.a.heads + head) * j.kv.d + c;
+  if (j.a.out == BTC_CUDA_F32)
+    static_cast<float *>(j.a.o)[to] = o;
+  else
+    static_cast<uint16_t *>(j.a.o)[to] = f32_to_bf16(o);
+}
+
+/* Column c of a head's row, of n splits. Other blocks have written them: past L1, which may not know. */
+BTC_DEVICE float join_column(const decode_job &j, int64_t row, int n, int c) {
+  const float *tops = j.tops + row * j.splits * 2, *sums = j.sums + row * j.splits * j.kv.d + c;
+  float top = -INFINITY, sum = 0.0f, o = 0.0f;
+  for (int i = 0; i < n; i++) top = fmaxf(top, __ldcg(tops + i * 2));
+  for (int i = 0; i < n; i++) {
+    float weight = fast_exp2(__ldcg(tops + i * 2) - top);
+    sum = fmaf(weight, __ldcg(tops + i * 2 + 1), sum);
+    o = fmaf(weight, __ldcg(sums + i * j.kv.d), o);
+  }
+  return o / sum;
+}
+
+/* Whether this block is the last of an item's kv head to be here, and all that the others wrote is there for it. All threads. */
+BTC_DEVICE bool last_of(uint32_t *done, int n) {
+  BTC_SHARED(int, last, 1);
+  __threadfence();
+  __syncthreads();
+  if (threadIdx.x == 0) {
+    last[0] = atomicAdd(done, 1u) == static_cast<uint32_t>(n - 1);
+    if (last[0]) *done = 0;
+    __threadfence();
+  }
+  __syncthreads();
+  return last[0] != 0;
+}
+
+/* The rows of `members` heads from `head` on. */
+BTC_DEVICE void join_splits(const decode_job &j, int item, int head, int members, int n) {
+  int d = static_cast<int>(j.kv.d);
+  for (int i = static_cast<int>(threadIdx.x); i < members * d; i += static_cast<int>(blockDim.x))
+    store_row(j, item, head + i / d, i % d, join_column(j, item * j.a.heads + head + i / d, n, i % d));
+}
+
 template <typename T, int LANES, int HEADS>
 static __global__ void __launch_bounds__(LANES *GROUPS) decode_splits(decode_job j) {
   constexpr int N = piece<T>::N, THREADS = LANES * GROUPS, WIDTH = LANES * N;
   BTC_SHARED(float, s, HEADS *SPLIT);
   BTC_SHARED(float, sums, GROUPS *HEADS *WIDTH);
   int item = static_cast<int>(blockIdx.z), kv_head = static_cast<int>(blockIdx.y), first = static_cast<int>(blockIdx.x) * SPLIT;
+  let_next_begin();
   int d = static_cast<int>(j.kv.d), count = j.a.pos[item] + 1;
-  if (first >= count) return;
+  if (first >= count) {
+    await_launch_before();
+    return;
+  }
   int n = count - first < SPLIT ? count - first : SPLIT, thread = static_cast<int>(threadIdx.x);
-  int column = thread % LANES * N, group = thread / LANES;
+  int column = thread % LANES * N;
   int64_t at = (kv_head * j.kv.capacity + first) * d;
   const T *keys = static_cast<const T *>(j.kv.k[item]) + at, *values = static_cast<const T *>(j.kv.v[item]) + at;
   bool wide =
       whole_pieces(keys, d, d, sizeof(T) == 4 ? BTC_CUDA_F32 : BTC_CUDA_BF16) && reinterpret_cast<uintptr_t>(values) % 16 == 0;
+  /* Only the last split has a key that the launch before has just stored: the others are asked for before it has ended. */
+  bool old = first + SPLIT < count;
   uint4 k[KEYS_EACH], v[KEYS_EACH];
-  BTC_UNROLL
-  for (int i = 0; i < KEYS_EACH; i++)
-    k[i] = load_piece(keys + (i * GROUPS + group) * d, i * GROUPS + group < n ? column : d, d, wide);
-  BTC_UNROLL
-  for (int i = 0; i < KEYS_EACH; i++)
-    v[i] = load_piece(values + (i * GROUPS + group) * d, i * GROUPS + group < n ? column : d, d, wide);
+  if (old) load_split<T, LANES>(k, v, keys, values, n, d, wide);
+  await_launch_before();
+  if (!old) load_split<T, LANES>(k, v, keys, values, n, d, wide);
   int members = static_cast<int>(j.a.heads / j.kv.kv_heads), n_splits = j.splits;
   const float *q_row = j.a.q + row_of(j, item) * j.a.q_stride;
   for (int h0 = 0; h0 < members; h0 += HEADS) {
@@ -182,27 +243,8 @@ static __global__ void __launch_bounds__(LANES *GROUPS) decode_splits(decode_job
     store_split<WIDTH, HEADS, THREADS>(j, sums, row, heads, n_splits, d);
     __syncthreads();
   }
-}
-
-/* One row of one head: block (head, item), a thread a column. */
-static __global__ void __launch_bounds__(JOIN_THREADS) decode_join(decode_job j) {
-  int item = static_cast<int>(blockIdx.y), c = static_cast<int>(threadIdx.x), d = static_cast<int>(j.kv.d);
-  if (c >= d) return;
-  int64_t row = item * j.a.heads + blockIdx.x, at = row * j.splits;
-  int n = j.a.pos[item] / SPLIT + 1;
-  float top = -INFINITY, sum = 0.0f, o = 0.0f;
-  for (int i = 0; i < n; i++) top = fmaxf(top, j.tops[(at + i) * 2]);
-  for (int i = 0; i < n; i++) {
-    float weight = fast_exp2(j.tops[(at + i) * 2] - top);
-    sum = fmaf(weight, j.tops[(at + i) * 2 + 1], sum);
-    o = fmaf(weight, j.sums[(at + i) * d + c], o);
-  }
-  o /= sum;
-  int64_t to = (row_of(j, item) * j.a.heads + blockIdx.x) * d + c;
-  if (j.a.out == BTC_CUDA_F32)
-    static_cast<float *>(j.a.o)[to] = o;
-  else
-    static_cast<uint16_t *>(j.a.o)[to] = f32_to_bf16(o);
+  int n_live = (count + SPLIT - 1) / SPLIT;
+  if (last_of(j.done + item * j.kv.kv_heads + kv_head, n_live)) join_splits(j, item, kv_head * members, members, n_live);
 }
 
 static int64_t splits_of(int64_t max_pos) {
@@ -217,23 +259,19 @@ size_t btc_cuda_decode_scratch(int64_t items, int64_t heads, int64_t d, int64_t 
 template <typename T, int LANES>
 static int launch(const decode_job &j, btc_cuda_stream s) {
   dim3 grid(static_cast<unsigned>(j.splits), static_cast<unsigned>(j.kv.kv_heads), static_cast<unsigned>(j.a.items));
-  if (j.a.heads == j.kv.kv_heads) return BTC_LAUNCH((decode_splits<T, LANES, 1>), grid, dim3(LANES * GROUPS), 0, s, j);
-  return BTC_LAUNCH((decode_splits<T, LANES, 4>), grid, dim3(LANES * GROUPS), 0, s, j);
+  if (j.a.heads == j.kv.kv_heads) return BTC_LAUNCH_EARLY((decode_splits<T, LANES, 1>), grid, dim3(LANES * GROUPS), 0, s, j);
+  return BTC_LAUNCH_EARLY((decode_splits<T, LANES, 4>), grid, dim3(LANES * GROUPS), 0, s, j);
 }
 
-int btc_cuda_attend_decode(const btc_cuda_causal *a, const btc_cuda_kv *kv, int64_t max_pos, void *scratch, btc_cuda_stream s) {
+int btc_cuda_attend_decode(const btc_cuda_causal *a, const btc_cuda_kv *kv, int64_t max_pos, uint32_t *done, void *scratch,
+                           btc_cuda_stream s) {
   if (a->items == 0) return 0;
   if (kv->d < 1 || kv->d > MAX_WIDTH || max_pos < 1 || max_pos > (1 << 28) || a->items > 65535 || kv->kv_heads < 1 ||
       kv->kv_heads > 65535 || a->heads % kv->kv_heads != 0 || kv->type == BTC_CUDA_F16 || a->out == BTC_CUDA_F16)
     return 1; /* cudaErrorInvalidValue */
-  decode_job j = {*a, *kv, static_cast<int>(splits_of(max_pos)), static_cast<float *>(scratch), nullptr};
+  decode_job j = {*a, *kv, static_cast<int>(splits_of(max_pos)), done, static_cast<float *>(scratch), nullptr};
   j.tops = j.sums + a->items * a->heads * j.splits * kv->d;
-  int status;
   if (kv->type == BTC_CUDA_F32)
-    status = kv->d <= 32 ? launch<float, 8>(j, s) : kv->d <= 64 ? launch<float, 16>(j, s) : launch<float, 32>(j, s);
-  else
-    status = kv->d <= 32 ? launch<uint16_t, 4>(j, s) : kv->d <= 64 ? launch<uint16_t, 8>(j, s) : launch<uint16_t, 16>(j, s);
-  if (status != 0) return status;
-  return BTC_LAUNCH(decode_join, dim3(static_cast<unsigned>(a->heads), static_cast<unsigned>(a->items)), dim3(JOIN_THREADS), 0, s,
-                    j);
+    return kv->d <= 32 ? launch<float, 8>(j, s) : kv->d <= 64 ? launch<float, 16>(j, s) : launch<float, 32>(j, s);
+  return kv->d <= 32 ? launch<uint16_t, 4>(j, s) : kv->d <= 64 ? launch<uint16_t, 8>(j, s) : launch<uint16_t, 16>(j, s);
 }

@@ -3,9 +3,9 @@
  * contracts of ops.h onto it; the mathematics, shapes and the row promise are stated there. This header needs no CUDA header.
  *
  * Every function puts its work on stream `s`, does not wait, and returns the cudaError_t of the launch as an int (0 = success).
- * Nothing here allocates or keeps state: scratch is the caller's, so all of it can be captured into a graph. Sizes of 0 rows are
- * fine and launch nothing. Pointers are device memory, 16-byte aligned unless said otherwise; rows need not be (odd widths work,
- * more slowly). Any thread.
+ * Nothing here allocates, and the only state is btc_cuda_overlap's: scratch is the caller's, so all of it can be captured into a
+ * graph. Sizes of 0 rows are fine and launch nothing. Pointers are device memory, 16-byte aligned unless said otherwise; rows need
+ * not be (odd widths work, more slowly). Any thread.
  *
  * The row promise: an output row is a function of its own inputs only, bit for bit; no grid, tile or split depends on how many
  * rows stand beside it. Kernels are compiled without contraction (-fmad=false) and write fused multiply-adds where they want
@@ -38,6 +38,13 @@ typedef struct btc_cuda_epilogue {
   btc_cuda_act act;
   int residual_first;
 } btc_cuda_epilogue;
+
+/* ---- launch.cu ---- */
+
+/* Whether a launch may begin while the one before it ends, where the device can do that (sm_90 and later): for all devices of the
+ * process, from now on; recorded graphs stay as they are. At first: yes. No result changes. */
+void btc_cuda_overlap(int allow);
+int btc_cuda_overlaps(void); /* whether launches on the calling thread's device do */
 
 /* ---- convert.cu ---- */
 
@@ -130,9 +137,12 @@ typedef struct btc_cuda_causal {
 int btc_cuda_attend_causal(const btc_cuda_causal *a, const btc_cuda_kv *kv, btc_cuda_stream s);
 
 /* One query row an item: row first_row[b] is position pos[b] of item b; rows and max_rows are not read. f32 arithmetic. max_pos:
- * every pos is below it (sizes the grid; a graph is captured with the capacity). scratch: btc_cuda_decode_scratch bytes. */
+ * every pos is below it (sizes the grid; a graph is captured with the capacity). scratch: btc_cuda_decode_scratch bytes. done: a
+ * count for each item and kv head, [items * kv_heads], zero before a launch and after it. Launches that share either do not
+ * overlap. */
 size_t btc_cuda_decode_scratch(int64_t items, int64_t heads, int64_t d, int64_t max_pos);
-int btc_cuda_attend_decode(const btc_cuda_causal *a, const btc_cuda_kv *kv, int64_t max_pos, void *scratch, btc_cuda_stream s);
+int btc_cuda_attend_decode(const btc_cuda_causal *a, const btc_cuda_kv *kv, int64_t max_pos, uint32_t *done, void *scratch,
+                           btc_cuda_stream s);
 
 /* ---- matvec*.cu ---- */
 

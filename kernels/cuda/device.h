@@ -4,7 +4,7 @@
  *
  * Rules for a kernel file:
  *  - shared memory only by BTC_SHARED / BTC_DYNAMIC_SHARED (the shim poisons and bounds it);
- *  - launches only by BTC_LAUNCH; kernels are `static __global__ void`;
+ *  - launches only by BTC_LAUNCH and BTC_LAUNCH_EARLY; kernels are `static __global__ void`;
  *  - arithmetic whose bits matter uses + - * / fmaf sqrtf and the functions below, which agree on both sides (contraction is off
  *    in both builds); library functions such as expf differ in the last places between the two;
  *  - a PTX instruction is a function with a device body (asm) and a host body (plain C++ over btc_shim_exchange).
@@ -18,6 +18,8 @@
 
 #include <cuda_fp16.h>
 
+#include "kernels/cuda/launch.h"
+
 #define BTC_DEVICE static __device__ __forceinline__
 #define BTC_UNROLL _Pragma("unroll")
 /* In a kernel: T name[n] in shared memory, uninitialised, 16-byte aligned: kernels use it four floats at once. The type may not
@@ -27,11 +29,6 @@
 #define BTC_DYNAMIC_SHARED(T, name)             \
   extern __shared__ uint4 btc_dynamic_shared[]; \
   T *name = reinterpret_cast<T *>(btc_dynamic_shared)
-/* The launch's cudaError_t as an int. kernel: a name, or (name<a, b>) in parentheses. The tool takes a header for plain C++. */
-/* clang-format off */
-#define BTC_LAUNCH(kernel, grid, block, smem, stream, ...) \
-  ((kernel)<<<(grid), (block), (smem), (stream)>>>(__VA_ARGS__), static_cast<int>(cudaGetLastError()))
-/* clang-format on */
 /* Before the first launch of a kernel with more than 48 KiB of dynamic shared memory; an int as above. */
 #define BTC_ALLOW_SHARED(kernel, bytes) \
   static_cast<int>(cudaFuncSetAttribute((kernel), cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes)))
@@ -51,6 +48,24 @@
 #include "kernels/cuda/cuda.h"
 
 #define BTC_FULL_WARP 0xffffffffu
+
+/* ---- launches that overlap (launch.h, BTC_LAUNCH_EARLY); without effect in others and on chips before sm_90 ---- */
+
+/* The launch behind this one may begin as soon as all blocks of this one have said so or have ended. */
+BTC_DEVICE void let_next_begin() {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
+
+/* Until the launch before this one, and so all before it, has ended and what it wrote can be read. */
+BTC_DEVICE void await_launch_before() {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.wait;" ::: "memory");
+#elif !defined(__CUDACC__)
+  btc_shim_await();
+#endif
+}
 
 BTC_DEVICE float bits_float(uint32_t u) {
 #ifdef __CUDACC__

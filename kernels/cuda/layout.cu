@@ -69,6 +69,8 @@ int btc_cuda_space_to_depth(float *dst, const float *x, int64_t n, int64_t g, in
 
 static __global__ void __launch_bounds__(THREADS)
     embed(float *y, const void *table, btc_cuda_type t, int64_t cols, const int32_t *ids) {
+  let_next_begin();
+  await_launch_before();
   const int64_t from = ids[blockIdx.x] * cols, to = blockIdx.x * cols;
   for (int64_t j = threadIdx.x; j < cols; j += THREADS) {
     float v;
@@ -84,5 +86,5 @@ static __global__ void __launch_bounds__(THREADS)
 
 int btc_cuda_embed(float *y, const void *table, btc_cuda_type t, int64_t cols, const int32_t *ids, int64_t m, btc_cuda_stream s) {
   if (m <= 0) return 0;
-  return BTC_LAUNCH(embed, static_cast<unsigned>(m), THREADS, 0, s, y, table, t, cols, ids);
+  return BTC_LAUNCH_EARLY(embed, static_cast<unsigned>(m), THREADS, 0, s, y, table, t, cols, ids);
 }

@@ -195,6 +195,8 @@ BTC_DEVICE int32_t sample_id(candidate *list, candidate *kept, const float *logi
 static __global__ void __launch_bounds__(THREADS) sample(btc_cuda_pick *picks, const float *all_logits, int64_t stride,
                                                          int32_t vocab, const btc_cuda_sampling *settings, candidate *scratch) {
   BTC_SHARED(int32_t, id, 1);
+  let_next_begin();
+  await_launch_before();
   const int64_t row = blockIdx.x;
   const float *logits = all_logits + row * stride;
   int32_t broken;
@@ -223,6 +225,6 @@ size_t btc_cuda_sample_scratch(int64_t m, int64_t vocab) {
 int btc_cuda_sample(btc_cuda_pick *picks, const float *logits, int64_t stride, int64_t m, int64_t vocab,
                     const btc_cuda_sampling *settings, void *scratch, btc_cuda_stream s) {
   if (m <= 0) return 0;
-  return BTC_LAUNCH(sample, static_cast<unsigned>(m), THREADS, 0, s, picks, logits, stride, static_cast<int32_t>(vocab), settings,
-                    static_cast<candidate *>(scratch));
+  return BTC_LAUNCH_EARLY(sample, static_cast<unsigned>(m), THREADS, 0, s, picks, logits, stride, static_cast<int32_t>(vocab),
+                          settings, static_cast<candidate *>(scratch));
 }

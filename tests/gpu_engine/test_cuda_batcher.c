@@ -11,6 +11,7 @@
 
 #include "engine/batcher.h"
 #include "engine/model.h"
+#include "kernels/cuda/cuda.h"
 #include "tests/gpu_host/fake/fake.h"
 #include "tiny_checkpoint.h"
 
@@ -319,7 +320,22 @@ static void test_cuda_batcher_without_pinned_memory(void **state) {
 static void test_cuda_batcher_survives_a_failed_recording(void **state) {
   (void)state;
   setenv("FAKE_CUDA_CAPTURE", "fails", 1);
+  fake.recorded = 0;
   check_together(BTC_PRECISION_F32, false);
+  assert_true(fake.recorded == 0 && !btc_cuda_overlaps());
+  btc_cuda_overlap(1);
+  unsetenv("FAKE_CUDA_CAPTURE");
+}
+
+/* A driver that does not record launches that overlap records others. */
+static void test_cuda_batcher_records_without_overlap(void **state) {
+  (void)state;
+  setenv("FAKE_CUDA_CAPTURE", "overlap", 1);
+  fake.recorded = 0;
+  assert_true(btc_cuda_overlaps());
+  check_together(BTC_PRECISION_F32, false);
+  assert_true(fake.recorded >= 1 && !btc_cuda_overlaps());
+  btc_cuda_overlap(1);
   unsetenv("FAKE_CUDA_CAPTURE");
 }
 
@@ -403,6 +419,7 @@ static const struct CMUnitTest tests[] = {
     cmocka_unit_test(test_cuda_batcher_repeats_recordings_f32),
     cmocka_unit_test(test_cuda_batcher_repeats_recordings_bf16),
     cmocka_unit_test(test_cuda_batcher_survives_a_failed_recording),
+    cmocka_unit_test(test_cuda_batcher_records_without_overlap),
     cmocka_unit_test(test_cuda_batcher_answers_like_the_cpu),
     cmocka_unit_test(test_cuda_batcher_computes_together),
     cmocka_unit_test(test_cuda_batcher_keeps_tensors_on_the_device),

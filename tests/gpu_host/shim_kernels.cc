@@ -146,6 +146,41 @@ static void votes(unsigned *y) {
   y[i] = i < 16 ? sum : odd;
 }
 
+static __global__ void early(int *y, int awaiting) {
+  let_next_begin();
+  if (static_cast<int>(threadIdx.x) < awaiting) await_launch_before();
+  y[threadIdx.x] = 1;
+}
+
+int shim_early(int *y, int awaiting) {
+  return BTC_LAUNCH_EARLY(early, 1, 32, 0, nullptr, y, awaiting);
+}
+
+int shim_late(int *y) {
+  return BTC_LAUNCH(early, 1, 32, 0, nullptr, y, 0);
+}
+
 int shim_votes(unsigned *y) {
   return BTC_LAUNCH(votes, 1, 32, 0, nullptr, y);
+}
+
+/* Each thread's part is written by it alone and read by thread 0 of the block that arrives last. */
+static void last_block(int *sum, int *parts, unsigned *arrived, const int *x) {
+  BTC_SHARED(unsigned, before, 1);
+  unsigned i = blockIdx.x * blockDim.x + threadIdx.x;
+  parts[i] = 2 * x[i];
+  __threadfence();
+  __syncthreads();
+  if (threadIdx.x == 0) before[0] = atomicInc(arrived, gridDim.x - 1);
+  __syncthreads();
+  if (before[0] != gridDim.x - 1) return;
+  __threadfence();
+  if (threadIdx.x != 0) return;
+  int all = 0;
+  for (unsigned j = 0; j < gridDim.x * blockDim.x; j++) all += parts[j];
+  *sum = all;
+}
+
+int shim_last_block(int *sum, int *parts, unsigned *arrived, const int *x, int blocks) {
+  return BTC_LAUNCH(last_block, static_cast<unsigned>(blocks), 64, 0, nullptr, sum, parts, arrived, x);
 }

@@ -22,7 +22,11 @@ int shim_much_dynamic(size_t allowed, size_t used); /* allows some dynamic share
 int shim_vector(float *y, const float *x);          /* four floats at once, from and to any address */
 int shim_scan(int *y, const int *x);                /* 64 threads: inclusive sums by shuffles and a named barrier */
 int shim_copies(int *y, const int *x, int waited);  /* cp.async of 32 words, with and without its wait */
+int shim_early(int *y, int awaiting);               /* an early launch in which so many of 32 threads wait for the one before */
+int shim_late(int *y);                              /* the same kernel in a launch that needs no waiting */
 int shim_votes(unsigned *y);                        /* ballot of odd lanes; exchange in half a warp */
+/* 64 threads a block add x[blocks * 64] in parts[blocks * 64]; the last block to arrive writes *sum. *arrived: 0, and 0 again. */
+int shim_last_block(int *sum, int *parts, unsigned *arrived, const int *x, int blocks);
 
 #ifdef __cplusplus
 }

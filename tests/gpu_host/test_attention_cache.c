@@ -246,9 +246,21 @@ static const int32_t row_of[LIVE] = {3, 0, 5, 1, 2, 4};
 
 typedef struct decode_case {
   cache c;
-  gpu_array q, o, pos, scratch, first_row;
+  gpu_array q, o, pos, done, scratch, first_row;
   btc_cuda_causal a;
 } decode_case;
+
+static gpu_array no_counts(int64_t n) {
+  gpu_array a = gpu_new((size_t)n * sizeof(uint32_t), 0);
+  memset(a.host, 0, (size_t)n * sizeof(uint32_t));
+  gpu_put(&a);
+  return a;
+}
+
+static void assert_no_counts(gpu_array *done, int64_t n) {
+  gpu_get(done);
+  for (int64_t i = 0; i < n; i++) assert_int_equal(((const uint32_t *)done->host)[i], 0);
+}
 
 static decode_case make_decode(const heads_case *h, btc_cuda_type type, btc_cuda_type out) {
   int32_t stored[LIVE];
@@ -259,6 +271,7 @@ static decode_case make_decode(const heads_case *h, btc_cuda_type type, btc_cuda
   r.o = gpu_new((size_t)(LIVE * h->heads * h->d) * (out == BTC_CUDA_F32 ? 4 : 2), 0);
   r.pos = gpu_ints(live_positions, LIVE);
   r.first_row = gpu_ints(row_of, LIVE);
+  r.done = no_counts(LIVE * h->kv_heads);
   r.scratch = gpu_new(btc_cuda_decode_scratch(LIVE, h->heads, h->d, CAPACITY), 0);
   r.a = (btc_cuda_causal){.q = r.q.device,
                           .o = r.o.device,
@@ -277,6 +290,7 @@ static void free_decode(decode_case *r) {
   gpu_free(&r->q);
   gpu_free(&r->o);
   gpu_free(&r->pos);
+  gpu_free(&r->done);
   gpu_free(&r->scratch);
   gpu_free(&r->first_row);
 }
@@ -285,9 +299,10 @@ static void check_decode(const heads_case *h, btc_cuda_type type, btc_cuda_type 
   gpu_case("heads %lld, kv heads %lld, width %lld, cache %d, out %d", (long long)h->heads, (long long)h->kv_heads, (long long)h->d,
            (int)type, (int)out);
   decode_case r = make_decode(h, type, out);
-  GPU(btc_cuda_attend_decode(&r.a, &r.c.kv, CAPACITY, r.scratch.device, NULL));
+  GPU(btc_cuda_attend_decode(&r.a, &r.c.kv, CAPACITY, r.done.device, r.scratch.device, NULL));
   gpu_get(&r.o);
   gpu_get(&r.scratch);
+  assert_no_counts(&r.done, LIVE * h->kv_heads);
   int64_t width = h->heads * h->d;
   float *want = malloc((size_t)width * sizeof *want);
   assert_non_null(want);
@@ -316,7 +331,7 @@ static void test_decode_row_does_not_see_others(void **state) {
   GPU_REQUIRED();
   for (int type = 0; type < 2; type++) {
     decode_case r = make_decode(&(heads_case){6, 2, 80, 0}, type ? BTC_CUDA_BF16 : BTC_CUDA_F32, BTC_CUDA_F32);
-    GPU(btc_cuda_attend_decode(&r.a, &r.c.kv, CAPACITY, r.scratch.device, NULL));
+    GPU(btc_cuda_attend_decode(&r.a, &r.c.kv, CAPACITY, r.done.device, r.scratch.device, NULL));
     gpu_get(&r.o);
     int64_t width = 6 * 80;
     for (int i = 0; i < LIVE; i++) {
@@ -331,7 +346,7 @@ static void test_decode_row_does_not_see_others(void **state) {
       a.pos += i;
       kv.k += i;
       kv.v += i;
-      GPU(btc_cuda_attend_decode(&a, &kv, room, scratch.device, NULL));
+      GPU(btc_cuda_attend_decode(&a, &kv, room, r.done.device, scratch.device, NULL));
       gpu_get(&o);
       assert_same_bits(o.host, gpu_f32(&r.o) + row_of[i] * width, width, "an item alone");
       gpu_free(&o);
@@ -347,14 +362,14 @@ static void test_cache_attention_refuses_what_it_cannot(void **state) {
   btc_cuda_causal a = {.heads = 3, .items = 1, .max_rows = 1};
   btc_cuda_kv kv = {.kv_heads = 2, .capacity = 8, .d = 16};
   assert_int_not_equal(btc_cuda_attend_causal(&a, &kv, NULL), 0);
-  assert_int_not_equal(btc_cuda_attend_decode(&a, &kv, 8, NULL, NULL), 0);
+  assert_int_not_equal(btc_cuda_attend_decode(&a, &kv, 8, NULL, NULL, NULL), 0);
   kv.kv_heads = 3;
   kv.d = 200;
   assert_int_not_equal(btc_cuda_attend_causal(&a, &kv, NULL), 0);
-  assert_int_not_equal(btc_cuda_attend_decode(&a, &kv, 8, NULL, NULL), 0);
+  assert_int_not_equal(btc_cuda_attend_decode(&a, &kv, 8, NULL, NULL, NULL), 0);
   a.items = 0;
   assert_int_equal(btc_cuda_attend_causal(&a, &kv, NULL), 0);
-  assert_int_equal(btc_cuda_attend_decode(&a, &kv, 8, NULL, NULL), 0);
+  assert_int_equal(btc_cuda_attend_decode(&a, &kv, 8, NULL, NULL, NULL), 0);
 }
 
 static const struct CMUnitTest tests[] = {

@@ -77,6 +77,17 @@ static void test_shim_wants_much_shared_memory_allowed(void **state) {
   assert_int_not_equal(shim_much_dynamic(228 << 10, 0), 0);
 }
 
+static void test_shim_wants_early_launches_to_wait(void **state) {
+  (void)state;
+  int y[32];
+  GPU(shim_early(y, 32));
+  GPU(shim_late(y));
+  btc_shim_quiet(1);
+  assert_caught(shim_early(y, 31), "without await_launch_before()");
+  btc_shim_quiet(1);
+  assert_caught(shim_early(y, 0), "without await_launch_before()");
+}
+
 /* A device faults there; a child of ours ends. */
 static void test_shim_sees_unaligned_vectors(void **state) {
   (void)state;
@@ -125,6 +136,18 @@ static void test_shim_warp_operations(void **state) {
   for (int i = 0; i < 32; i++) assert_int_equal(votes[i], i < 16 ? 120 : 0xaaaaaaaau);
 }
 
+static void test_shim_last_block_joins(void **state) {
+  (void)state;
+  int x[5 * 64], parts[5 * 64], want = 0, sum = -1;
+  unsigned arrived = 0;
+  for (int i = 0; i < 5 * 64; i++) want += 2 * (x[i] = i * i);
+  for (int round = 0; round < 4; round++, sum = -1) {
+    GPU(shim_last_block(&sum, parts, &arrived, x, 5));
+    assert_int_equal(sum, want);
+    assert_int_equal(arrived, 0);
+  }
+}
+
 static void test_shim_copies_need_their_wait(void **state) {
   (void)state;
   int x[32], y[32];
@@ -136,11 +159,18 @@ static void test_shim_copies_need_their_wait(void **state) {
 }
 
 static const struct CMUnitTest tests[] = {
-    cmocka_unit_test(test_shim_shared_memory_and_barrier), cmocka_unit_test(test_shim_forgotten_barrier_shows),
-    cmocka_unit_test(test_shim_sees_divergence),           cmocka_unit_test(test_shim_poisons_shared_memory),
-    cmocka_unit_test(test_shim_bounds_shared_memory),      cmocka_unit_test(test_shim_warp_operations),
-    cmocka_unit_test(test_shim_copies_need_their_wait),    cmocka_unit_test(test_shim_wants_much_shared_memory_allowed),
-    cmocka_unit_test(test_shim_sees_unaligned_vectors),    cmocka_unit_test(test_shim_tape_repeats),
+    cmocka_unit_test(test_shim_shared_memory_and_barrier),
+    cmocka_unit_test(test_shim_forgotten_barrier_shows),
+    cmocka_unit_test(test_shim_sees_divergence),
+    cmocka_unit_test(test_shim_poisons_shared_memory),
+    cmocka_unit_test(test_shim_bounds_shared_memory),
+    cmocka_unit_test(test_shim_warp_operations),
+    cmocka_unit_test(test_shim_copies_need_their_wait),
+    cmocka_unit_test(test_shim_wants_much_shared_memory_allowed),
+    cmocka_unit_test(test_shim_wants_early_launches_to_wait),
+    cmocka_unit_test(test_shim_sees_unaligned_vectors),
+    cmocka_unit_test(test_shim_tape_repeats),
+    cmocka_unit_test(test_shim_last_block_joins),
 };
 
 BTC_TEST_MAIN(tests)

@@ -24,6 +24,7 @@ struct shim_thread {
   const char *file;
   int line;
   uint3 index;
+  bool awaited; /* await_launch_before() */
   pending_copy copies[MAX_COPIES];
   int n_copies, group; /* group: the cp.async group now being filled */
   unsigned char brought[BTC_SHIM_SLOT];

@@ -21,7 +21,7 @@ static shim_thread *running; /* NULL: the scheduler */
 static void (*thread_body)(void *);
 static void *thread_context;
 static const char *kernel_name;
-static bool failed, quiet;
+static bool failed, quiet, early;
 static char message[512];
 static int order[MAX_THREADS];
 static uint32_t launches;
@@ -63,6 +63,8 @@ static void fiber_entry(void *self) {
   auto *t = static_cast<shim_thread *>(self);
   for (;;) {
     thread_body(thread_context);
+    if (early && !t->awaited)
+      btc_shim_fail("thread %d of an early launch ends without await_launch_before()", static_cast<int>(t - threads));
     t->state = ENDED;
     btc_fiber_yield();
   }
@@ -80,6 +82,10 @@ static bool make_threads(int n) {
 }
 
 /* ---- waiting ---- */
+
+void btc_shim_await() {
+  running->awaited = true;
+}
 
 void btc_shim_barrier(unsigned id, unsigned count, const char *file, int line) {
   shim_thread *t = running;
@@ -207,6 +213,7 @@ static bool sweep() {
 static void run_block() {
   for (int i = 0; i < n_threads; i++) {
     threads[i].state = RUNS;
+    threads[i].awaited = false;
     threads[i].n_copies = threads[i].group = 0;
   }
   btc_shim_memory_block();
@@ -282,6 +289,7 @@ int btc_shim_run(const btc_shim_shape &shape, void (*body)(void *), void *contex
   const dim3 grid = shape.grid, block = shape.block;
   const size_t smem = shape.smem;
   kernel_name = shape.name;
+  early = shape.early;
   if (!launches) signal(SIGILL, misaligned);
   failed = false;
   blockIdx = {0, 0, 0};

@@ -7,6 +7,7 @@
  *  - the order of blocks, warps and lanes between barriers changes from launch to launch (a fixed sequence), so a missing
  *    barrier shows as a changed result;
  *  - a cp.async copies when it is waited for, not before;
+ *  - a thread of an early launch that ends without await_launch_before() is an error;
  *  - more than 48 KiB of dynamic shared memory want BTC_ALLOW_SHARED first;
  *  - a vector access at an address that is no multiple of its size ends the program (by the compiler's check, CMake).
  * One OS thread at a time. What the shim cannot see: races through global memory inside one launch, bank conflicts, speed.
@@ -181,34 +182,48 @@ static inline int __all_sync(unsigned mask, int predicate, BTC_SHIM_HERE) {
 
 /* ---- atomics: one thread at a time runs, so plain operations ---- */
 
+/* T, which the argument does not decide: atomicAdd(&counter, 1) adds to an unsigned as it does on a device. */
 template <typename T>
-static inline T atomicAdd(T *p, T v) {
+struct btc_shim_itself {
+  typedef T type;
+};
+template <typename T>
+using btc_shim_as = typename btc_shim_itself<T>::type;
+
+template <typename T>
+static inline T atomicAdd(T *p, btc_shim_as<T> v) {
   T old = *p;
   *p = old + v;
   return old;
 }
 template <typename T>
-static inline T atomicMax(T *p, T v) {
+static inline T atomicMax(T *p, btc_shim_as<T> v) {
   T old = *p;
   if (v > old) *p = v;
   return old;
 }
 template <typename T>
-static inline T atomicMin(T *p, T v) {
+static inline T atomicMin(T *p, btc_shim_as<T> v) {
   T old = *p;
   if (v < old) *p = v;
   return old;
 }
 template <typename T>
-static inline T atomicExch(T *p, T v) {
+static inline T atomicExch(T *p, btc_shim_as<T> v) {
   T old = *p;
   *p = v;
   return old;
 }
 template <typename T>
-static inline T atomicCAS(T *p, T expected, T v) {
+static inline T atomicCAS(T *p, btc_shim_as<T> expected, btc_shim_as<T> v) {
   T old = *p;
   if (old == expected) *p = v;
+  return old;
+}
+/* One more, and 0 behind `last`. */
+static inline unsigned atomicInc(unsigned *p, unsigned last) {
+  unsigned old = *p;
+  *p = old >= last ? 0 : old + 1;
   return old;
 }
 static inline void __threadfence() {
@@ -220,6 +235,10 @@ static inline void __threadfence_block() {
 
 template <typename T>
 static inline T __ldg(const T *p) {
+  return *p;
+}
+template <typename T>
+static inline T __ldcg(const T *p) {
   return *p;
 }
 static inline int __popc(unsigned x) {
@@ -268,8 +287,10 @@ struct btc_shim_shape {
   const void *kernel;
   dim3 grid, block;
   size_t smem;
+  bool early; /* every thread has to call btc_shim_await */
 };
 
+void btc_shim_await();
 int btc_shim_run(const btc_shim_shape &shape, void (*thread)(void *), void *context);
 int btc_shim_allow(const void *kernel, size_t bytes);
 bool btc_shim_keep(std::function<int()> work); /* on the tape that is recording; false: there is none */
@@ -285,17 +306,20 @@ struct btc_shim_call {
 };
 
 template <typename... P, typename... A>
-static inline int btc_shim_launch(const char *name, void (*kernel)(P...), dim3 grid, dim3 block, size_t smem, void *stream,
-                                  A... args) {
+static inline int btc_shim_launch(const char *name, bool early, void (*kernel)(P...), dim3 grid, dim3 block, size_t smem,
+                                  void *stream, A... args) {
   btc_shim_call<P...> call{kernel, std::tuple<P...>(static_cast<P>(args)...)};
-  btc_shim_shape shape{name, reinterpret_cast<const void *>(kernel), grid, block, smem};
+  btc_shim_shape shape{name, reinterpret_cast<const void *>(kernel), grid, block, smem, early};
   if (btc_shim_keep([shape, call]() mutable { return btc_shim_run(shape, btc_shim_call<P...>::thread, &call); })) return 0;
   if (btc_shim_before) btc_shim_before(stream);
   return btc_shim_run(shape, btc_shim_call<P...>::thread, &call);
 }
 
 #define BTC_LAUNCH(kernel, grid, block, smem, stream, ...) \
-  btc_shim_launch(#kernel, kernel, (grid), (block), (smem), (stream), __VA_ARGS__)
+  btc_shim_launch(#kernel, false, kernel, (grid), (block), (smem), (stream), __VA_ARGS__)
+/* As one after the other; but a thread that ends without await_launch_before() is an error. */
+#define BTC_LAUNCH_EARLY(kernel, grid, block, smem, stream, ...) \
+  btc_shim_launch(#kernel, true, kernel, (grid), (block), (smem), (stream), __VA_ARGS__)
 #define BTC_ALLOW_SHARED(kernel, bytes) btc_shim_allow(reinterpret_cast<const void *>(kernel), (bytes))
 
 #endif

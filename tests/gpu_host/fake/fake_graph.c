@@ -2,13 +2,14 @@
  * Recordings (CUDA graphs) of the stand-in: kernels and copies within the device are kept on a tape of the shim's and done when the
  * recording is launched. What waits or allocates spoils it, as on a card; so do products of the matrix library, which are done at
  * once here, and copies from or to the host, which ops.h forbids there. FAKE_CUDA_CAPTURE=refused: none begins; =fails: none ends
- * well.
+ * well; =overlap: none ends well while launches overlap.
  */
 #include "fake_parts.h"
 
 #include <stdlib.h>
 #include <string.h>
 
+#include "kernels/cuda/cuda.h"
 #include "kernels/cuda/shim/shim_test.h"
 
 typedef struct recording {
@@ -47,7 +48,7 @@ cudaError_t cudaStreamBeginCapture(cudaStream_t s, enum cudaStreamCaptureMode mo
   if (!r) return fake_answer(cudaErrorMemoryAllocation);
   *r = (recording){.tape = btc_shim_tape_begin(), .users = 1};
   now = r;
-  spoilt = how && !strcmp(how, "fails");
+  spoilt = how && (!strcmp(how, "fails") || (!strcmp(how, "overlap") && btc_cuda_overlaps()));
   return cudaSuccess;
 }
 
