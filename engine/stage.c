@@ -290,10 +290,11 @@ static int alike(const btc_stage_item *items, int n) {
   return k;
 }
 
-/* n pairs, or images of any items (items NULL), as many at once as scratch is sized for. */
+/* n pairs, or images of any items (items NULL), in as few turns as scratch is sized for, each about as large as the others. */
 static void project(const btc_run *r, const btc_stage_item *items, int64_t n, const float *x, float *out) {
   const btc_model *m = r->m;
-  const int64_t image = m->tokens * m->hidden, block = m->block_tokens * m->width, most = r->pairs_at_once;
+  const int64_t image = m->tokens * m->hidden, block = m->block_tokens * m->width;
+  const int64_t turns = (n + r->pairs_at_once - 1) / r->pairs_at_once, most = (n + turns - 1) / turns;
   btc_run inner = *r;
   for (int64_t i = 0; i < n; i += most) {
     const int64_t k = n - i < most ? n - i : most;

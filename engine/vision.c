@@ -35,18 +35,26 @@ static void block(const btc_run *r, const btc_vision_block *b, int64_t images, f
   const btc_model *m = r->m;
   const btc_vision_config *v = &m->cfg->vision;
   const int64_t c = m->hidden, d = c / v->heads, rows = images * m->tokens, n = rows * c;
-  float *a = r->scratch, *q = a + n, *k = q + n, *val = k + n, *o = val + n, *mid = a + n;
+  float *a = r->scratch, *made = a + n, *o = made + 3 * n, *mid = a + n;
+  const btc_products p = {.n = 3,
+                          .w = {&b->q.w, &b->k.w, &b->v.w},
+                          .bias = {b->q.bias, b->k.bias, b->v.bias},
+                          .x = a,
+                          .m = rows,
+                          .y = made,
+                          .x_packed = true,
+                          .y_packed = true};
+  const btc_product_part q = btc_products_part(r->be, &p, 0), k = btc_products_part(r->be, &p, 1),
+                         val = btc_products_part(r->be, &p, 2);
   btc_op_layernorm_packed(r->be, a, h, rows, c, b->ln1.weight, b->ln1.bias, v->eps);
-  btc_op_matmul(r->be, q, a, rows, &b->q.w, &(btc_epilogue){.bias = b->q.bias, .x_packed = true, .y_packed = true});
-  btc_op_matmul(r->be, k, a, rows, &b->k.w, &(btc_epilogue){.bias = b->k.bias, .x_packed = true, .y_packed = true});
-  btc_op_matmul(r->be, val, a, rows, &b->v.w, &(btc_epilogue){.bias = b->v.bias, .x_packed = true, .y_packed = true});
-  btc_op_attention(r->be, &(btc_attention){.q = q,
-                                           .k = k,
-                                           .v = val,
+  btc_op_products(r->be, &p);
+  btc_op_attention(r->be, &(btc_attention){.q = q.at,
+                                           .k = k.at,
+                                           .v = val.at,
                                            .o = o,
-                                           .q_stride = c,
-                                           .k_stride = c,
-                                           .v_stride = c,
+                                           .q_stride = q.stride,
+                                           .k_stride = k.stride,
+                                           .v_stride = val.stride,
                                            .o_stride = c,
                                            .n_seq = images,
                                            .t = m->tokens,

@@ -22,13 +22,7 @@ static void cuda_destroy(btc_backend *b) {
   cuda_pictures_close(c);
   cuda_items_close(c);
   cuda_products_close(c);
-  for (size_t i = 0; i < c->cap_constants; i++) {
-    cuda_constant *k = &c->constant[i];
-    if (k->exact) (void)cudaFree(k->exact);
-    if (k->rounded) (void)cudaFree(k->rounded);
-    if (k->product && k->product != k->exact) (void)cudaFree(k->product);
-  }
-  free(c->constant);
+  cuda_constants_close(c);
   for (int i = 0; i < 2; i++) {
     if (c->staging_free[i]) (void)cudaEventDestroy(c->staging_free[i]);
     cuda_staging_free(&c->staging[i]);
@@ -127,13 +121,8 @@ static void cuda_add(btc_backend *b, float *y, const float *a, const float *d, i
 
 static void cuda_silu_mul(btc_backend *b, float *y, const float *gate, const float *up, int64_t n) {
   cuda_backend *c = b->self;
-  START(c, btc_cuda_silu_mul(y, NULL, gate, n, up, n, 1, n, c->stream));
-}
-
-static void cuda_silu_mul_packed(btc_backend *b, float *y, const float *gate, const float *up, int64_t n) {
-  cuda_backend *c = b->self;
-  uint16_t *packed = packed_place(c, y);
-  START(c, btc_cuda_silu_mul(packed ? NULL : y, packed, gate, n, up, n, 1, n, c->stream));
+  btc_cuda_gate job = {.gate = gate, .up = up, .gate_stride = n, .up_stride = n, .type = BTC_CUDA_F32};
+  START(c, btc_cuda_silu_mul(y, NULL, &job, 1, n, c->stream));
 }
 
 static void cuda_add_repeated(btc_backend *b, float *y, const float *a, const float *d, int64_t n, int64_t period) {
@@ -206,8 +195,11 @@ const btc_ops_table btc_ops_cuda = {
     .sequence_end = cuda_sequence_end,
     .layernorm_packed = cuda_layernorm_packed,
     .rmsnorm_packed = cuda_rmsnorm_packed,
-    .silu_mul_packed = cuda_silu_mul_packed,
     .add_repeated = cuda_add_repeated,
+    .hold_together = cuda_hold_together,
+    .products_part = cuda_products_part,
+    .products = cuda_products,
+    .products_gated = cuda_products_gated,
     .set_items = cuda_set_items,
     .attention_items = cuda_attention_items,
     .embed_items = cuda_embed_items,

@@ -233,11 +233,8 @@ static void apply(cuda_backend *c, const product *p, void *y, int64_t m, const f
 /* Rows of x in either type, straight to y. */
 static void multiply_few(cuda_backend *c, const product *p, void *y, const void *x, bool x_bf16, int64_t m) {
   const cuda_constant *k = p->k;
-  const bool dense = k->pitch == k->cols;
-  const btc_cuda_matrix matrix = {.data = dense ? k->product : k->exact,
-                                  .type = dense ? (c->bf16 ? BTC_CUDA_BF16 : BTC_CUDA_F32) : (btc_cuda_type)k->dtype,
-                                  .rows = k->rows,
-                                  .cols = k->cols};
+  const btc_cuda_matrix matrix = {
+      .data = k->product, .type = c->bf16 ? BTC_CUDA_BF16 : BTC_CUDA_F32, .rows = k->rows, .cols = k->cols, .pitch = k->pitch};
   const btc_cuda_epilogue last = {.bias = p->e.bias,
                                   .scale = p->e.scale,
                                   .residual = p->e.residual,
@@ -310,40 +307,41 @@ static void fuse(cuda_backend *c, product *p, cublasLtEpilogue_t kind) {
   p->fused = plan_for(c, &want);
 }
 
-void cuda_matmul(btc_backend *b, float *y, const float *x, int64_t m, const btc_weight *w, const btc_epilogue *e) {
-  cuda_backend *c = b->self;
+static void multiply_many(cuda_backend *c, product *p, float *y, const float *x, int64_t m) {
   cublasLtEpilogue_t kind;
-  product p = {.k = cuda_find(c, w->data), .e = *e, .y_bf16 = e->y_packed && c->bf16, .host_bias = e->bias};
-  if (c->failed.code != BTC_OK) return;
-  if (!p.k || !p.k->product) {
-    cuda_note(c, cudaErrorInvalidValue, "a product with a weight that is not held", __FILE__, __LINE__);
-    return;
-  }
-  p.e.bias = cuda_vector(c, e->bias);
-  p.e.scale = cuda_vector(c, e->scale);
-  p.e.residual = cuda_vector(c, e->residual);
-  cuda_plan want = {.n = p.k->rows, .k = p.k->pitch, .epilogue = CUBLASLT_EPILOGUE_DEFAULT};
-  if (fusable(e, p.y_bf16, &kind)) fuse(c, &p, kind);
-  if (!p.fused) p.plain = plan_for(c, &want);
-  bool in_place = p.fused && p.k->pitch == p.k->cols && (uintptr_t)x % 16 == 0 && (e->x_packed || !c->bf16);
-  const int64_t most = in_place ? m : window_rows(&p);
+  cuda_plan want = {.n = p->k->rows, .k = p->k->pitch, .epilogue = CUBLASLT_EPILOGUE_DEFAULT};
+  if (fusable(&p->e, p->y_bf16, &kind)) fuse(c, p, kind);
+  if (!p->fused) p->plain = plan_for(c, &want);
+  bool in_place = p->fused && p->k->pitch == p->k->cols && (uintptr_t)x % 16 == 0 && (p->e.x_packed || !c->bf16);
+  const int64_t most = in_place ? m : window_rows(p);
   for (int64_t i = 0, end; i < m && c->failed.code == BTC_OK; i = end) {
-    end = window_end(e, i, most, m);
-    run_window(c, &p, y, x, i, end - i);
+    end = window_end(&p->e, i, most, m);
+    run_window(c, p, y, x, i, end - i);
   }
 }
 
-void cuda_matvec(btc_backend *b, float *y, const float *x, int64_t m, const btc_weight *w, const btc_epilogue *e) {
-  cuda_backend *c = b->self;
-  const cuda_constant *k = cuda_find(c, w->data);
+void cuda_multiply(cuda_backend *c, const cuda_constant *k, float *y, const float *x, int64_t m, const btc_epilogue *e, bool few) {
+  product p = {.k = k, .e = *e, .y_bf16 = e->y_packed && c->bf16, .host_bias = e->bias};
   if (c->failed.code != BTC_OK) return;
   if (!k || !k->product) {
     cuda_note(c, cudaErrorInvalidValue, "a product with a weight that is not held", __FILE__, __LINE__);
     return;
   }
-  product p = {.k = k, .e = *e};
   p.e.bias = cuda_vector(c, e->bias);
   p.e.scale = cuda_vector(c, e->scale);
   p.e.residual = cuda_vector(c, e->residual);
-  multiply_few(c, &p, y, x, e->x_packed && c->bf16, m);
+  if (few)
+    multiply_few(c, &p, y, x, e->x_packed && c->bf16, m);
+  else
+    multiply_many(c, &p, y, x, m);
+}
+
+void cuda_matmul(btc_backend *b, float *y, const float *x, int64_t m, const btc_weight *w, const btc_epilogue *e) {
+  cuda_backend *c = b->self;
+  cuda_multiply(c, cuda_find(c, w->data), y, x, m, e, false);
+}
+
+void cuda_matvec(btc_backend *b, float *y, const float *x, int64_t m, const btc_weight *w, const btc_epilogue *e) {
+  cuda_backend *c = b->self;
+  cuda_multiply(c, cuda_find(c, w->data), y, x, m, e, true);
 }

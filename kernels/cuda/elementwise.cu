@@ -88,29 +88,50 @@ BTC_DEVICE float silu_times(float g, float u) {
   return g / (1.0f + expf(-g)) * u;
 }
 
-template <bool WIDE>
-static __global__ void __launch_bounds__(THREADS) silu_mul(float *y, uint16_t *y_bf16, const float *gate, int64_t gate_stride,
-                                                           const float *up, int64_t up_stride, int64_t m, int64_t n) {
+BTC_DEVICE float widen(float x) {
+  return x;
+}
+
+BTC_DEVICE float widen(uint16_t x) {
+  return bf16_to_f32(x);
+}
+
+BTC_DEVICE float4 load_four(const float *p) {
+  return *reinterpret_cast<const float4 *>(p);
+}
+
+BTC_DEVICE float4 load_four(const uint16_t *p) {
+  uint2 u = *reinterpret_cast<const uint2 *>(p);
+  return make_float4(bf16_low(u.x), bf16_high(u.x), bf16_low(u.y), bf16_high(u.y));
+}
+
+template <typename T, bool WIDE>
+static __global__ void __launch_bounds__(THREADS) silu_mul(float *y, uint16_t *y_bf16, btc_cuda_gate job, int64_t m, int64_t n) {
   const int64_t groups = (n + 3) / 4, i = thread_number();
   if (i >= m * groups) return;
   const int64_t row = i / groups, j = i % groups * 4, at = row * n + j;
-  const float *g = gate + row * gate_stride + j, *u = up + row * up_stride + j;
+  const T *g = static_cast<const T *>(job.gate) + row * job.gate_stride + j,
+          *u = static_cast<const T *>(job.up) + row * job.up_stride + j;
   if (WIDE) {
-    float4 a = *reinterpret_cast<const float4 *>(g), b = *reinterpret_cast<const float4 *>(u);
+    float4 a = load_four(g), b = load_four(u);
     float v[4] = {silu_times(a.x, b.x), silu_times(a.y, b.y), silu_times(a.z, b.z), silu_times(a.w, b.w)};
     store_both(y, y_bf16, at, v);
   } else {
-    for (int64_t k = 0; k < 4 && j + k < n; k++) store_both(y, y_bf16, at + k, silu_times(g[k], u[k]));
+    for (int64_t k = 0; k < 4 && j + k < n; k++) store_both(y, y_bf16, at + k, silu_times(widen(g[k]), widen(u[k])));
   }
 }
 
-int btc_cuda_silu_mul(float *y, uint16_t *y_bf16, const float *gate, int64_t gate_stride, const float *up, int64_t up_stride,
-                      int64_t m, int64_t n, btc_cuda_stream s) {
-  if (m <= 0) return 0;
+template <typename T>
+static int launch_silu(float *y, uint16_t *y_bf16, const btc_cuda_gate *g, int64_t m, int64_t n, btc_cuda_stream s) {
   unsigned grid = blocks_for(m * ((n + 3) / 4));
-  if (n % 4 == 0 && gate_stride % 4 == 0 && up_stride % 4 == 0 && aligned16(gate) && aligned16(up))
-    return BTC_LAUNCH(silu_mul<true>, grid, THREADS, 0, s, y, y_bf16, gate, gate_stride, up, up_stride, m, n);
-  return BTC_LAUNCH(silu_mul<false>, grid, THREADS, 0, s, y, y_bf16, gate, gate_stride, up, up_stride, m, n);
+  if (n % 4 == 0 && g->gate_stride % 4 == 0 && g->up_stride % 4 == 0 && aligned16(g->gate) && aligned16(g->up))
+    return BTC_LAUNCH((silu_mul<T, true>), grid, THREADS, 0, s, y, y_bf16, *g, m, n);
+  return BTC_LAUNCH((silu_mul<T, false>), grid, THREADS, 0, s, y, y_bf16, *g, m, n);
+}
+
+int btc_cuda_silu_mul(float *y, uint16_t *y_bf16, const btc_cuda_gate *g, int64_t m, int64_t n, btc_cuda_stream s) {
+  if (m <= 0) return 0;
+  return g->type == BTC_CUDA_F32 ? launch_silu<float>(y, y_bf16, g, m, n, s) : launch_silu<uint16_t>(y, y_bf16, g, m, n, s);
 }
 
 /* ---- rotary positions ---- */

@@ -10,6 +10,7 @@ typedef struct matvec_job {
   uint16_t *y_bf16; /* may be NULL */
   btc_cuda_type w_type, x_type;
   int m, n, k; /* x [m, k], w [n, k], y [m, n] */
+  int pitch;   /* of w's rows */
   bool wide;   /* rows of w and x are made of whole 16-byte pieces */
   bool round;
   btc_cuda_epilogue e;

@@ -127,6 +127,11 @@ int64_t fake_streams(void) {
 
 /* ---- streams ---- */
 
+static void before_launch(void *s) {
+  __atomic_add_fetch(&fake.launches, 1, __ATOMIC_RELAXED);
+  fake_reach(s);
+}
+
 cudaError_t cudaStreamCreateWithFlags(cudaStream_t *out, unsigned flags) {
   (void)flags;
   stream *s = calloc(1, sizeof *s);
@@ -137,7 +142,7 @@ cudaError_t cudaStreamCreateWithFlags(cudaStream_t *out, unsigned flags) {
     return rc;
   }
   pthread_mutex_lock(&lock);
-  btc_shim_before = fake_reach;
+  btc_shim_before = before_launch;
   s->id = ++ids;
   s->next = streams;
   streams = s;
