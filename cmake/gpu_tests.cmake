@@ -2,20 +2,37 @@
 # the kernels on the host shim (label gpu-host, needs no toolkit), gpu_NAME on the device (label gpu, skips where there is none).
 # Neither links btc_ops: its own kernels would have the same names.
 if(NOT BTC_SANITIZE MATCHES thread) # fibers and ThreadSanitizer do not go together, and a shim has one thread
-  set(shim_sources ${CMAKE_SOURCE_DIR}/kernels/cuda/shim/fiber.cc ${CMAKE_SOURCE_DIR}/kernels/cuda/shim/launch.cc
-    ${CMAKE_SOURCE_DIR}/kernels/cuda/shim/memory.cc ${CMAKE_SOURCE_DIR}/kernels/cuda/shim/tape.cc)
+  file(GLOB shim_sources CONFIGURE_DEPENDS ${CMAKE_SOURCE_DIR}/kernels/cuda/shim/*.cc)
+  # The race detector (kernels/cuda/shim/race.h): gcc has no such instrumentation beside another sanitizer's.
+  set(BTC_HAVE_RACE OFF)
+  if(NOT BTC_SANITIZE AND CMAKE_CXX_COMPILER_ID STREQUAL GNU)
+    set(BTC_HAVE_RACE ON)
+  else()
+    list(FILTER shim_sources EXCLUDE REGEX "/instrument\\.cc$")
+  endif()
+  add_library(btc_cuda_shim STATIC ${shim_sources})
+  target_include_directories(btc_cuda_shim PUBLIC ${CMAKE_SOURCE_DIR})
+  set(kernel_wrappers)
   foreach(source ${BTC_CUDA_SOURCES}) # each as C++, by a file that includes it
     get_filename_component(name ${source} NAME_WE)
     set(wrapper ${CMAKE_BINARY_DIR}/gpu_host/${name}.cc)
     file(CONFIGURE OUTPUT ${wrapper} CONTENT "#include \"kernels/cuda/${name}.cu\"\n")
-    list(APPEND shim_sources ${wrapper})
+    list(APPEND kernel_wrappers ${wrapper})
   endforeach()
-  add_library(btc_kernels_cuda_host STATIC ${shim_sources})
-  target_include_directories(btc_kernels_cuda_host PUBLIC ${CMAKE_SOURCE_DIR})
+  add_library(btc_kernels_cuda_host STATIC ${kernel_wrappers})
+  target_link_libraries(btc_kernels_cuda_host PUBLIC btc_cuda_shim)
   # A device faults on a vector access that is not aligned, where x86 does not care. UBSan has the check already, and says more.
   if(NOT BTC_SANITIZE MATCHES undefined)
     set(BTC_SHIM_CHECKS -fsanitize=alignment -fsanitize-undefined-trap-on-error)
     target_compile_options(btc_kernels_cuda_host PRIVATE ${BTC_SHIM_CHECKS})
+  endif()
+  # The kernels once more for the race detector: instrumented as for ThreadSanitizer, but linked with the shim's callbacks.
+  if(BTC_HAVE_RACE)
+    set(BTC_SHIM_WATCH ${BTC_SHIM_CHECKS} -fsanitize=thread --param=tsan-distinguish-volatile=1
+      --param=tsan-instrument-func-entry-exit=0 -g1)
+    add_library(btc_kernels_cuda_watched STATIC ${kernel_wrappers})
+    target_link_libraries(btc_kernels_cuda_watched PUBLIC btc_cuda_shim)
+    target_compile_options(btc_kernels_cuda_watched PRIVATE ${BTC_SHIM_WATCH})
   endif()
 
   # The ground truth: plain operators, the sampler, the resizer.
@@ -39,17 +56,28 @@ if(NOT BTC_SANITIZE MATCHES thread) # fibers and ThreadSanitizer do not go toget
   endfunction()
 
   file(GLOB gpu_files CONFIGURE_DEPENDS ${CMAKE_SOURCE_DIR}/tests/gpu_host/test_*.c)
+  set(shim_only test_shim test_race) # on the shim only: tests of itself
+  set(host_kernels btc_kernels_cuda_host)
+  if(BTC_HAVE_RACE)
+    set(host_kernels btc_kernels_cuda_watched)
+  else()
+    list(FILTER gpu_files EXCLUDE REGEX "/test_race\\.c$")
+  endif()
   foreach(file ${gpu_files})
     get_filename_component(program ${file} NAME_WE)
     set_property(DIRECTORY APPEND PROPERTY CMAKE_CONFIGURE_DEPENDS ${file})
-    btc_gpu_test(${file} ${program} gpu-host gpu_shim btc_kernels_cuda_host)
-    if(BTC_HAVE_CUDA AND NOT program STREQUAL test_shim)
+    btc_gpu_test(${file} ${program} gpu-host gpu_shim ${host_kernels})
+    if(BTC_HAVE_CUDA AND NOT program IN_LIST shim_only)
       string(REGEX REPLACE "^test_" "gpu_" device_program ${program})
       btc_gpu_test(${file} ${device_program} gpu gpu_device btc_kernels_cuda)
     endif()
   endforeach()
   target_sources(test_shim PRIVATE ${CMAKE_SOURCE_DIR}/tests/gpu_host/shim_kernels.cc)
   set_source_files_properties(${CMAKE_SOURCE_DIR}/tests/gpu_host/shim_kernels.cc PROPERTIES COMPILE_OPTIONS "${BTC_SHIM_CHECKS}")
+  if(BTC_HAVE_RACE)
+    target_sources(test_race PRIVATE ${CMAKE_SOURCE_DIR}/tests/gpu_host/race_kernels.cc)
+    set_source_files_properties(${CMAKE_SOURCE_DIR}/tests/gpu_host/race_kernels.cc PROPERTIES COMPILE_OPTIONS "${BTC_SHIM_WATCH}")
+  endif()
 endif()
 
 # The CUDA backend itself (ops/cuda*.c) without a device: the engine over a runtime that is the host's (tests/gpu_host/fake), kernels on
