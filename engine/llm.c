@@ -7,8 +7,6 @@
 
 #include <math.h>
 
-typedef void product(btc_backend *, float *, const float *, int64_t, const btc_weight *, const btc_epilogue *);
-
 int64_t btc_llm_scratch(const btc_model *m, int64_t rows) {
   const btc_llm_config *l = &m->cfg->llm;
   int64_t q = l->heads * l->head_dim, kv = l->kv_heads * l->head_dim;
@@ -16,67 +14,83 @@ int64_t btc_llm_scratch(const btc_model *m, int64_t rows) {
   return rows * (l->hidden + (attention > feed_forward ? attention : feed_forward));
 }
 
-typedef struct attention_rows {
-  float *q, *k, *v, *o;
-} attention_rows;
+/* m rows of h, and where what is made of them goes: scratch is a row of normed values, then the rest. */
+typedef struct rows {
+  float *h, *normed, *made;
+  int64_t first, m;
+  bool decode;
+} rows;
 
-static attention_rows project(const btc_run *r, const btc_llm_block *b, const float *h, int64_t m, bool decode) {
-  product *mul = decode ? btc_op_matvec : btc_op_matmul;
-  const btc_epilogue e = {.x_packed = true};
+static void attend(const btc_run *r, const btc_llm_block *b, int64_t layer, const rows *x) {
   const btc_llm_config *l = &r->m->cfg->llm;
-  const int64_t nq = l->heads * l->head_dim, nkv = l->kv_heads * l->head_dim;
-  float *a = r->scratch;
-  attention_rows x = {.q = a + m * l->hidden};
-  x.k = x.q + m * nq;
-  x.v = x.k + m * nkv;
-  x.o = x.v + m * nkv;
-  btc_op_rmsnorm_packed(r->be, a, h, m, l->hidden, b->norm1, l->eps);
-  mul(r->be, x.q, a, m, &b->q, &e);
-  mul(r->be, x.k, a, m, &b->k, &e);
-  mul(r->be, x.v, a, m, &b->v, &e);
-  return x;
+  float *o = x->made + x->m * (l->heads + 2 * l->kv_heads) * l->head_dim;
+  const btc_products p = {.n = 3,
+                          .w = {&b->q, &b->k, &b->v},
+                          .x = x->h,
+                          .m = x->m,
+                          .norm = b->norm1,
+                          .eps = l->eps,
+                          .normed = x->normed,
+                          .y = x->made,
+                          .few = x->decode};
+  const btc_product_part q = btc_products_part(r->be, &p, 0), k = btc_products_part(r->be, &p, 1),
+                         v = btc_products_part(r->be, &p, 2);
+  btc_op_products(r->be, &p);
+  btc_op_attention_items(r->be, &(btc_attention_items){.q = q.at,
+                                                       .k = k.at,
+                                                       .v = v.at,
+                                                       .o = o,
+                                                       .q_stride = q.stride,
+                                                       .k_stride = k.stride,
+                                                       .v_stride = v.stride,
+                                                       .first = x->first,
+                                                       .m = x->m,
+                                                       .layer = layer,
+                                                       .heads = l->heads,
+                                                       .cos = r->m->rope_cos,
+                                                       .sin = r->m->rope_sin,
+                                                       .scale = 1.0f / sqrtf((float)l->head_dim),
+                                                       .prefill = !x->decode});
+  (x->decode ? btc_op_matvec : btc_op_matmul)(r->be, x->h, o, x->m, &b->o, &(btc_epilogue){.x_packed = true, .residual = x->h});
 }
 
-static void finish(const btc_run *r, const btc_llm_block *b, attention_rows x, float *h, int64_t m, bool decode) {
+static void feed_forward(const btc_run *r, const btc_llm_block *b, const rows *x) {
   const btc_llm_config *l = &r->m->cfg->llm;
-  product *mul = decode ? btc_op_matvec : btc_op_matmul;
-  const btc_epilogue plain = {.x_packed = true}, added = {.x_packed = true, .residual = h};
-  float *a = r->scratch, *gate = a + m * l->hidden, *up = gate + m * l->mlp;
-  float *mid = btc_backend_on_host(r->be) ? gate : up + m * l->mlp; /* packed rows do not fit over what they come from */
-  mul(r->be, h, x.o, m, &b->o, &added);
-  btc_op_rmsnorm_packed(r->be, a, h, m, l->hidden, b->norm2, l->eps);
-  mul(r->be, gate, a, m, &b->gate, &plain);
-  mul(r->be, up, a, m, &b->up, &plain);
-  btc_op_silu_mul_packed(r->be, mid, gate, up, m * l->mlp);
-  mul(r->be, h, mid, m, &b->down, &added);
+  const btc_products p = {.n = 2,
+                          .w = {&b->gate, &b->up},
+                          .x = x->h,
+                          .m = x->m,
+                          .norm = b->norm2,
+                          .eps = l->eps,
+                          .normed = x->normed,
+                          .y = x->made,
+                          .few = x->decode};
+  float *mid = btc_backend_on_host(r->be) ? x->made : x->made + 2 * x->m * l->mlp; /* packed rows do not fit over their parts */
+  btc_op_products_gated(r->be, mid, &p);
+  (x->decode ? btc_op_matvec : btc_op_matmul)(r->be, x->h, mid, x->m, &b->down,
+                                              &(btc_epilogue){.x_packed = true, .residual = x->h});
 }
 
 void btc_llm_forward(const btc_run *r, int64_t layer, int64_t first, int64_t m, bool decode, float *h) {
-  const btc_llm_config *l = &r->m->cfg->llm;
   const btc_llm_block *b = &r->m->llm[layer];
   const int64_t most = decode ? m : r->llm_rows;
   for (int64_t i = 0; i < m; i += most) {
-    int64_t n = m - i < most ? m - i : most;
-    float *rows = h + i * r->m->width;
-    attention_rows x = project(r, b, rows, n, decode);
-    btc_op_attention_items(r->be, &(btc_attention_items){.q = x.q,
-                                                         .k = x.k,
-                                                         .v = x.v,
-                                                         .o = x.o,
-                                                         .first = i,
-                                                         .m = n,
-                                                         .layer = layer - first,
-                                                         .heads = l->heads,
-                                                         .cos = r->m->rope_cos,
-                                                         .sin = r->m->rope_sin,
-                                                         .scale = 1.0f / sqrtf((float)l->head_dim),
-                                                         .prefill = !decode});
-    finish(r, b, x, rows, n, decode);
+    const int64_t n = m - i < most ? m - i : most;
+    const rows x = {h + i * r->m->width, r->scratch, r->scratch + n * r->m->width, i, n, decode};
+    attend(r, b, layer - first, &x);
+    feed_forward(r, b, &x);
   }
 }
 
 void btc_head_forward(const btc_run *r, const float *h, int64_t m, float *logits) {
   const btc_model *mo = r->m;
-  btc_op_rmsnorm_packed(r->be, r->scratch, h, m, mo->width, mo->final_norm, mo->cfg->llm.eps);
-  btc_op_matvec(r->be, logits, r->scratch, m, &mo->head, &(btc_epilogue){.x_packed = true});
+  btc_op_products(r->be, &(btc_products){.n = 1,
+                                         .w = {&mo->head},
+                                         .x = h,
+                                         .m = m,
+                                         .norm = mo->final_norm,
+                                         .eps = mo->cfg->llm.eps,
+                                         .normed = r->scratch,
+                                         .y = logits,
+                                         .few = true});
 }

@@ -40,13 +40,12 @@ static void fetch(const holder *h, const btc_weight *w) {
   }
 }
 
-/* As ops/cuda_device.c keeps it: products in their type, in rows of whole 16 bytes; other constants as they are. */
+/* As ops/cuda_constant.c keeps it: products in their type, in rows of whole 16 bytes; other constants as they are. Which of them
+ * lie together makes no difference. */
 static void count(holder *h, const btc_weight *w, bool product) {
   const btc_dtype type = h->compute == BTC_COMPUTE_BF16 ? BTC_BF16 : BTC_F32;
   const int64_t size = (int64_t)btc_dtype_size(type), step = 16 / size, pitch = (w->cols + step - 1) / step * step;
-  const int64_t exact = w->rows * w->cols * (int64_t)btc_dtype_size(w->dtype);
-  if (product) h->needs->weights += w->rows * pitch * size;
-  if (!product || pitch != w->cols) h->needs->weights += exact;
+  h->needs->weights += product ? w->rows * pitch * size : w->rows * w->cols * (int64_t)btc_dtype_size(w->dtype);
 }
 
 static void hold(holder *h, const btc_weight *w, bool product) {
@@ -58,12 +57,23 @@ static void hold(holder *h, const btc_weight *w, bool product) {
     h->status = btc_backend_hold(h->be, w, product, h->err);
 }
 
+/* What btc_op_products is given together. */
+static void hold_together(holder *h, const btc_weight *w, int n, bool product) {
+  for (int i = 0; i < n && (h->needs || !h->be); i++) hold(h, &w[i], product);
+  if (!h->needs && h->be && h->status == BTC_OK) h->status = btc_backend_hold_together(h->be, w, n, product, h->err);
+}
+
+static btc_weight as_weight(const float *v, int64_t n) {
+  return (btc_weight){.data = v, .dtype = BTC_F32, .rows = 1, .cols = n};
+}
+
 static void matrix(holder *h, const btc_weight *w) {
   hold(h, w, true);
 }
 
 static void vector(holder *h, const float *v, int64_t n) {
-  if (v) hold(h, &(btc_weight){.data = v, .dtype = BTC_F32, .rows = 1, .cols = n}, false);
+  const btc_weight w = as_weight(v, n);
+  if (v) hold(h, &w, false);
 }
 
 static void linear(holder *h, const btc_linear *l) {
@@ -77,8 +87,13 @@ static void affine(holder *h, const btc_affine *a, int64_t n) {
 }
 
 static void vision(holder *h, const btc_model *m, const btc_vision_block *b) {
-  const btc_linear *const all[] = {&b->q, &b->k, &b->v, &b->out, &b->fc1, &b->fc2};
-  for (size_t i = 0; i < sizeof all / sizeof all[0]; i++) linear(h, all[i]);
+  const btc_weight w[] = {b->q.w, b->k.w, b->v.w};
+  const btc_weight bias[] = {as_weight(b->q.bias, w[0].rows), as_weight(b->k.bias, w[1].rows), as_weight(b->v.bias, w[2].rows)};
+  hold_together(h, w, 3, true);
+  hold_together(h, bias, 3, false);
+  linear(h, &b->out);
+  linear(h, &b->fc1);
+  linear(h, &b->fc2);
   affine(h, &b->ln1, m->hidden);
   affine(h, &b->ln2, m->hidden);
 }
@@ -114,9 +129,12 @@ static void change(holder *h, const btc_model *m) {
 }
 
 static void llm(holder *h, const btc_model *m, const btc_llm_block *b) {
-  const btc_weight *const all[] = {&b->q, &b->k, &b->v, &b->o, &b->gate, &b->up, &b->down};
+  const btc_weight heads[] = {b->q, b->k, b->v}, gated[] = {b->gate, b->up};
   const btc_llm_config *l = &m->cfg->llm;
-  for (size_t i = 0; i < sizeof all / sizeof all[0]; i++) matrix(h, all[i]);
+  hold_together(h, heads, 3, true);
+  matrix(h, &b->o);
+  hold_together(h, gated, 2, true);
+  matrix(h, &b->down);
   vector(h, b->norm1, m->width);
   vector(h, b->norm2, m->width);
   if (h->needs && b != m->llm) return; /* the same for all of them */

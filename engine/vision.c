@@ -7,8 +7,8 @@
 
 #include <math.h>
 
-int64_t btc_patch_scratch(const btc_model *m) {
-  return m->tokens * m->patch.w.cols;
+int64_t btc_patch_scratch(const btc_model *m, int64_t images_at_once) {
+  return images_at_once * m->tokens * m->patch.w.cols;
 }
 
 int64_t btc_vision_scratch(const btc_model *m, int64_t images_at_once) {
@@ -21,10 +21,11 @@ void btc_patch_forward(const btc_run *r, const float *pixels, int64_t images, fl
   const btc_model *m = r->m;
   const btc_vision_config *v = &m->cfg->vision;
   btc_tap_emit(r, "pixels", pixels, images, 3 * v->image * v->image);
-  for (int64_t i = 0; i < images; i++) {
-    btc_op_unfold_patches(r->be, r->scratch, pixels + i * 3 * v->image * v->image, v->image, v->patch, v->grid);
-    btc_epilogue e = {.bias = m->patch.bias, .residual = m->position};
-    btc_op_matmul(r->be, h + i * m->tokens * m->hidden, r->scratch, m->tokens, &m->patch.w, &e);
+  const btc_epilogue e = {.bias = m->patch.bias, .residual = m->position, .residual_rows = m->tokens, .x_packed = true};
+  for (int64_t i = 0; i < images; i += r->images_at_once) {
+    int64_t n = images - i < r->images_at_once ? images - i : r->images_at_once;
+    btc_op_unfold_patches(r->be, r->scratch, pixels + i * 3 * v->image * v->image, n, v->image, v->patch, v->grid);
+    btc_op_matmul(r->be, h + i * m->tokens * m->hidden, r->scratch, n * m->tokens, &m->patch.w, &e);
   }
   btc_tap_emit(r, "tower.embed", h, images * m->tokens, m->hidden);
   if (v->blocks == 0) btc_tap_emit(r, "tower.selected", h, images * m->tokens, m->hidden);
@@ -34,18 +35,26 @@ static void block(const btc_run *r, const btc_vision_block *b, int64_t images, f
   const btc_model *m = r->m;
   const btc_vision_config *v = &m->cfg->vision;
   const int64_t c = m->hidden, d = c / v->heads, rows = images * m->tokens, n = rows * c;
-  float *a = r->scratch, *q = a + n, *k = q + n, *val = k + n, *o = val + n, *mid = a + n;
+  float *a = r->scratch, *made = a + n, *o = made + 3 * n, *mid = a + n;
+  const btc_products p = {.n = 3,
+                          .w = {&b->q.w, &b->k.w, &b->v.w},
+                          .bias = {b->q.bias, b->k.bias, b->v.bias},
+                          .x = a,
+                          .m = rows,
+                          .y = made,
+                          .x_packed = true,
+                          .y_packed = true};
+  const btc_product_part q = btc_products_part(r->be, &p, 0), k = btc_products_part(r->be, &p, 1),
+                         val = btc_products_part(r->be, &p, 2);
   btc_op_layernorm_packed(r->be, a, h, rows, c, b->ln1.weight, b->ln1.bias, v->eps);
-  btc_op_matmul(r->be, q, a, rows, &b->q.w, &(btc_epilogue){.bias = b->q.bias, .x_packed = true, .y_packed = true});
-  btc_op_matmul(r->be, k, a, rows, &b->k.w, &(btc_epilogue){.bias = b->k.bias, .x_packed = true, .y_packed = true});
-  btc_op_matmul(r->be, val, a, rows, &b->v.w, &(btc_epilogue){.bias = b->v.bias, .x_packed = true, .y_packed = true});
-  btc_op_attention(r->be, &(btc_attention){.q = q,
-                                           .k = k,
-                                           .v = val,
+  btc_op_products(r->be, &p);
+  btc_op_attention(r->be, &(btc_attention){.q = q.at,
+                                           .k = k.at,
+                                           .v = val.at,
                                            .o = o,
-                                           .q_stride = c,
-                                           .k_stride = c,
-                                           .v_stride = c,
+                                           .q_stride = q.stride,
+                                           .k_stride = k.stride,
+                                           .v_stride = val.stride,
                                            .o_stride = c,
                                            .n_seq = images,
                                            .t = m->tokens,

@@ -1,4 +1,4 @@
-/* A CUDA device: finding and opening it, its errors, its memory, and the constants that were brought to it. */
+/* A CUDA device: finding and opening it, its errors, and its memory. */
 #define _GNU_SOURCE
 #include <stdio.h>
 #include <stdlib.h>
@@ -7,7 +7,7 @@
 
 #include "ops/cuda_parts.h"
 
-enum { STAGING_BYTES = 16 << 20, AWAIT_S = 60, AWAIT_STEP_NS = 20000 };
+enum { AWAIT_S = 60, AWAIT_STEP_NS = 20000 };
 
 /* ---- errors ---- */
 
@@ -142,7 +142,7 @@ btc_status cuda_open(cuda_backend *c, const char *kind, btc_error *err) {
            (unsigned long long)(info.memory_bytes >> 30), c->bf16 ? "bf16" : "f32");
   if (!CUDA_TRY(c, cudaStreamCreateWithFlags(&c->stream, cudaStreamNonBlocking))) return cuda_failure(c, err);
   for (int i = 0; i < 2; i++) {
-    if ((st = cuda_staging_take(c, STAGING_BYTES, &c->staging[i], err)) != BTC_OK) return st;
+    if ((st = cuda_staging_take(c, CUDA_STAGING_BYTES, &c->staging[i], err)) != BTC_OK) return st;
     if (!CUDA_TRY(c, cudaEventCreateWithFlags(&c->staging_free[i], cudaEventDisableTiming))) return cuda_failure(c, err);
   }
   return BTC_OK;
@@ -201,134 +201,4 @@ void cuda_copy_2d(btc_backend *b, void *dst, size_t dst_pitch, const void *src, 
     CUDA_TRY(c, cudaMemcpyAsync(dst, src, width, cudaMemcpyDefault, c->stream));
   else
     CUDA_TRY(c, cudaMemcpy2DAsync(dst, dst_pitch, src, src_pitch, width, (size_t)rows, cudaMemcpyDefault, c->stream));
-}
-
-/* ---- constants ---- */
-
-static size_t place(const cuda_backend *c, const void *host) {
-  size_t at = ((uintptr_t)host >> 4) * UINT64_C(0x9E3779B97F4A7C15) >> 20 & (c->cap_constants - 1);
-  while (c->constant[at].host && c->constant[at].host != host) at = (at + 1) & (c->cap_constants - 1);
-  return at;
-}
-
-const cuda_constant *cuda_find(const cuda_backend *c, const void *host) {
-  if (!c->cap_constants || !host) return NULL;
-  const cuda_constant *k = &c->constant[place(c, host)];
-  return k->host ? k : NULL;
-}
-
-const float *cuda_vector(cuda_backend *c, const float *p) {
-  const cuda_constant *k = cuda_find(c, p);
-  return k && k->exact ? k->exact : p;
-}
-
-const uint16_t *cuda_rounded(const cuda_backend *c, const float *p) {
-  const cuda_constant *k = cuda_find(c, p);
-  return k ? k->rounded : NULL;
-}
-
-static bool is_bf16(const btc_weight *w) {
-  const float *x = w->data;
-  for (int64_t i = 0; i < w->rows * w->cols; i++)
-    if (btc_bf16_to_f32(btc_f32_to_bf16(x[i])) != x[i]) return false; /* nor a NaN */
-  return true;
-}
-
-static cuda_constant *entry_for(cuda_backend *c, const void *host) {
-  if (2 * c->n_constants >= c->cap_constants) {
-    size_t old = c->cap_constants;
-    cuda_constant *was = c->constant, *grown = btc_alloc_zero(old ? 2 * old : 256, sizeof *grown);
-    if (!grown) return NULL;
-    c->constant = grown;
-    c->cap_constants = old ? 2 * old : 256;
-    for (size_t i = 0; i < old; i++)
-      if (was[i].host) grown[place(c, was[i].host)] = was[i];
-    free(was);
-  }
-  cuda_constant *k = &c->constant[place(c, host)];
-  if (!k->host) c->n_constants++;
-  k->host = host;
-  return k;
-}
-
-/* Through two buffers in turn, pinned, so that reading the file's pages and the copy to the device overlap. */
-static bool upload(cuda_backend *c, char *dst, const char *src, size_t bytes) {
-  while (bytes) {
-    size_t n = bytes < STAGING_BYTES ? bytes : STAGING_BYTES;
-    int i = c->next_staging;
-    c->next_staging = !i;
-    if (!cuda_await(c, c->staging_free[i])) return false;
-    memcpy(c->staging[i].at, src, n);
-    if (!CUDA_TRY(c, cudaMemcpyAsync(dst, c->staging[i].at, n, cudaMemcpyHostToDevice, c->stream))) return false;
-    if (!CUDA_TRY(c, cudaEventRecord(c->staging_free[i], c->stream))) return false;
-    dst += n;
-    src += n;
-    bytes -= n;
-  }
-  return true;
-}
-
-static btc_status hold_exact(cuda_backend *c, cuda_constant *k, const btc_weight *w, btc_error *err) {
-  size_t bytes = (size_t)(w->rows * w->cols) * btc_dtype_size(w->dtype);
-  btc_status st = cuda_alloc(c->base, bytes, &k->exact, err);
-  if (st != BTC_OK) return st;
-  if (!upload(c, k->exact, w->data, bytes)) return cuda_failure(c, err);
-  if (!c->bf16 || w->dtype != BTC_F32 || w->rows != 1 || !is_bf16(w)) return BTC_OK;
-  void *p;
-  if ((st = cuda_alloc(c->base, bytes / 2, &p, err)) != BTC_OK) return st;
-  k->rounded = p;
-  return CUDA_TRY(c, btc_cuda_to_bf16(p, k->exact, BTC_CUDA_F32, w->cols, c->stream)) ? BTC_OK : cuda_failure(c, err);
-}
-
-/* To the products' type, and to rows whose starts are 16 bytes apart at least, by way of `raw` and `dense`. */
-static bool convert(cuda_backend *c, cuda_constant *k, void *raw, void *dense) {
-  const int64_t n = k->rows * k->cols;
-  const size_t size = c->bf16 ? 2 : 4;
-  void *to = k->pitch == k->cols ? k->product : dense;
-  btc_cuda_type t = (btc_cuda_type)k->dtype;
-  if (!CUDA_TRY(c, c->bf16 ? btc_cuda_to_bf16(to, raw, t, n, c->stream) : btc_cuda_to_f32(to, raw, t, n, c->stream))) return false;
-  if (to == k->product) return true;
-  return CUDA_TRY(c, cudaMemsetAsync(k->product, 0, (size_t)(k->rows * k->pitch) * size, c->stream)) &&
-         CUDA_TRY(c, cudaMemcpy2DAsync(k->product, (size_t)k->pitch * size, dense, (size_t)k->cols * size, (size_t)k->cols * size,
-                                       (size_t)k->rows, cudaMemcpyDeviceToDevice, c->stream));
-}
-
-static btc_status hold_product(cuda_backend *c, cuda_constant *k, const btc_weight *w, btc_error *err) {
-  const btc_dtype type = c->bf16 ? BTC_BF16 : BTC_F32;
-  const size_t size = btc_dtype_size(type), bytes = (size_t)(w->rows * w->cols) * btc_dtype_size(w->dtype);
-  const int64_t step = 16 / (int64_t)size;
-  void *raw = NULL, *dense = NULL;
-  k->pitch = (w->cols + step - 1) / step * step;
-  bool as_is = w->dtype == type && k->pitch == w->cols;
-  if (as_is && k->exact) {
-    k->product = k->exact;
-    return BTC_OK;
-  }
-  btc_status st = cuda_alloc(c->base, (size_t)(w->rows * k->pitch) * size, &k->product, err);
-  if (st == BTC_OK && as_is) return upload(c, k->product, w->data, bytes) ? BTC_OK : cuda_failure(c, err);
-  if (st == BTC_OK) st = cuda_alloc(c->base, bytes, &raw, err);
-  if (st == BTC_OK && k->pitch != w->cols) st = cuda_alloc(c->base, (size_t)(w->rows * w->cols) * size, &dense, err);
-  if (st == BTC_OK && !(upload(c, raw, w->data, bytes) && convert(c, k, raw, dense))) st = cuda_failure(c, err);
-  if (raw) CUDA_TRY(c, cudaFree(raw));
-  if (dense) CUDA_TRY(c, cudaFree(dense));
-  return st;
-}
-
-btc_status cuda_hold(btc_backend *b, const btc_weight *w, bool product, btc_error *err) {
-  cuda_backend *c = b->self;
-  cuda_constant *k = entry_for(c, w->data);
-  if (!k) return btc_fail(err, BTC_ERR_NOMEM, "not enough memory for a table of weights");
-  k->rows = w->rows;
-  k->cols = w->cols;
-  k->dtype = w->dtype;
-  if (product && !k->product) {
-    btc_status st = hold_product(c, k, w, err);
-    if (st != BTC_OK || k->pitch == k->cols) return st; /* few-row products read dense rows */
-  }
-  if (k->exact) return BTC_OK;
-  if (k->product && w->dtype == (c->bf16 ? BTC_BF16 : BTC_F32) && k->pitch == w->cols) {
-    k->exact = k->product;
-    return BTC_OK;
-  }
-  return hold_exact(c, k, w, err);
 }

@@ -185,7 +185,6 @@ static void set_window(cuda_backend *c, int64_t first, int64_t m) {
 void cuda_attention_items(btc_backend *b, const btc_attention_items *a) {
   cuda_backend *c = b->self;
   const places p = places_of(c);
-  const int64_t nq = a->heads * c->kv.d, nkv = c->kv.kv_heads * c->kv.d;
   const size_t at = (size_t)(a->layer * c->n_items) * sizeof(void *);
   set_window(c, a->first, a->m);
   const int32_t *row_item = (const int32_t *)(c->table + (a->prefill ? p.row_item : p.item_row)) + a->first;
@@ -199,7 +198,7 @@ void cuda_attention_items(btc_backend *b, const btc_attention_items *a) {
   btc_cuda_causal job = {.q = a->q,
                          .o = a->o,
                          .out = c->bf16 ? BTC_CUDA_BF16 : BTC_CUDA_F32,
-                         .q_stride = nq,
+                         .q_stride = a->q_stride,
                          .heads = a->heads,
                          .items = c->n_items,
                          .max_rows = c->max_rows,
@@ -213,8 +212,8 @@ void cuda_attention_items(btc_backend *b, const btc_attention_items *a) {
     cuda_note(c, cudaErrorInvalidValue, "keys and values beyond the backend's positions", __FILE__, __LINE__);
     return;
   }
-  if (!CUDA_TRY(c, btc_cuda_rope_store(a->q, nq, a->heads, a->k, nkv, a->v, nkv, a->m, &kv, row_item, row_pos,
-                                       cuda_vector(c, a->cos), cuda_vector(c, a->sin), c->stream)))
+  if (!CUDA_TRY(c, btc_cuda_rope_store(a->q, a->q_stride, a->heads, a->k, a->k_stride, a->v, a->v_stride, a->m, &kv, row_item,
+                                       row_pos, cuda_vector(c, a->cos), cuda_vector(c, a->sin), c->stream)))
     return;
   if (!a->prefill)
     CUDA_TRY(c, btc_cuda_attend_decode(&job, &kv, c->kv.capacity, c->decode_done, c->decode_scratch, c->stream));

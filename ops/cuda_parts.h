@@ -1,7 +1,8 @@
 /*
- * The CUDA backend's inside. cuda.c maps the operators, cuda_device.c owns the device (its errors, memory and constants),
- * cuda_product.c the matrix products of cuBLASLt, cuda_items.c the rows of many items and recorded steps, cuda_parcel.c pictures
- * and what travels beside the operators. Private to ops/.
+ * The CUDA backend's inside. cuda.c maps the operators, cuda_device.c owns the device (its errors and memory),
+ * cuda_constant.c what was brought to it, cuda_product.c the matrix products of cuBLASLt, cuda_together.c those of the same rows,
+ * cuda_items.c the rows of many items and recorded steps, cuda_parcel.c pictures and what travels beside the operators. Private to
+ * ops/.
  *
  * Everything but parcels is put on one stream, so operators, copies and constants are in the order of the calls. The first failure
  * is kept in `failed`; from then on operators do nothing, and btc_backend_finish says it. Thread: the backend's.
@@ -23,6 +24,7 @@ typedef struct cuda_constant {
   uint16_t *rounded; /* a vector in bf16 where that loses nothing, else NULL; NULL in f32 */
   int64_t rows, cols, pitch;
   btc_dtype dtype;
+  bool exact_within, product_within; /* in memory that belongs to another one; `rounded` with `exact` */
 } cuda_constant;
 
 typedef struct cuda_plan cuda_plan; /* one product's algorithm */
@@ -33,7 +35,7 @@ typedef struct cuda_staging {
   bool pinned;
 } cuda_staging;
 
-enum { CUDA_RECORDINGS = 64, CUDA_PLANS = 1024, CUDA_TABLES = 4 };
+enum { CUDA_RECORDINGS = 64, CUDA_PLANS = 1024, CUDA_TABLES = 4, CUDA_STAGING_BYTES = 16 << 20 };
 
 typedef struct cuda_recording {
   uint64_t key;
@@ -120,14 +122,20 @@ btc_status cuda_failure(const cuda_backend *c, btc_error *err); /* what is kept,
 btc_status cuda_open(cuda_backend *c, const char *kind, btc_error *err);
 btc_status cuda_alloc(btc_backend *b, size_t bytes, void **out, btc_error *err);
 void cuda_free(btc_backend *b, void *p);
-btc_status cuda_hold(btc_backend *b, const btc_weight *w, bool product, btc_error *err);
-const cuda_constant *cuda_find(const cuda_backend *c, const void *host); /* NULL: not held */
-const uint16_t *cuda_rounded(const cuda_backend *c, const float *p);     /* the same in bf16; NULL: that would lose something */
-const float *cuda_vector(cuda_backend *c, const float *p);               /* a held vector's place; other memory as it is */
 /* Pinned memory, or ordinary memory and a remark. NOMEM, DEVICE. */
 btc_status cuda_staging_take(cuda_backend *c, size_t bytes, cuda_staging *out, btc_error *err);
 void cuda_staging_free(cuda_staging *s);
 void cuda_copy_2d(btc_backend *b, void *dst, size_t dst_pitch, const void *src, size_t src_pitch, size_t width, int64_t rows);
+
+/* ---- cuda_constant.c ---- */
+btc_status cuda_hold(btc_backend *b, const btc_weight *w, bool product, btc_error *err);
+btc_status cuda_hold_together(btc_backend *b, const btc_weight *w, int n, bool product, btc_error *err);
+void cuda_constants_close(cuda_backend *c);
+const cuda_constant *cuda_find(const cuda_backend *c, const void *host); /* NULL: not held */
+const uint16_t *cuda_rounded(const cuda_backend *c, const float *p);     /* the same in bf16; NULL: that would lose something */
+const float *cuda_vector(cuda_backend *c, const float *p);               /* a held vector's place; other memory as it is */
+/* Whether matrices and biases lie one after another, and then all of them as one constant. */
+bool cuda_together(const cuda_backend *c, const btc_products *p, cuda_constant *whole);
 
 /* ---- cuda_use.c ---- */
 bool cuda_use(const btc_backend *b, btc_device_info *out); /* as btc_backend_device */
@@ -146,6 +154,13 @@ btc_status cuda_products_open(cuda_backend *c, btc_error *err);
 void cuda_products_close(cuda_backend *c);
 void cuda_matmul(btc_backend *b, float *y, const float *x, int64_t m, const btc_weight *w, const btc_epilogue *e);
 void cuda_matvec(btc_backend *b, float *y, const float *x, int64_t m, const btc_weight *w, const btc_epilogue *e);
+/* The same of a constant, with the epilogue's vectors as the caller knows them. few: as btc_op_matvec. */
+void cuda_multiply(cuda_backend *c, const cuda_constant *k, float *y, const float *x, int64_t m, const btc_epilogue *e, bool few);
+
+/* ---- cuda_together.c ---- */
+btc_product_part cuda_products_part(const btc_backend *b, const btc_products *p, int i);
+void cuda_products(btc_backend *b, const btc_products *p);
+void cuda_products_gated(btc_backend *b, float *out, const btc_products *p);
 
 /* ---- cuda_parcel.c ---- */
 btc_status cuda_pictures_open(cuda_backend *c, btc_error *err);

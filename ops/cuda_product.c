@@ -166,7 +166,7 @@ static cuda_plan *plan_for(cuda_backend *c, const cuda_plan *want) {
 
 /* The whole epilogue in the library: false when it cannot. */
 static bool fusable(const btc_epilogue *e, bool y_bf16, cublasLtEpilogue_t *out) {
-  if (e->scale || (e->residual && (e->act != BTC_ACT_NONE || y_bf16))) return false;
+  if (e->scale || (e->residual && (e->act != BTC_ACT_NONE || y_bf16 || e->residual_rows))) return false;
   switch (e->act) {
     case BTC_ACT_NONE:
       *out = e->bias ? CUBLASLT_EPILOGUE_BIAS : CUBLASLT_EPILOGUE_DEFAULT;
@@ -224,6 +224,7 @@ static void apply(cuda_backend *c, const product *p, void *y, int64_t m, const f
   btc_cuda_epilogue last = {.bias = p->e.bias,
                             .scale = p->e.scale,
                             .residual = residual,
+                            .residual_rows = p->e.residual_rows,
                             .act = (btc_cuda_act)p->e.act,
                             .residual_first = p->e.residual_first};
   CUDA_TRY(c, btc_cuda_epilogue_apply(p->y_bf16 ? NULL : y, p->y_bf16 ? y : NULL, c->dot, m, p->k->rows, &last, c->stream));
@@ -232,18 +233,22 @@ static void apply(cuda_backend *c, const product *p, void *y, int64_t m, const f
 /* Rows of x in either type, straight to y. */
 static void multiply_few(cuda_backend *c, const product *p, void *y, const void *x, bool x_bf16, int64_t m) {
   const cuda_constant *k = p->k;
-  const bool dense = k->pitch == k->cols;
-  const btc_cuda_matrix matrix = {.data = dense ? k->product : k->exact,
-                                  .type = dense ? (c->bf16 ? BTC_CUDA_BF16 : BTC_CUDA_F32) : (btc_cuda_type)k->dtype,
-                                  .rows = k->rows,
-                                  .cols = k->cols};
+  const btc_cuda_matrix matrix = {
+      .data = k->product, .type = c->bf16 ? BTC_CUDA_BF16 : BTC_CUDA_F32, .rows = k->rows, .cols = k->cols, .pitch = k->pitch};
   const btc_cuda_epilogue last = {.bias = p->e.bias,
                                   .scale = p->e.scale,
                                   .residual = p->e.residual,
+                                  .residual_rows = p->e.residual_rows,
                                   .act = (btc_cuda_act)p->e.act,
                                   .residual_first = p->e.residual_first};
   CUDA_TRY(c, btc_cuda_matvec(p->y_bf16 ? NULL : y, p->y_bf16 ? y : NULL, x, x_bf16 ? BTC_CUDA_BF16 : BTC_CUDA_F32, m, &matrix,
                               &last, c->bf16, c->stream));
+}
+
+/* The residual of row i, where a window begins. */
+static const float *residual_at(const product *p, int64_t i) {
+  const int64_t period = p->e.residual_rows;
+  return p->e.residual ? p->e.residual + (period ? i % period : i) * p->k->rows : NULL;
 }
 
 /* Rows [i, i+m). */
@@ -252,14 +257,14 @@ static void run_window(cuda_backend *c, const product *p, float *y, const float 
   const bool x_bf16 = p->e.x_packed && c->bf16;
   if (!p->fused && !p->plain) {
     product part = *p;
-    part.e.residual = p->e.residual ? p->e.residual + i * n : NULL;
+    part.e.residual = residual_at(p, i);
     multiply_few(c, &part, p->y_bf16 ? (void *)((uint16_t *)y + i * n) : y + i * n,
                  x_bf16 ? (const void *)((const uint16_t *)x + i * cols) : x + i * cols, x_bf16, m);
     return;
   }
   const void *from = x_bf16 ? (const void *)((const uint16_t *)x + i * cols) : x + i * cols;
   void *to = p->y_bf16 ? (void *)((uint16_t *)y + i * n) : y + i * n;
-  const float *residual = p->e.residual ? p->e.residual + i * n : NULL;
+  const float *residual = residual_at(p, i);
   const void *rows = operand(c, from, x_bf16, m, p->k);
   if (!rows) return;
   if (p->fused) {
@@ -274,6 +279,15 @@ static void run_window(cuda_backend *c, const product *p, float *y, const float 
 static int64_t window_rows(const product *p) {
   int64_t row = p->k->pitch > p->k->rows ? p->k->pitch : p->k->rows, m = (int64_t)(WINDOW_BYTES / sizeof(float)) / row;
   return m < 1 ? 1 : m < MOST_FEW ? m : MOST_FEW;
+}
+
+/* Where the window that begins with row i ends: one over several times a repeated residual ends with the last of its rows, and a
+ * smaller one before its first row comes again. */
+static int64_t window_end(const btc_epilogue *e, int64_t i, int64_t most, int64_t m) {
+  const int64_t period = e->residual ? e->residual_rows : 0;
+  if (period && most >= period) most -= most % period;
+  if (period && most < period && most > period - i % period) most = period - i % period;
+  return m - i < most ? m : i + most;
 }
 
 /* The library wants a bias in the type of the result. Rounded ones serve where they lose nothing, as those of a bf16 checkpoint;
@@ -293,37 +307,41 @@ static void fuse(cuda_backend *c, product *p, cublasLtEpilogue_t kind) {
   p->fused = plan_for(c, &want);
 }
 
-void cuda_matmul(btc_backend *b, float *y, const float *x, int64_t m, const btc_weight *w, const btc_epilogue *e) {
-  cuda_backend *c = b->self;
+static void multiply_many(cuda_backend *c, product *p, float *y, const float *x, int64_t m) {
   cublasLtEpilogue_t kind;
-  product p = {.k = cuda_find(c, w->data), .e = *e, .y_bf16 = e->y_packed && c->bf16, .host_bias = e->bias};
-  if (c->failed.code != BTC_OK) return;
-  if (!p.k || !p.k->product) {
-    cuda_note(c, cudaErrorInvalidValue, "a product with a weight that is not held", __FILE__, __LINE__);
-    return;
+  cuda_plan want = {.n = p->k->rows, .k = p->k->pitch, .epilogue = CUBLASLT_EPILOGUE_DEFAULT};
+  if (fusable(&p->e, p->y_bf16, &kind)) fuse(c, p, kind);
+  if (!p->fused) p->plain = plan_for(c, &want);
+  bool in_place = p->fused && p->k->pitch == p->k->cols && (uintptr_t)x % 16 == 0 && (p->e.x_packed || !c->bf16);
+  const int64_t most = in_place ? m : window_rows(p);
+  for (int64_t i = 0, end; i < m && c->failed.code == BTC_OK; i = end) {
+    end = window_end(&p->e, i, most, m);
+    run_window(c, p, y, x, i, end - i);
   }
-  p.e.bias = cuda_vector(c, e->bias);
-  p.e.scale = cuda_vector(c, e->scale);
-  p.e.residual = cuda_vector(c, e->residual);
-  cuda_plan want = {.n = p.k->rows, .k = p.k->pitch, .epilogue = CUBLASLT_EPILOGUE_DEFAULT};
-  if (fusable(e, p.y_bf16, &kind)) fuse(c, &p, kind);
-  if (!p.fused) p.plain = plan_for(c, &want);
-  bool in_place = p.fused && p.k->pitch == p.k->cols && (uintptr_t)x % 16 == 0 && (e->x_packed || !c->bf16);
-  const int64_t most = in_place ? m : window_rows(&p);
-  for (int64_t i = 0; i < m && c->failed.code == BTC_OK; i += most) run_window(c, &p, y, x, i, m - i < most ? m - i : most);
 }
 
-void cuda_matvec(btc_backend *b, float *y, const float *x, int64_t m, const btc_weight *w, const btc_epilogue *e) {
-  cuda_backend *c = b->self;
-  const cuda_constant *k = cuda_find(c, w->data);
+void cuda_multiply(cuda_backend *c, const cuda_constant *k, float *y, const float *x, int64_t m, const btc_epilogue *e, bool few) {
+  product p = {.k = k, .e = *e, .y_bf16 = e->y_packed && c->bf16, .host_bias = e->bias};
   if (c->failed.code != BTC_OK) return;
   if (!k || !k->product) {
     cuda_note(c, cudaErrorInvalidValue, "a product with a weight that is not held", __FILE__, __LINE__);
     return;
   }
-  product p = {.k = k, .e = *e};
   p.e.bias = cuda_vector(c, e->bias);
   p.e.scale = cuda_vector(c, e->scale);
   p.e.residual = cuda_vector(c, e->residual);
-  multiply_few(c, &p, y, x, e->x_packed && c->bf16, m);
+  if (few)
+    multiply_few(c, &p, y, x, e->x_packed && c->bf16, m);
+  else
+    multiply_many(c, &p, y, x, m);
+}
+
+void cuda_matmul(btc_backend *b, float *y, const float *x, int64_t m, const btc_weight *w, const btc_epilogue *e) {
+  cuda_backend *c = b->self;
+  cuda_multiply(c, cuda_find(c, w->data), y, x, m, e, false);
+}
+
+void cuda_matvec(btc_backend *b, float *y, const float *x, int64_t m, const btc_weight *w, const btc_epilogue *e) {
+  cuda_backend *c = b->self;
+  cuda_multiply(c, cuda_find(c, w->data), y, x, m, e, true);
 }

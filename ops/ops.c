@@ -123,16 +123,16 @@ void btc_op_silu_mul(btc_backend *b, float *y, const float *gate, const float *u
   b->table->silu_mul(b, y, gate, up, n);
 }
 
-void btc_op_unfold_patches(btc_backend *b, float *dst, const float *x, int64_t side, int64_t p, int64_t g) {
-  b->table->unfold_patches(b, dst, x, side, p, g);
+void btc_op_unfold_patches(btc_backend *b, float *dst, const float *x, int64_t n, int64_t side, int64_t p, int64_t g) {
+  b->table->unfold_patches(b, dst, x, n, side, p, g);
 }
 
-void btc_op_unfold_3x3(btc_backend *b, float *dst, const float *x, int64_t g, int64_t c) {
-  b->table->unfold_3x3(b, dst, x, g, c);
+void btc_op_unfold_3x3(btc_backend *b, float *dst, const float *x, int64_t n, int64_t g, int64_t c) {
+  b->table->unfold_3x3(b, dst, x, n, g, c);
 }
 
-void btc_op_space_to_depth(btc_backend *b, float *dst, const float *x, int64_t g, int64_t c) {
-  b->table->space_to_depth(b, dst, x, g, c);
+void btc_op_space_to_depth(btc_backend *b, float *dst, const float *x, int64_t n, int64_t g, int64_t c) {
+  b->table->space_to_depth(b, dst, x, n, g, c);
 }
 
 void btc_op_cosine_concat(btc_backend *b, float *z, float *cos, const float *s1, const float *s2, int64_t t, int64_t c) {
@@ -206,8 +206,11 @@ void btc_op_rmsnorm_packed(btc_backend *b, float *y, const float *x, int64_t m, 
   (b->table->rmsnorm_packed ? b->table->rmsnorm_packed : b->table->rmsnorm)(b, y, x, m, n, weight, eps);
 }
 
-void btc_op_silu_mul_packed(btc_backend *b, float *y, const float *gate, const float *up, int64_t n) {
-  (b->table->silu_mul_packed ? b->table->silu_mul_packed : b->table->silu_mul)(b, y, gate, up, n);
+void btc_op_add_repeated(btc_backend *b, float *y, const float *a, const float *c, int64_t n, int64_t period) {
+  if (b->table->add_repeated)
+    b->table->add_repeated(b, y, a, c, n, period);
+  else
+    for (int64_t i = 0; i < n; i += period) b->table->add(b, y + i, a + i, c, period);
 }
 
 /* ---- pictures ---- */
@@ -248,12 +251,11 @@ void btc_op_set_items(btc_backend *b, const btc_items *items) {
 /* Rows [at, at+m) of the call, which are positions pos.. of item i. */
 static void attend_item(btc_backend *b, const btc_attention_items *a, int64_t i, int64_t at, int64_t m, int64_t pos) {
   const btc_kv *kv = &b->items.kv[a->layer * b->items.n + i];
-  const int64_t nq = a->heads * kv->d, nkv = kv->kv_heads * kv->d;
-  float *q = a->q + at * nq, *k = a->k + at * nkv;
-  btc_op_rope(b, q, nq, m, a->heads, kv->d, pos, a->cos, a->sin);
-  btc_op_rope(b, k, nkv, m, kv->kv_heads, kv->d, pos, a->cos, a->sin);
-  btc_op_kv_store(b, kv, pos, k, nkv, a->v + at * nkv, nkv, m);
-  btc_op_attention_causal(b, a->o + at * nq, q, nq, m, pos, a->heads, kv, a->scale);
+  float *q = a->q + at * a->q_stride, *k = a->k + at * a->k_stride;
+  btc_op_rope(b, q, a->q_stride, m, a->heads, kv->d, pos, a->cos, a->sin);
+  btc_op_rope(b, k, a->k_stride, m, kv->kv_heads, kv->d, pos, a->cos, a->sin);
+  btc_op_kv_store(b, kv, pos, k, a->k_stride, a->v + at * a->v_stride, a->v_stride, m);
+  btc_op_attention_causal(b, a->o + at * a->heads * kv->d, q, a->q_stride, m, pos, a->heads, kv, a->scale);
 }
 
 void btc_op_attention_items(btc_backend *b, const btc_attention_items *a) {

@@ -51,7 +51,8 @@ typedef enum btc_act { BTC_ACT_NONE, BTC_ACT_GELU_TANH, BTC_ACT_GELU_ERF, BTC_AC
 typedef struct btc_epilogue {
   const float *bias;     /* [n] */
   const float *scale;    /* [n] */
-  const float *residual; /* [m, n] */
+  const float *residual; /* [m, n], or [residual_rows, n] */
+  int64_t residual_rows; /* 0: m; else row i of y takes row i % residual_rows (the same positions for every image) */
   btc_act act;
   bool residual_first;
   bool x_packed, y_packed; /* see btc_op_layernorm_packed; the cpu does not look at them */
@@ -139,6 +140,9 @@ void btc_backend_free(btc_backend *b, void *p);                                 
 /* Declares a constant of the host's memory, which must stay as it is for the backend's life: a device copies it. product: it is
  * the `w` of products and is kept in the type they are computed in; else its bytes are kept (vectors, tables). Again: nothing. */
 btc_status btc_backend_hold(btc_backend *b, const btc_weight *w, bool product, btc_error *err);
+/* Declares n constants that btc_op_products is given together, in this order: matrices of as many columns, or their biases (float32
+ * vectors). Each can also be used alone. */
+btc_status btc_backend_hold_together(btc_backend *b, const btc_weight *w, int n, bool product, btc_error *err);
 /* Waits until all that was started is done. The first failure since the last call: NOMEM, or DEVICE when the device is lost (then
  * every later call fails the same way, and the process had better end). */
 btc_status btc_backend_finish(btc_backend *b, btc_error *err);
@@ -203,6 +207,38 @@ void btc_op_matmul(btc_backend *b, float *y, const float *x, int64_t m, const bt
  * btc_op_matmul's; the row promise holds within each of the two. */
 void btc_op_matvec(btc_backend *b, float *y, const float *x, int64_t m, const btc_weight *w, const btc_epilogue *e);
 
+/*
+ * Products of the same rows with several matrices: y [m, all their rows] = x w^T of each. On a host one part lies behind the other;
+ * a device makes all of them at once where they were held together (btc_backend_hold_together), and then a row's parts lie side by
+ * side: btc_products_part tells. norm: x is normalised first, as btc_op_rmsnorm_packed does it, and `normed` is room for that.
+ * few: as btc_op_matvec, else as btc_op_matmul; on a host bit for bit what those make of each matrix.
+ */
+#define BTC_PRODUCTS 3
+typedef struct btc_products {
+  int n; /* 1..BTC_PRODUCTS */
+  const btc_weight *w[BTC_PRODUCTS];
+  const float *bias[BTC_PRODUCTS]; /* [rows] of each; NULL: none */
+  const float *x;                  /* [m, cols] */
+  int64_t m;
+  const float *norm; /* [cols]; NULL: none, eps and normed are not read */
+  float eps;
+  float *normed;           /* [m, cols] */
+  float *y;                /* overlaps none of them */
+  bool few;                /* see above */
+  bool x_packed, y_packed; /* as btc_epilogue's; with a norm x is not packed */
+} btc_products;
+
+/* Part i of y: its row r begins r * stride elements behind `at`. */
+typedef struct btc_product_part {
+  float *at;
+  int64_t stride;
+} btc_product_part;
+btc_product_part btc_products_part(const btc_backend *b, const btc_products *p, int i);
+void btc_op_products(btc_backend *b, const btc_products *p);
+/* out[m, rows] = silu(part 0) * part 1 of two matrices with as many rows; out is packed. y is room for the parts and holds nothing
+ * of use afterwards; on a host out may be y. The parts may be rounded to bf16 on a device that multiplies in bf16. */
+void btc_op_products_gated(btc_backend *b, float *out, const btc_products *p);
+
 /* ---- norms (statistics in float32) ---- */
 /* y = (x-mean)/sqrt(var+eps)*weight+bias per row; biased variance. y may be x. Spec 1.2, 1.3, 1.4. */
 void btc_op_layernorm(btc_backend *b, float *y, const float *x, int64_t m, int64_t n, const float *weight, const float *bias,
@@ -253,12 +289,13 @@ typedef struct btc_items {
 /* What the next calls mean by items. The cpu borrows it until the next call; a device copies it. Within the backend's options. */
 void btc_op_set_items(btc_backend *b, const btc_items *items);
 /* For rows [first, first+m) of all the items' rows: rotary embedding of q and k, keys and values stored, causal attention. The
- * pointers are at row `first`; q [m, heads*d] and k [m, kv_heads*d] are dense and may be overwritten; o [m, heads*d] is packed.
+ * pointers are at row `first`; q [m, heads*d] and k [m, kv_heads*d] may be overwritten; o [m, heads*d] is dense and packed.
  * Without prefill all items have one row, and a device may sum in another order (as btc_op_matvec does). On the cpu
  * bit for bit btc_op_rope, btc_op_kv_store and btc_op_attention_causal of each item. */
 typedef struct btc_attention_items {
   float *q, *k, *o;
   const float *v;
+  int64_t q_stride, k_stride, v_stride; /* of rows, in elements */
   int64_t first, m, layer, heads;
   const float *cos, *sin; /* as for btc_op_rope */
   float scale;
@@ -294,18 +331,22 @@ void btc_op_rope(btc_backend *b, float *x, int64_t stride, int64_t m, int64_t he
 
 /* ---- elementwise ---- */
 void btc_op_add(btc_backend *b, float *y, const float *a, const float *c, int64_t n); /* y = a + c; y may be a or c */
+/* y[i] = a[i] + c[i % period] for i < n, a multiple of period; y may be a. */
+void btc_op_add_repeated(btc_backend *b, float *y, const float *a, const float *c, int64_t n, int64_t period);
 void btc_op_silu_mul(btc_backend *b, float *y, const float *gate, const float *up,
                      int64_t n); /* y = silu(gate)*up; in place allowed */
-void btc_op_silu_mul_packed(btc_backend *b, float *y, const float *gate, const float *up, int64_t n);
 
 /* ---- layout ---- */
-/* Patches of one image: dst[g*g, 3*p*p], row t = r*g+c holds x[ch][p*r+ky][p*c+kx] in (ch,ky,kx) order, as the rows of the
- * patch convolution's weight. x [3, side, side]; pixels beyond g*p are not read. Spec 1.2 step 1. */
-void btc_op_unfold_patches(btc_backend *b, float *dst, const float *x, int64_t side, int64_t p, int64_t g);
-/* 3x3 neighbourhoods, zero padding 1: dst[g*g, c*9] in (channel,ky,kx) order from x[g*g, c]. Spec 1.3 step 6. */
-void btc_op_unfold_3x3(btc_backend *b, float *dst, const float *x, int64_t g, int64_t c);
-/* 2x2 space to channel with one zero row/column appended when g is odd: dst[h*h, 4*c], h=(g+1)/2, column-major tokens. Spec 1.4. */
-void btc_op_space_to_depth(btc_backend *b, float *dst, const float *x, int64_t g, int64_t c);
+/* All over n images or maps, one after another. dst of the unfolds and z of the cosine are packed (btc_op_layernorm_packed): only
+ * products read them. */
+/* Patches: dst[n*g*g, 3*p*p], row t = r*g+c of an image holds x[ch][p*r+ky][p*c+kx] in (ch,ky,kx) order, as the rows of the
+ * patch convolution's weight. x [n, 3, side, side]; pixels beyond g*p are not read. Spec 1.2 step 1. */
+void btc_op_unfold_patches(btc_backend *b, float *dst, const float *x, int64_t n, int64_t side, int64_t p, int64_t g);
+/* 3x3 neighbourhoods, zero padding 1: dst[n*g*g, c*9] in (channel,ky,kx) order from x[n*g*g, c]. Spec 1.3 step 6. */
+void btc_op_unfold_3x3(btc_backend *b, float *dst, const float *x, int64_t n, int64_t g, int64_t c);
+/* 2x2 space to channel with one zero row/column appended when g is odd: dst[n*h*h, 4*c], h=(g+1)/2, column-major tokens of x[n*g*g,
+ * c]. Spec 1.4. */
+void btc_op_space_to_depth(btc_backend *b, float *dst, const float *x, int64_t n, int64_t g, int64_t c);
 /* z[t, 2c] = concat(s1[t], s2[t]) + cosine(s1[t], s2[t]); the cosine also goes to cos[t] if not NULL. eps 1e-8. Spec 1.3 steps 3-4.
  */
 void btc_op_cosine_concat(btc_backend *b, float *z, float *cos, const float *s1, const float *s2, int64_t t, int64_t c);

@@ -68,10 +68,16 @@ int btc_cuda_cosine_concat(float *z, uint16_t *z_bf16, float *cosine, const floa
 int btc_cuda_epilogue_apply(float *y, uint16_t *y_bf16, const float *dot, int64_t m, int64_t n, const btc_cuda_epilogue *e,
                             btc_cuda_stream s);
 int btc_cuda_add(float *y, const float *a, const float *b, int64_t n, btc_cuda_stream s);
-/* silu(gate)*up over [m, n]; gate and up have row strides (elements), so that one product may have made both side by side.
- * y, y_bf16 dense [m, n]; y may be gate when gate_stride == n. */
-int btc_cuda_silu_mul(float *y, uint16_t *y_bf16, const float *gate, int64_t gate_stride, const float *up, int64_t up_stride,
-                      int64_t m, int64_t n, btc_cuda_stream s);
+/* y[i] = a[i] + b[i % period], i < n, a multiple of period; y may be a. */
+int btc_cuda_add_repeated(float *y, const float *a, const float *b, int64_t n, int64_t period, btc_cuda_stream s);
+/* Rows of gate and up, F32 or BF16, at row strides (elements), so that one product may have made both side by side. */
+typedef struct btc_cuda_gate {
+  const void *gate, *up;
+  btc_cuda_type type;
+  int64_t gate_stride, up_stride;
+} btc_cuda_gate;
+/* silu(gate)*up over [m, n]; y, y_bf16 dense [m, n]. y may be gate when that is F32 and gate_stride == n. */
+int btc_cuda_silu_mul(float *y, uint16_t *y_bf16, const btc_cuda_gate *g, int64_t m, int64_t n, btc_cuda_stream s);
 /* In place on x[m, heads*d]; row i has position row_pos[i] (device). cos/sin [max_pos, d/2]. */
 int btc_cuda_rope(float *x, int64_t stride, int64_t m, int64_t heads, int64_t d, const int32_t *row_pos, const float *cos,
                   const float *sin, btc_cuda_stream s);
@@ -149,6 +155,7 @@ typedef struct btc_cuda_matrix {
   const void *data;
   btc_cuda_type type;
   int64_t rows, cols;
+  int64_t pitch; /* elements from row to row; 0: cols */
 } btc_cuda_matrix;
 
 /* y[m, rows] = epilogue(x[m, cols] w^T) for few rows: each weight is read once for up to 32 rows (8 in f32 arithmetic). x is dense,

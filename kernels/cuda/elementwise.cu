@@ -56,19 +56,29 @@ int btc_cuda_epilogue_apply(float *y, uint16_t *y_bf16, const float *dot, int64_
 
 /* ---- add ---- */
 
-static __global__ void __launch_bounds__(THREADS) add(float *y, const float *a, const float *b, int64_t n) {
-  int64_t i = thread_number() * 4;
-  if (i + 4 <= n) {
-    float4 u = *reinterpret_cast<const float4 *>(a + i), v = *reinterpret_cast<const float4 *>(b + i);
-    *reinterpret_cast<float4 *>(y + i) = make_float4(u.x + v.x, u.y + v.y, u.z + v.z, u.w + v.w);
+/* Block: 1024 elements of one of the times that b, of n elements, is added; `blocks` of them a time. WIDE: each time begins on 16
+ * bytes. */
+template <bool WIDE>
+static __global__ void __launch_bounds__(THREADS) add(float *y, const float *a, const float *b, int64_t n, unsigned blocks) {
+  const int64_t from = blockIdx.x / blocks * n; /* where this time begins */
+  int64_t i = (static_cast<int64_t>(blockIdx.x % blocks) * THREADS + threadIdx.x) * 4;
+  if (WIDE && i + 4 <= n) {
+    float4 u = *reinterpret_cast<const float4 *>(a + from + i), v = *reinterpret_cast<const float4 *>(b + i);
+    *reinterpret_cast<float4 *>(y + from + i) = make_float4(u.x + v.x, u.y + v.y, u.z + v.z, u.w + v.w);
   } else {
-    for (; i < n; i++) y[i] = a[i] + b[i];
+    for (int64_t end = i + 4 < n ? i + 4 : n; i < end; i++) y[from + i] = a[from + i] + b[i];
   }
 }
 
-int btc_cuda_add(float *y, const float *a, const float *b, int64_t n, btc_cuda_stream s) {
+int btc_cuda_add_repeated(float *y, const float *a, const float *b, int64_t n, int64_t period, btc_cuda_stream s) {
   if (n <= 0) return 0;
-  return BTC_LAUNCH(add, blocks_for((n + 3) / 4), THREADS, 0, s, y, a, b, n);
+  const unsigned blocks = blocks_for((period + 3) / 4), grid = static_cast<unsigned>(n / period) * blocks;
+  if (n == period || period % 4 == 0) return BTC_LAUNCH(add<true>, grid, THREADS, 0, s, y, a, b, period, blocks);
+  return BTC_LAUNCH(add<false>, grid, THREADS, 0, s, y, a, b, period, blocks);
+}
+
+int btc_cuda_add(float *y, const float *a, const float *b, int64_t n, btc_cuda_stream s) {
+  return btc_cuda_add_repeated(y, a, b, n, n, s);
 }
 
 /* ---- silu(gate) * up ---- */
@@ -78,29 +88,50 @@ BTC_DEVICE float silu_times(float g, float u) {
   return g / (1.0f + expf(-g)) * u;
 }
 
-template <bool WIDE>
-static __global__ void __launch_bounds__(THREADS) silu_mul(float *y, uint16_t *y_bf16, const float *gate, int64_t gate_stride,
-                                                           const float *up, int64_t up_stride, int64_t m, int64_t n) {
+BTC_DEVICE float widen(float x) {
+  return x;
+}
+
+BTC_DEVICE float widen(uint16_t x) {
+  return bf16_to_f32(x);
+}
+
+BTC_DEVICE float4 load_four(const float *p) {
+  return *reinterpret_cast<const float4 *>(p);
+}
+
+BTC_DEVICE float4 load_four(const uint16_t *p) {
+  uint2 u = *reinterpret_cast<const uint2 *>(p);
+  return make_float4(bf16_low(u.x), bf16_high(u.x), bf16_low(u.y), bf16_high(u.y));
+}
+
+template <typename T, bool WIDE>
+static __global__ void __launch_bounds__(THREADS) silu_mul(float *y, uint16_t *y_bf16, btc_cuda_gate job, int64_t m, int64_t n) {
   const int64_t groups = (n + 3) / 4, i = thread_number();
   if (i >= m * groups) return;
   const int64_t row = i / groups, j = i % groups * 4, at = row * n + j;
-  const float *g = gate + row * gate_stride + j, *u = up + row * up_stride + j;
+  const T *g = static_cast<const T *>(job.gate) + row * job.gate_stride + j,
+          *u = static_cast<const T *>(job.up) + row * job.up_stride + j;
   if (WIDE) {
-    float4 a = *reinterpret_cast<const float4 *>(g), b = *reinterpret_cast<const float4 *>(u);
+    float4 a = load_four(g), b = load_four(u);
     float v[4] = {silu_times(a.x, b.x), silu_times(a.y, b.y), silu_times(a.z, b.z), silu_times(a.w, b.w)};
     store_both(y, y_bf16, at, v);
   } else {
-    for (int64_t k = 0; k < 4 && j + k < n; k++) store_both(y, y_bf16, at + k, silu_times(g[k], u[k]));
+    for (int64_t k = 0; k < 4 && j + k < n; k++) store_both(y, y_bf16, at + k, silu_times(widen(g[k]), widen(u[k])));
   }
 }
 
-int btc_cuda_silu_mul(float *y, uint16_t *y_bf16, const float *gate, int64_t gate_stride, const float *up, int64_t up_stride,
-                      int64_t m, int64_t n, btc_cuda_stream s) {
-  if (m <= 0) return 0;
+template <typename T>
+static int launch_silu(float *y, uint16_t *y_bf16, const btc_cuda_gate *g, int64_t m, int64_t n, btc_cuda_stream s) {
   unsigned grid = blocks_for(m * ((n + 3) / 4));
-  if (n % 4 == 0 && gate_stride % 4 == 0 && up_stride % 4 == 0 && aligned16(gate) && aligned16(up))
-    return BTC_LAUNCH(silu_mul<true>, grid, THREADS, 0, s, y, y_bf16, gate, gate_stride, up, up_stride, m, n);
-  return BTC_LAUNCH(silu_mul<false>, grid, THREADS, 0, s, y, y_bf16, gate, gate_stride, up, up_stride, m, n);
+  if (n % 4 == 0 && g->gate_stride % 4 == 0 && g->up_stride % 4 == 0 && aligned16(g->gate) && aligned16(g->up))
+    return BTC_LAUNCH((silu_mul<T, true>), grid, THREADS, 0, s, y, y_bf16, *g, m, n);
+  return BTC_LAUNCH((silu_mul<T, false>), grid, THREADS, 0, s, y, y_bf16, *g, m, n);
+}
+
+int btc_cuda_silu_mul(float *y, uint16_t *y_bf16, const btc_cuda_gate *g, int64_t m, int64_t n, btc_cuda_stream s) {
+  if (m <= 0) return 0;
+  return g->type == BTC_CUDA_F32 ? launch_silu<float>(y, y_bf16, g, m, n, s) : launch_silu<uint16_t>(y, y_bf16, g, m, n, s);
 }
 
 /* ---- rotary positions ---- */

@@ -10,6 +10,7 @@ typedef struct matvec_job {
   uint16_t *y_bf16; /* may be NULL */
   btc_cuda_type w_type, x_type;
   int m, n, k; /* x [m, k], w [n, k], y [m, n] */
+  int pitch;   /* of w's rows */
   bool wide;   /* rows of w and x are made of whole 16-byte pieces */
   bool round;
   btc_cuda_epilogue e;
@@ -22,7 +23,7 @@ BTC_DEVICE uint4 load_weights(const void *p) {
   asm("ld.global.nc.L1::no_allocate.v4.u32 {%0,%1,%2,%3}, [%4];" : "=r"(u.x), "=r"(u.y), "=r"(u.z), "=r"(u.w) : "l"(p));
   return u;
 #else
-  return *static_cast<const uint4 *>(p);
+  return __ldg(static_cast<const uint4 *>(p));
 #endif
 }
 

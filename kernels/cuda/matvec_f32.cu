@@ -48,7 +48,7 @@ BTC_DEVICE void add_columns(float (*sum)[M], const matvec_job &j, int row, int x
   BTC_UNROLL
   for (int r = 0; r < ROWS; r++) {
     int64_t from = row + r < j.n ? row + r : j.n - 1; /* a row behind the last one repeats it and is not stored */
-    load_eight(w[r], j.w, TYPE, from * j.k, column, j.k, j.wide, j.round);
+    load_eight(w[r], j.w, TYPE, from * j.pitch, column, j.k, j.wide, j.round);
   }
   BTC_UNROLL
   for (int i = 0; i < M; i++) {

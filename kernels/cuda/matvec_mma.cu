@@ -47,13 +47,14 @@ BTC_DEVICE uint4 load_narrow(const matvec_job &j, const void *p, btc_cuda_type t
 
 template <form F>
 BTC_DEVICE uint4 load_w(const matvec_job &j, int row, int column) {
-  int64_t at = static_cast<int64_t>(row < j.n ? row : j.n - 1) * j.k; /* rows behind the last one repeat it and are not stored */
+  int64_t at =
+      static_cast<int64_t>(row < j.n ? row : j.n - 1) * j.pitch; /* rows behind the last one repeat it and are not stored */
   if constexpr (F == NARROW) return load_narrow(j, j.w, BTC_CUDA_BF16, at, column);
   return column < j.k ? load_weights(static_cast<const uint16_t *>(j.w) + at + column) : make_uint4(0, 0, 0, 0);
 }
 
 /* Eight columns of a row of x as bf16. A row that is not there reads row 0 and is zeroed after: loads without a branch go out
- * together. */
+ * together. x is what a launch before has written, perhaps while this one runs already: no read-only loads. */
 template <form F>
 BTC_DEVICE uint4 load_x(const matvec_job &j, int row, int column) {
   bool there = row < j.m && column < j.k;
@@ -62,10 +63,10 @@ BTC_DEVICE uint4 load_x(const matvec_job &j, int row, int column) {
   if constexpr (F == NARROW) {
     u = load_narrow(j, j.x, j.x_type, at - (there ? column : 0), there ? column : 0);
   } else if constexpr (F == WIDE_BF16) {
-    u = __ldg(reinterpret_cast<const uint4 *>(static_cast<const uint16_t *>(j.x) + at));
+    u = *reinterpret_cast<const uint4 *>(static_cast<const uint16_t *>(j.x) + at);
   } else {
     const float4 *x = reinterpret_cast<const float4 *>(static_cast<const float *>(j.x) + at);
-    float4 a = __ldg(x), b = __ldg(x + 1);
+    float4 a = x[0], b = x[1];
     u = make_uint4(pack_bf16(a.x, a.y), pack_bf16(a.z, a.w), pack_bf16(b.x, b.y), pack_bf16(b.z, b.w));
   }
   return there ? u : make_uint4(0, 0, 0, 0);

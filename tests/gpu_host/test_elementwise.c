@@ -24,14 +24,48 @@ static void test_elementwise_add(void **state) {
   }
 }
 
+static void test_elementwise_add_repeated(void **state) {
+  (void)state;
+  GPU_REQUIRED();
+  static const int64_t sizes[][2] = {{1, 1},    {1, 5},    {3, 4},    {4, 3},
+                                     {1024, 2}, {1028, 3}, {1027, 3}, {2309, 2}}; /* period, times */
+  for (size_t i = 0; i < sizeof sizes / sizeof sizes[0]; i++) {
+    int64_t period = sizes[i][0], n = period * sizes[i][1];
+    gpu_case("%lld elements %lld times", (long long)period, (long long)sizes[i][1]);
+    gpu_array a = gpu_random(n), c = gpu_random(period), y = gpu_new((size_t)n * 4, 0);
+    GPU(btc_cuda_add_repeated(y.device, a.device, c.device, n, period, NULL));
+    gpu_get(&y);
+    for (int64_t j = 0; j < n; j++) {
+      float want = gpu_f32(&a)[j] + gpu_f32(&c)[j % period];
+      assert_same_bits(gpu_f32(&y) + j, &want, 1, "add_repeated");
+    }
+    GPU(btc_cuda_add_repeated(a.device, a.device, c.device, n, period, NULL));
+    gpu_get(&a);
+    assert_same_bits(a.host, y.host, n, "add_repeated in place");
+    gpu_free(&a);
+    gpu_free(&c);
+    gpu_free(&y);
+  }
+}
+
 /* silu: expf and a division, each within 2 units, then the product. */
-static void silu(int64_t m, int64_t n, int64_t stride, int64_t up_at) {
-  gpu_case("m %lld, n %lld, stride %lld", (long long)m, (long long)n, (long long)stride);
-  gpu_array x = gpu_random(m * stride), y = gpu_new((size_t)(m * n) * 4, 0), h = gpu_new((size_t)(m * n) * 2, 0);
-  for (int64_t i = 0; i < m * stride; i++) gpu_f32(&x)[i] *= i % 7 ? 4 : 100; /* far into both tails */
-  gpu_put(&x);
-  const float *gate = x.device, *up = gate + up_at;
-  GPU(btc_cuda_silu_mul(y.device, h.device, gate, stride, up, stride, m, n, NULL));
+static void silu(btc_dtype type, int64_t m, int64_t n, int64_t stride, int64_t up_at) {
+  gpu_case("%s, m %lld, n %lld, stride %lld", btc_dtype_name(type), (long long)m, (long long)n, (long long)stride);
+  const size_t size = btc_dtype_size(type);
+  gpu_array x = gpu_random(m * stride), stored = gpu_new((size_t)(m * stride) * size, 0), y = gpu_new((size_t)(m * n) * 4, 0),
+            h = gpu_new((size_t)(m * n) * 2, 0);
+  for (int64_t i = 0; i < m * stride; i++) {
+    float *v = gpu_f32(&x) + i;
+    *v *= i % 7 ? 4 : 100; /* far into both tails */
+    if (type == BTC_BF16)
+      ((uint16_t *)stored.host)[i] = btc_f32_to_bf16(*v);
+    else
+      gpu_f32(&stored)[i] = *v;
+  }
+  gpu_put(&stored);
+  btc_to_f32(gpu_f32(&x), stored.host, type, (size_t)(m * stride));
+  btc_cuda_gate job = {stored.device, (char *)stored.device + (size_t)up_at * size, (btc_cuda_type)type, stride, stride};
+  GPU(btc_cuda_silu_mul(y.device, h.device, &job, m, n, NULL));
   gpu_get(&y);
   gpu_get(&h);
   btc_backend b = plain_backend(BTC_COMPUTE_F32);
@@ -43,6 +77,7 @@ static void silu(int64_t m, int64_t n, int64_t stride, int64_t up_at) {
   }
   assert_rounded(&h, y.host, m * n, "silu_mul");
   gpu_free(&x);
+  gpu_free(&stored);
   gpu_free(&y);
   gpu_free(&h);
 }
@@ -50,10 +85,13 @@ static void silu(int64_t m, int64_t n, int64_t stride, int64_t up_at) {
 static void test_elementwise_silu_mul(void **state) {
   (void)state;
   GPU_REQUIRED();
-  silu(1, 1, 2, 1);
-  silu(3, 5, 11, 6);                         /* odd: one at a time */
-  silu(2, 6912 / 4, 2 * 6912 / 4, 6912 / 4); /* both halves of one product */
-  silu(4, 260, 524, 262);                    /* up is not on 16 bytes */
+  static const btc_dtype types[] = {BTC_F32, BTC_BF16};
+  for (int i = 0; i < 2; i++) {
+    silu(types[i], 1, 1, 2, 1);
+    silu(types[i], 3, 5, 11, 6);                         /* odd: one at a time */
+    silu(types[i], 2, 6912 / 4, 2 * 6912 / 4, 6912 / 4); /* both halves of one product */
+    silu(types[i], 4, 260, 524, 262);                    /* up is not on 16 bytes */
+  }
 }
 
 static void epilogue(int64_t m, int64_t n, int which, btc_act act, bool first, int64_t residual_rows) {
@@ -219,9 +257,10 @@ static void test_elementwise_rope_store(void **state) {
 }
 
 static const struct CMUnitTest tests[] = {
-    cmocka_unit_test(test_elementwise_add),      cmocka_unit_test(test_elementwise_silu_mul),
-    cmocka_unit_test(test_elementwise_epilogue), cmocka_unit_test(test_elementwise_rope),
-    cmocka_unit_test(test_elementwise_kv_store), cmocka_unit_test(test_elementwise_rope_store),
+    cmocka_unit_test(test_elementwise_add),        cmocka_unit_test(test_elementwise_add_repeated),
+    cmocka_unit_test(test_elementwise_silu_mul),   cmocka_unit_test(test_elementwise_epilogue),
+    cmocka_unit_test(test_elementwise_rope),       cmocka_unit_test(test_elementwise_kv_store),
+    cmocka_unit_test(test_elementwise_rope_store),
 };
 
 BTC_TEST_MAIN(tests)

@@ -22,7 +22,7 @@ typedef struct product {
 
 static product make_product(const sizes *s, btc_dtype w, btc_cuda_type x) {
   product p = {.w = gpu_stored(w, s->n * s->k), .x = gpu_stored(x == BTC_CUDA_F32 ? BTC_F32 : BTC_BF16, s->m * s->k), .x_type = x};
-  p.matrix = (btc_cuda_matrix){p.w.device, (btc_cuda_type)w, s->n, s->k};
+  p.matrix = (btc_cuda_matrix){.data = p.w.device, .type = (btc_cuda_type)w, .rows = s->n, .cols = s->k};
   return p;
 }
 
@@ -136,6 +136,39 @@ static void test_matvec_rounds_as_the_producer_does(void **state) {
   free_product(&p);
 }
 
+/* What lies between the rows is not a part of the product. */
+static void check_padded(sizes s, int64_t pitch, btc_dtype w, bool round) {
+  gpu_case("m %lld, n %lld, k %lld, pitch %lld, weights %d, rounded %d", (long long)s.m, (long long)s.n, (long long)s.k,
+           (long long)pitch, (int)w, round);
+  const size_t size = btc_dtype_size(w), row = (size_t)s.k * size;
+  product p = make_product(&s, w, BTC_CUDA_F32);
+  gpu_array padded = gpu_new((size_t)(s.n * pitch) * size, 0), a = gpu_new((size_t)(s.m * s.n) * 4, 0),
+            b = gpu_new((size_t)(s.m * s.n) * 4, 0); /* NaN between the rows */
+  for (int64_t i = 0; i < s.n; i++)
+    memcpy((char *)padded.host + (size_t)(i * pitch) * size, (char *)p.w.host + (size_t)i * row, row);
+  gpu_put(&padded);
+  GPU(btc_cuda_matvec(a.device, NULL, p.x.device, BTC_CUDA_F32, s.m, &p.matrix, NULL, round, NULL));
+  p.matrix.data = padded.device;
+  p.matrix.pitch = pitch;
+  GPU(btc_cuda_matvec(b.device, NULL, p.x.device, BTC_CUDA_F32, s.m, &p.matrix, NULL, round, NULL));
+  gpu_get(&a);
+  gpu_get(&b);
+  assert_same_bits(b.host, a.host, s.m * s.n, "padded rows");
+  gpu_free(&padded);
+  gpu_free(&a);
+  gpu_free(&b);
+  free_product(&p);
+}
+
+static void test_matvec_of_padded_rows(void **state) {
+  (void)state;
+  GPU_REQUIRED();
+  check_padded((sizes){3, 21, 77}, 80, BTC_BF16, true);
+  check_padded((sizes){2, 18, 72}, 88, BTC_BF16, true);
+  check_padded((sizes){1, 19, 37}, 40, BTC_F32, false);
+  check_padded((sizes){9, 5, 64}, 68, BTC_F32, true);
+}
+
 /* Any of bias, scale, residual; every activation; the residual in place. */
 static void check_epilogue(btc_act act, bool bias, bool scale, bool residual, bool first, btc_dtype w) {
   sizes s = {3, 19, 48};
@@ -174,6 +207,7 @@ static const struct CMUnitTest tests[] = {
     cmocka_unit_test(test_matvec_of_a_tall_matrix),
     cmocka_unit_test(test_matvec_row_does_not_see_others),
     cmocka_unit_test(test_matvec_rounds_as_the_producer_does),
+    cmocka_unit_test(test_matvec_of_padded_rows),
     cmocka_unit_test(test_matvec_epilogue_equals_plain),
 };
 

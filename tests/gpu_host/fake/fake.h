@@ -15,12 +15,14 @@ typedef struct fake_seen {
   int64_t recorded, repeated;         /* sequences: recorded, and launched as recordings */
   int64_t most_beside; /* copies not done, at a time, of a stream that has had nothing but copies from pinned memory */
   int64_t waits;       /* of a stream for another one's event */
+  int64_t launches;    /* of kernels that ran at once, not of those that a recording repeats */
   int64_t n_products;  /* cuBLASLt's; the first FAKE_PRODUCTS are kept */
   fake_product product[FAKE_PRODUCTS];
 } fake_seen;
 
 extern fake_seen fake;
 int64_t fake_streams(void); /* that have not been destroyed */
+int64_t fake_held(void);    /* bytes of the device's memory that have not been freed */
 
 /* Whether this thread's stream is being recorded; and that something happened which a recording does not survive. */
 int fake_is_recording(void);

@@ -81,6 +81,14 @@ static size_t blocks_remove(blocks *b, const void *p) {
   return bytes;
 }
 
+int64_t fake_held(void) {
+  size_t bytes = 0;
+  pthread_mutex_lock(&lock);
+  for (size_t i = 0; i < on_device.n; i++) bytes += on_device.block[i].bytes;
+  pthread_mutex_unlock(&lock);
+  return (int64_t)bytes;
+}
+
 /* With the lock held. */
 static bool is_in(const blocks *b, const void *p) {
   for (size_t i = 0; i < b->n; i++)
@@ -210,6 +218,7 @@ typedef struct fill {
 
 static int do_fill(const void *context) {
   const fill *f = context;
+  btc_shim_settled();
   for (size_t i = 0; i < f->rows; i++) {
     if (f->src)
       memcpy(f->dst + i * f->dst_pitch, f->src + i * f->src_pitch, f->width);

@@ -74,6 +74,7 @@ void fake_reach(void *handle) {
   stream *s = handle;
   pthread_mutex_lock(&lock);
   if (s) {
+    if (s->first) btc_shim_settled();
     advance(s, s->places);
     s->works = true;
   }
@@ -82,6 +83,7 @@ void fake_reach(void *handle) {
 
 static void settle(stream *s) {
   pthread_mutex_lock(&lock);
+  btc_shim_settled();
   if (s) advance(s, s->places);
   pthread_mutex_unlock(&lock);
 }
@@ -127,6 +129,11 @@ int64_t fake_streams(void) {
 
 /* ---- streams ---- */
 
+static void before_launch(void *s) {
+  __atomic_add_fetch(&fake.launches, 1, __ATOMIC_RELAXED);
+  fake_reach(s);
+}
+
 cudaError_t cudaStreamCreateWithFlags(cudaStream_t *out, unsigned flags) {
   (void)flags;
   stream *s = calloc(1, sizeof *s);
@@ -137,7 +144,7 @@ cudaError_t cudaStreamCreateWithFlags(cudaStream_t *out, unsigned flags) {
     return rc;
   }
   pthread_mutex_lock(&lock);
-  btc_shim_before = fake_reach;
+  btc_shim_before = before_launch;
   s->id = ++ids;
   s->next = streams;
   streams = s;

@@ -1,0 +1,33 @@
+/* Products of the same rows, as a host makes them: one after the other, a part behind the other. */
+#include "ops/backend.h"
+
+btc_product_part btc_products_part(const btc_backend *b, const btc_products *p, int i) {
+  if (b->table->products_part) return b->table->products_part(b, p, i);
+  int64_t before = 0;
+  for (int k = 0; k < i; k++) before += p->w[k]->rows;
+  return (btc_product_part){p->y + p->m * before, p->w[i]->rows};
+}
+
+void btc_op_products(btc_backend *b, const btc_products *p) {
+  if (b->table->products) {
+    b->table->products(b, p);
+    return;
+  }
+  if (p->norm) b->table->rmsnorm(b, p->normed, p->x, p->m, p->w[0]->cols, p->norm, p->eps);
+  for (int i = 0; i < p->n; i++)
+    (p->few ? b->table->matvec : b->table->matmul)(b, btc_products_part(b, p, i).at, p->norm ? p->normed : p->x, p->m, p->w[i],
+                                                   &(btc_epilogue){.bias = p->bias[i]});
+}
+
+void btc_op_products_gated(btc_backend *b, float *out, const btc_products *p) {
+  if (b->table->products_gated) {
+    b->table->products_gated(b, out, p);
+    return;
+  }
+  btc_op_products(b, p);
+  b->table->silu_mul(b, out, btc_products_part(b, p, 0).at, btc_products_part(b, p, 1).at, p->m * p->w[0]->rows);
+}
+
+btc_status btc_backend_hold_together(btc_backend *b, const btc_weight *w, int n, bool product, btc_error *err) {
+  return b->table->hold_together ? b->table->hold_together(b, w, n, product, err) : BTC_OK;
+}
