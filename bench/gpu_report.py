@@ -127,6 +127,24 @@ def excerpt(directory, part):
     return worth[:EXCERPT] or text[-8:]
 
 
+def print_ops(ops, freed):
+    """Products beside the library's best, and a decode step's parts."""
+    best = {r["free"]: r.get("tflops") for r in freed}
+    products, decode = [r for r in ops if "product" in r], [r for r in ops if "decode" in r]
+    if products:
+        print("\n| product, bf16 | rows | outputs x inputs | btcchat, TFLOP/s | cuBLASLt, free | ratio |\n| --- | --- | --- | --- | --- | --- |")
+    for r in products:
+        theirs = best.get(r["product"])
+        free = f"{theirs:.0f} | {r['tflops'] / theirs:.2f}" if theirs else "- | -"
+        print(f"| {r['product']} | {r['m']} | {r['n']} x {r['k']} | {r['tflops']:.0f} | {free} |")
+    items = sorted({r["items"] for r in decode})
+    if decode:
+        print("\n| of a decode step, a layer | " + " | ".join(f"{n} item{'s' if n > 1 else ''}, us | GB/s" for n in items) + " |\n| --- |" + " --- | --- |" * len(items))
+    for name in dict.fromkeys(r["decode"] for r in decode):
+        cells = [f"{r['us']:.1f} | {r['gbs']:.0f}" for n in items for r in decode if r["decode"] == name and r["items"] == n]
+        print(f"| {name} | " + " | ".join(cells) + " |")
+
+
 def print_report(directory):
     with open(os.path.join(directory, "parts.tsv")) as f:
         parts = [line.rstrip("\n").split("\t") for line in f]
@@ -144,6 +162,7 @@ def print_report(directory):
         print("\n| random model, bf16, a pair | btcchat | PyTorch | PyTorch / btcchat | of the roof |\n| --- | --- | --- | --- | --- |")
         for row in stage_rows(stages, torch, roof):
             print("| " + " | ".join(row) + " |")
+    print_ops(lines(directory, "ops"), lines(directory, "free"))
     for r in pairs:
         same = "equal bit for bit" if r["same_bits"] else "NOT equal"
         print(f"\n{r['pairs']} pairs from files, {r['slots']} slots: {r['batched_items_s']:.1f} pairs/s; one at a time {r['one_items_s']:.1f}; "
