@@ -1,8 +1,8 @@
 /*
- * Where a backend's time goes: btcchat-bench-ops DEVICE [small]. The products of gpu_shapes.h, and every part of a decode step's
- * layer as a step runs it (a device repeats it from a recording), in bf16 over random weights. Each of a part's repetitions has
- * weights of its own, so that none are found in a cache. Prints a JSON object a line. small: a little of everything, to try the
- * program. Exit status 1 with the reason when there is no such device or it fails.
+ * Where a backend's time goes: btcchat-bench-ops DEVICE [small] [decode]. The products of gpu_shapes.h, and every part of a decode
+ * step's layer as a step runs it (a device repeats it from a recording), in bf16 over random weights. Each of a part's repetitions
+ * has weights of its own, so that none are found in a cache. Prints a JSON object a line. small: a little of everything, to try the
+ * program; decode: no products. Exit status 1 with the reason when there is no such device or it fails.
  */
 #include <math.h>
 #include <stdio.h>
@@ -360,8 +360,13 @@ static void give_back(bench *b) {
 int main(int argc, char **argv) {
   static bench b;
   btc_error err = {0};
-  if (argc < 2 || argc > 3 || (argc == 3 && strcmp(argv[2], "small") != 0)) stop("usage: btcchat-bench-ops DEVICE [small]");
-  b.z = argc == 3 ? &small : &full;
+  bool little = false, decode = false;
+  for (int i = 2; i < argc; i++) {
+    little |= !strcmp(argv[i], "small");
+    decode |= !strcmp(argv[i], "decode");
+  }
+  if (argc != 2 + little + decode) stop("usage: btcchat-bench-ops DEVICE [small] [decode]");
+  b.z = little ? &small : &full;
   const btc_backend_options o = {.kind = argv[1],
                                  .compute = BTC_COMPUTE_BF16,
                                  .max_cols = b.z->mlp,
@@ -371,8 +376,8 @@ int main(int argc, char **argv) {
                                  .heads = b.z->heads,
                                  .head_dim = HEAD_DIM};
   must(btc_backend_create(&o, &b.be, &err), &err);
-  fill(&b, (size_t)1 << (argc == 3 ? 20 : 27), (size_t)1 << 20);
-  for (int i = 0; i < GPU_SHAPES; i++) time_product(&b, &gpu_shapes[i]);
+  fill(&b, (size_t)1 << (little ? 20 : 27), (size_t)1 << 20);
+  for (int i = 0; i < GPU_SHAPES && !decode; i++) time_product(&b, &gpu_shapes[i]);
   make_layers(&b);
   time_decode(&b, 1);
   time_decode(&b, MOST_ITEMS);

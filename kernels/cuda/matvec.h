@@ -23,7 +23,7 @@ BTC_DEVICE uint4 load_weights(const void *p) {
   asm("ld.global.nc.L1::no_allocate.v4.u32 {%0,%1,%2,%3}, [%4];" : "=r"(u.x), "=r"(u.y), "=r"(u.z), "=r"(u.w) : "l"(p));
   return u;
 #else
-  return *static_cast<const uint4 *>(p);
+  return __ldg(static_cast<const uint4 *>(p));
 #endif
 }
 

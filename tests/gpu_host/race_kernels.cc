@@ -174,10 +174,24 @@ static void twice(int *y, const int *x, int wrong) {
   int i = thread_index(), v = wrong == EARLY_READ ? y[i] : x[i] + 1;
   if (wrong == EARLY_WRITE) y[i] = v;
   await_launch_before();
+  if (wrong == EARLY_CONSTANT) v = __ldg(y + i);
   y[i] += v;
 }
 
 int race_early(int *y, const int *x, int wrong) {
   int status = BTC_LAUNCH(add_one, 1, N, 0, nullptr, y, x);
   return status != 0 ? status : BTC_LAUNCH_EARLY(twice, 1, N, 0, nullptr, y, x, wrong);
+}
+
+static void constant(int *y, const int *x, int wrong) {
+  int i = thread_index();
+  y[i] = x[i] + 1;
+  __syncthreads();
+  int next = wrong == CONSTANT_WRITTEN ? __ldg(y + (i ^ 1)) : __ldg(x + (i ^ 1)) + 1;
+  __syncthreads();
+  y[i] = next;
+}
+
+int race_constant(int *y, const int *x, int wrong) {
+  return BTC_LAUNCH(constant, 1, N, 0, nullptr, y, x, wrong);
 }

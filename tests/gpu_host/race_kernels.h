@@ -54,8 +54,12 @@ enum { PIECES_OVERLAP = 1 /* a thread writes its neighbour's byte too */ };
 int race_pieces(unsigned short *halves, unsigned char *quarters, int wrong);
 
 /* y[64] = x[64] + 1 by a launch, then y[64] *= 2 by an early one. */
-enum { EARLY_READ = 1, EARLY_WRITE };
+enum { EARLY_READ = 1, EARLY_WRITE, EARLY_CONSTANT /* read as such, though behind the wait */ };
 int race_early(int *y, const int *x, int wrong);
+
+/* y[64] = x[64] + 1, then the next of each as a constant. */
+enum { CONSTANT_WRITTEN = 1 /* that of y */ };
+int race_constant(int *y, const int *x, int wrong);
 
 #ifdef __cplusplus
 }

@@ -132,6 +132,15 @@ static void test_race_with_the_launch_before(void **state) {
   assert_int_equal(y[3], 8);
   CAUGHT(race_early(y, x, EARLY_READ), "may still write");
   CAUGHT(race_early(y, x, EARLY_WRITE), "may still use");
+  CAUGHT(race_early(y, x, EARLY_CONSTANT), "__ldg");
+}
+
+static void test_race_constants_are_not_written(void **state) {
+  (void)state;
+  number();
+  RIGHT(race_constant(y, x, RACE_RIGHT));
+  assert_int_equal(y[3], 3);
+  CAUGHT(race_constant(y, x, CONSTANT_WRITTEN), "__ldg");
 }
 
 static const struct CMUnitTest tests[] = {
@@ -145,6 +154,7 @@ static const struct CMUnitTest tests[] = {
     cmocka_unit_test(test_race_atomics_with_plain_accesses),
     cmocka_unit_test(test_race_parts_of_a_word_are_their_threads_own),
     cmocka_unit_test(test_race_with_the_launch_before),
+    cmocka_unit_test(test_race_constants_are_not_written),
 };
 
 BTC_TEST_MAIN(tests)

@@ -94,6 +94,10 @@ void btc_shim_atomic_store(void *p, const void *value, size_t bytes) {
   memcpy(p, value, bytes);
 }
 
+void btc_shim_constant(const void *p, size_t bytes) {
+  btc_shim_race_constant(reinterpret_cast<uintptr_t>(p), bytes, __builtin_return_address(0));
+}
+
 void btc_shim_fence() {
   if (btc_shim_watches) btc_shim_clock_fence(btc_shim_running);
 }

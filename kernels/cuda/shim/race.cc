@@ -42,10 +42,10 @@ static void report(uintptr_t p, bool shared, const btc_shim_access &before, cons
   btc_shim_fail("a race at %#zx in %s memory: %s; %s; nothing orders the two", p, shared ? "shared" : "global", first, second);
 }
 
-static void report_early(uintptr_t p, const btc_shim_access &now, const char *what) {
+static void report_fault(const char *what, uintptr_t p, const btc_shim_access &now, const char *why) {
   char text[400];
   describe(text, sizeof text, now);
-  btc_shim_fail("before await_launch_before(), at %#zx in global memory: %s; %s", p, text, what);
+  btc_shim_fail("%s, at %#zx in global memory: %s; %s", what, p, text, why);
 }
 
 /* ---- the rules ---- */
@@ -100,8 +100,10 @@ static void touch(btc_shim_cell *c, uintptr_t p, const btc_shim_access &now, boo
 
 /* A launch whose blocks are already there while those before it still run. */
 static void check_early(const btc_shim_cell &c, uintptr_t p, const btc_shim_access &now) {
-  if (is_write(now.kind)) report_early(p, now, "a launch before may still use it");
-  if (c.write.block >= unsettled && c.write.block < btc_shim_now.first) report_early(p, now, "a launch before may still write it");
+  static const char what[] = "before await_launch_before()";
+  if (is_write(now.kind)) report_fault(what, p, now, "a launch before may still use it");
+  if (c.write.block >= unsettled && c.write.block < btc_shim_now.first)
+    report_fault(what, p, now, "a launch before may still write it");
 }
 
 template <typename F>
@@ -133,6 +135,24 @@ void btc_shim_race_access(uintptr_t p, size_t bytes, access_kind kind, const voi
   if (is_plain(kind)) return;
   word_use use = kind == ATOMIC ? WORD_BOTH : kind == VOLATILE_READ ? WORD_LOAD : WORD_STORE;
   btc_shim_clock_word(now.thread, p, shared, use);
+}
+
+void btc_shim_race_constant(uintptr_t p, size_t bytes, const void *from) {
+  const btc_shim_access now = access_now(READ, from);
+  const uint32_t oldest = early_launch ? unsettled : btc_shim_now.first;
+  each_cell(p, bytes, [&](btc_shim_cell *c, uintptr_t at) {
+    if (c->write.block >= oldest)
+      report_fault("a read as constant (__ldg)", at, now, "this launch or one that may still run writes it");
+  });
+}
+
+void btc_shim_foreign(const void *written, size_t bytes) {
+  if (!btc_shim_watches) return;
+  btc_shim_race_launch(1, 1, false);
+  each_cell(reinterpret_cast<uintptr_t>(written), bytes, [](btc_shim_cell *c, uintptr_t) {
+    *c = {};
+    c->write = {btc_shim_now.first, 1, 0, 0, WRITE};
+  });
 }
 
 void btc_shim_race_copy(uintptr_t p, size_t bytes, const void *from) {

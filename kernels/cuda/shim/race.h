@@ -8,19 +8,20 @@
  *    error, and so is issuing it while another thread may still use the destination.
  *  - Atomics race with plain accesses, not with each other. Volatile accesses count as atomic.
  *  - An early launch, before await_launch_before(): no write to global memory, no read of what a launch that may still run wrote.
+ *  - A read as constant (__ldg, load_weights): no write of this launch, nor for an early one of any that may still run.
  * Three readers a cell are kept, of different warps and blocks where there are such: a write that races with others only is missed.
  */
 #ifndef BTC_KERNELS_CUDA_SHIM_RACE_H
 #define BTC_KERNELS_CUDA_SHIM_RACE_H
 
 #include "shadow.h"
-
-/* Whether kernels of this program are instrumented. */
-extern bool btc_shim_watches;
+#include "shim.h"
 
 void btc_shim_race_launch(int n_threads, uint64_t blocks, bool early);
 /* An access by the thread that runs; from: the code that makes it. */
 void btc_shim_race_access(uintptr_t p, size_t bytes, access_kind kind, const void *from);
+/* The thread that runs reads what nobody may write while the launch lives. */
+void btc_shim_race_constant(uintptr_t p, size_t bytes, const void *from);
 /* A copy into shared memory is under way; has been waited for. */
 void btc_shim_race_copy(uintptr_t p, size_t bytes, const void *from);
 void btc_shim_race_copied(uintptr_t p, size_t bytes);
