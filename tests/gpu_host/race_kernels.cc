@@ -30,7 +30,8 @@ static void reverse(int *y, const int *x, int wrong) {
   tile[i] = x[i];
   if (wrong == RACE_RIGHT) __syncwarp();
   if (wrong == REVERSE_HALF_MASKS) __syncwarp(i % 32 < 16 ? 0xffffu : 0xffff0000u);
-  y[i] = tile[i ^ 31];
+  int zero = wrong == REVERSE_SHUFFLE ? __shfl_sync(BTC_FULL_WARP, 0, 0) : 0;
+  y[i] = tile[i ^ 31] + zero;
 }
 
 int race_reverse(int *y, const int *x, int wrong) {

@@ -16,7 +16,11 @@ enum { SUM_NO_BARRIER = 1 /* between the halves */ };
 int race_sum(int *y, const int *x, int wrong);
 
 /* Lanes reverse x[64] in their warp through shared memory. */
-enum { REVERSE_NO_SYNCWARP = 1, REVERSE_HALF_MASKS /* each half of a warp meets for itself */ };
+enum {
+  REVERSE_NO_SYNCWARP = 1,
+  REVERSE_HALF_MASKS /* each half of a warp meets for itself */,
+  REVERSE_SHUFFLE /* no memory barrier */
+};
 int race_reverse(int *y, const int *x, int wrong);
 
 /* y[64] = sums of x[4][64] shifted by each of 0..3 places through one buffer of 64. */

@@ -50,6 +50,7 @@ static void test_race_warp_without_syncwarp(void **state) {
   assert_int_equal(y[32], 63);
   CAUGHT(race_reverse(y, x, REVERSE_NO_SYNCWARP), "in shared memory");
   CAUGHT(race_reverse(y, x, REVERSE_HALF_MASKS), "in shared memory");
+  CAUGHT(race_reverse(y, x, REVERSE_SHUFFLE), "in shared memory");
 }
 
 static void test_race_buffer_used_again_without_barrier(void **state) {

@@ -1,6 +1,6 @@
 /*
- * Vector clocks, cheap where kernels are usual: a barrier of the whole block and a warp operation of a whole warp each write one
- * tick a thread (`all`, `warp`); only a barrier of some warps or an operation of some lanes wants a row a thread.
+ * Vector clocks, cheap where kernels are usual: a barrier of the whole block and a __syncwarp of a whole warp each write one
+ * tick a thread (`all`, `warp`); only a barrier of some warps or one of some lanes wants a row a thread.
  */
 #include "clock.h"
 

@@ -1,7 +1,7 @@
 /*
  * Private to the shim: which access of a launch comes before which, whatever order the shim happens to run threads in.
  *
- * A thread has a tick, which goes on at each barrier, warp operation and fence it takes part in. An access is (block, thread,
+ * A thread has a tick, which goes on at each barrier, __syncwarp and fence it takes part in. An access is (block, thread,
  * tick); thread t knows a tick of thread u when a chain of those leads from u at that tick to t now. Between blocks there is one
  * chain only, CUDA's: u (or a thread u met at a barrier) fences, an atomic of theirs on a word, an atomic of t's side that sees it,
  * t's side fences. Fences without the atomic, or the atomic without a fence on both sides, order nothing.

@@ -179,7 +179,7 @@ static void release_warp(shim_thread *warp, int lanes, const shim_thread *first)
     memcpy(table + i * BTC_SHIM_SLOT, warp[i].brought, warp[i].bytes);
     warp[i].state = RUNS;
   }
-  if (btc_shim_watches) btc_shim_clock_meet_warp(static_cast<int>(warp - threads) / 32, mask);
+  if (btc_shim_watches && first->bytes == 0) btc_shim_clock_meet_warp(static_cast<int>(warp - threads) / 32, mask);
 }
 
 static void release() {

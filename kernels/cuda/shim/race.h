@@ -2,7 +2,9 @@
  * Private to the shim: the race detector. Kernels compiled with the compiler's ThreadSanitizer instrumentation report each access
  * to instrument.cc; this compares it with what shadow.h keeps, by the order that clock.h knows, and ends the launch at the first
  * two accesses that nothing orders, of which one writes. That holds for the whole launch, whatever order the shim ran it in.
- *  - Shared memory: threads of a block, ordered by barriers and, in a warp, by warp operations.
+ *  - Shared memory: threads of a block, ordered by barriers and, in a warp, by __syncwarp. Shuffles, votes, ldmatrix and mma bring
+ *    lanes together but do not order memory (CUDA C++ Programming Guide, "Warp Shuffle Functions"): the compiler may move a store
+ *    over them.
  *  - Global memory: also threads of different blocks, ordered by fence, atomic, fence only (clock.h). Launches follow each other.
  *  - cp.async: from where it is issued until the thread has waited for it, any access to its destination by any thread is an
  *    error, and so is issuing it while another thread may still use the destination.

@@ -11,7 +11,7 @@
  *  - more than 48 KiB of dynamic shared memory want BTC_ALLOW_SHARED first;
  *  - a vector access at an address that is no multiple of its size ends the program (by the compiler's check, CMake).
  *  - where the kernels are instrumented (the tests of kernels, in builds by gcc without a sanitizer), two accesses of a launch that
- *    no barrier, warp operation, or fence with an atomic orders are an error with both places: the race detector, race.h.
+ *    no barrier, __syncwarp, or fence with an atomic orders are an error with both places: the race detector, race.h.
  * One OS thread at a time. What the shim cannot see: bank conflicts, speed; which of an atomic's callers comes first is the shim's
  * choice, so that of code behind one that depends on it only what this order reaches is tested.
  */
