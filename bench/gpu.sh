@@ -154,6 +154,7 @@ part golden 60 'golden cases'
 wait "$making"
 part stages 130 'stages and one pair'
 part pairs 80 'pairs a second'
+part ops 60 'products and parts of decode'
 part torch 90 'PyTorch in the same run'
 part captions 60 'captions against the CPU'
 part batches 70 'a caption does not depend on its batch'

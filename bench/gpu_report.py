@@ -77,8 +77,9 @@ def at_batch(rows, batch):
     return next((r for r in rows if r["batch"] == batch), None)
 
 
-def stage_rows(stages, torch, roof):
+def stage_rows(stages, apart, torch, roof):
     """Rows of what | btcchat | PyTorch | ratio | of the roof, in milliseconds a pair."""
+    slow = {r["batch"]: r["decode_ms"] for r in apart}
     names = {"vision_ms": "vision, 2 images", "prefill_ms": "prefill, 253 positions", "decode_ms": "decode, one token", "pair_ms": "a pair, 20 tokens"}
     rates = {"vision_ms": "vision_gflops", "prefill_ms": "prefill_gflops"}
     out = []
@@ -91,6 +92,8 @@ def stage_rows(stages, torch, roof):
                 part = f"{ours[rates[key]] * 1e-3 / roof['bf16_tflops']:.2f} of the product rate"
             elif roof and key == "decode_ms" and ours["batch"] == 1:
                 part = f"{ours['decode_gbs'] / roof['copy_gbs']:.2f} of the copy bandwidth"
+            if key == "decode_ms" and ours["batch"] in slow:
+                part += f"; launches apart {slow[ours['batch']]:.3f} ms"
             out.append((f"{name}, batch {ours['batch']}", f"{ours[key]:.3f} ms", f"{theirs:.3f} ms" if theirs else "-", f"{theirs / ours[key]:.2f}x" if theirs else "-", part))
     return out
 
@@ -127,10 +130,29 @@ def excerpt(directory, part):
     return worth[:EXCERPT] or text[-8:]
 
 
+def print_ops(ops, apart, freed):
+    """Products beside the library's best, and a decode step's parts, also with launches that do not overlap."""
+    best = {r["free"]: r.get("tflops") for r in freed}
+    products, decode = [r for r in ops if "product" in r], [r for r in ops if "decode" in r]
+    if products:
+        print("\n| product, bf16 | rows | outputs x inputs | btcchat, TFLOP/s | cuBLASLt, free | ratio |\n| --- | --- | --- | --- | --- | --- |")
+    for r in products:
+        theirs = best.get(r["product"])
+        free = f"{theirs:.0f} | {r['tflops'] / theirs:.2f}" if theirs else "- | -"
+        print(f"| {r['product']} | {r['m']} | {r['n']} x {r['k']} | {r['tflops']:.0f} | {free} |")
+    items = sorted({r["items"] for r in decode})
+    if decode:
+        print("\n| of a decode step, a layer | " + " | ".join(f"{n} item{'s' if n > 1 else ''}, us | GB/s | launches apart, us" for n in items) + " |\n| --- |" + " --- | --- | --- |" * len(items))
+    slow = {(r["decode"], r["items"]): f"{r['us']:.1f}" for r in apart if "decode" in r}
+    for name in dict.fromkeys(r["decode"] for r in decode):
+        cells = [f"{r['us']:.1f} | {r['gbs']:.0f} | {slow.get((name, n), '-')}" for n in items for r in decode if r["decode"] == name and r["items"] == n]
+        print(f"| {name} | " + " | ".join(cells) + " |")
+
+
 def print_report(directory):
     with open(os.path.join(directory, "parts.tsv")) as f:
         parts = [line.rstrip("\n").split("\t") for line in f]
-    stages, torch, pairs, roofs = (lines(directory, n) for n in ("stages", "torch", "pairs", "roofs"))
+    stages, apart, torch, pairs, roofs = (lines(directory, n) for n in ("stages", "stages-apart", "torch", "pairs", "roofs"))
     roof = roofs[0] if roofs else None
     print(f"Measured {datetime.date.today()} by `bench/gpu.sh`.")
     if roof:
@@ -142,8 +164,9 @@ def print_report(directory):
         print(f"PyTorch {torch[0]['torch']} on {torch[0]['device']}, eager mode, fused attention, in the same run.")
     if stages:
         print("\n| random model, bf16, a pair | btcchat | PyTorch | PyTorch / btcchat | of the roof |\n| --- | --- | --- | --- | --- |")
-        for row in stage_rows(stages, torch, roof):
+        for row in stage_rows(stages, apart, torch, roof):
             print("| " + " | ".join(row) + " |")
+    print_ops(lines(directory, "ops"), lines(directory, "ops-apart"), lines(directory, "free"))
     for r in pairs:
         same = "equal bit for bit" if r["same_bits"] else "NOT equal"
         print(f"\n{r['pairs']} pairs from files, {r['slots']} slots: {r['batched_items_s']:.1f} pairs/s; one at a time {r['one_items_s']:.1f}; "

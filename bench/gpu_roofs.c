@@ -4,11 +4,7 @@
  * Medians of repeated, event-timed runs. Prints one JSON object; exit status 1 with the reason when there is no such device or a
  * call fails.
  */
-#include <cublasLt.h>
-#include <cuda_runtime_api.h>
-#include <stdint.h>
-#include <stdio.h>
-#include <stdlib.h>
+#include "gpu_bench.h"
 
 enum {
   SIDE = 8192, /* of the product's matrices: 1.1 Tflop, 400 MB, far more than the caches hold */
@@ -17,42 +13,6 @@ enum {
 };
 #define COPY_BYTES ((size_t)1 << 31)
 #define WORKSPACE ((size_t)64 << 20)
-
-static void check_cuda(cudaError_t e, const char *what) {
-  if (e == cudaSuccess) return;
-  fprintf(stderr, "gpu_roofs: %s: %s\n", what, cudaGetErrorString(e));
-  exit(1);
-}
-
-static void check_lt(cublasStatus_t e, const char *what) {
-  if (e == CUBLAS_STATUS_SUCCESS) return;
-  fprintf(stderr, "gpu_roofs: %s: cuBLASLt status %d\n", what, (int)e);
-  exit(1);
-}
-
-static int compare(const void *a, const void *b) {
-  float x = *(const float *)a, y = *(const float *)b;
-  return (x > y) - (x < y);
-}
-
-/* Median milliseconds of work(ctx, i) on the default stream. */
-static double median_ms(void (*work)(void *, int), void *ctx) {
-  cudaEvent_t begin, end;
-  float ms[RUNS];
-  check_cuda(cudaEventCreate(&begin), "cudaEventCreate");
-  check_cuda(cudaEventCreate(&end), "cudaEventCreate");
-  for (int i = 0; i < WARM + RUNS; i++) {
-    check_cuda(cudaEventRecord(begin, NULL), "cudaEventRecord");
-    work(ctx, i);
-    check_cuda(cudaEventRecord(end, NULL), "cudaEventRecord");
-    check_cuda(cudaEventSynchronize(end), "cudaEventSynchronize");
-    if (i >= WARM) check_cuda(cudaEventElapsedTime(&ms[i - WARM], begin, end), "cudaEventElapsedTime");
-  }
-  cudaEventDestroy(begin);
-  cudaEventDestroy(end);
-  qsort(ms, RUNS, sizeof ms[0], compare);
-  return ms[RUNS / 2];
-}
 
 typedef struct product {
   cublasLtHandle_t lt;
@@ -71,26 +31,6 @@ static void run_product(void *ctx, int run) {
            "cublasLtMatmul");
 }
 
-/* A matrix of random bf16 in [-1, 1) on the device: 1.m with a random sign and an exponent just below one. */
-static void *random_matrix(uint64_t seed) {
-  size_t n = (size_t)SIDE * SIDE;
-  uint16_t *host = malloc(n * sizeof *host);
-  void *device = NULL;
-  if (!host) {
-    fputs("gpu_roofs: out of memory\n", stderr);
-    exit(1);
-  }
-  for (size_t i = 0; i < n; i++) {
-    seed = seed * UINT64_C(6364136223846793005) + UINT64_C(1442695040888963407);
-    uint64_t r = seed >> 33;
-    host[i] = (uint16_t)((r & 1) << 15 | (126 - (r >> 1 & 3)) << 7 | (r >> 3 & 127));
-  }
-  check_cuda(cudaMalloc(&device, n * sizeof *host), "cudaMalloc");
-  check_cuda(cudaMemcpy(device, host, n * sizeof *host, cudaMemcpyHostToDevice), "cudaMemcpy to the device");
-  free(host);
-  return device;
-}
-
 static double product_tflops(void) {
   product p = {0};
   cublasLtMatmulPreference_t preference;
@@ -98,8 +38,8 @@ static double product_tflops(void) {
   cublasOperation_t transposed = CUBLAS_OP_T;
   size_t workspace = WORKSPACE;
   int n = 0;
-  p.a = random_matrix(1);
-  p.b = random_matrix(2);
+  p.a = gpu_random((size_t)SIDE * SIDE, 1);
+  p.b = gpu_random((size_t)SIDE * SIDE, 2);
   check_cuda(cudaMalloc(&p.c, (size_t)SIDE * SIDE * 2), "cudaMalloc");
   check_cuda(cudaMalloc(&p.workspace, WORKSPACE), "cudaMalloc");
   check_lt(cublasLtCreate(&p.lt), "cublasLtCreate");
@@ -117,7 +57,7 @@ static double product_tflops(void) {
     exit(1);
   }
   p.algo = found.algo;
-  double ms = median_ms(run_product, &p);
+  double ms = gpu_median_ms(run_product, &p, WARM, RUNS);
   cublasLtMatmulPreferenceDestroy(preference);
   cublasLtMatrixLayoutDestroy(p.layout);
   cublasLtMatmulDescDestroy(p.desc);
@@ -140,7 +80,7 @@ static double copy_gbs(void) {
     check_cuda(cudaMalloc(&buffers[i], COPY_BYTES), "cudaMalloc");
     check_cuda(cudaMemset(buffers[i], 0x5a + i, COPY_BYTES), "cudaMemset");
   }
-  double ms = median_ms(run_copy, buffers);
+  double ms = gpu_median_ms(run_copy, buffers, WARM, RUNS);
   cudaFree(buffers[0]);
   cudaFree(buffers[1]);
   return 2.0 * (double)COPY_BYTES / ms * 1e-6;

@@ -13,9 +13,14 @@ if(BTC_GEO)
   add_executable(btcchat-bench-geo ${CMAKE_SOURCE_DIR}/bench/geo_read.c)
   target_link_libraries(btcchat-bench-geo PRIVATE btc_geo)
 endif()
-# The card's own roofs, for bench/gpu.sh. Links cuBLASLt, which btcchat loads while it runs.
+# For bench/gpu.sh: where a backend's time goes; and the card's own roofs, and what cuBLASLt does at best. The latter two link that
+# library, which btcchat loads while it runs.
+add_executable(btcchat-bench-ops ${CMAKE_SOURCE_DIR}/bench/ops_times.c)
+target_link_libraries(btcchat-bench-ops PRIVATE btc_ops m)
 if(BTC_HAVE_CUDA AND TARGET CUDA::cublasLt)
-  add_executable(btcchat-gpu-roofs ${CMAKE_SOURCE_DIR}/bench/gpu_roofs.c)
-  target_include_directories(btcchat-gpu-roofs SYSTEM PRIVATE ${CUDAToolkit_INCLUDE_DIRS})
-  target_link_libraries(btcchat-gpu-roofs PRIVATE CUDA::cudart_static CUDA::cublasLt)
+  foreach(name roofs products)
+    add_executable(btcchat-gpu-${name} ${CMAKE_SOURCE_DIR}/bench/gpu_${name}.c)
+    target_include_directories(btcchat-gpu-${name} SYSTEM PRIVATE ${CUDAToolkit_INCLUDE_DIRS})
+    target_link_libraries(btcchat-gpu-${name} PRIVATE CUDA::cudart_static CUDA::cublasLt)
+  endforeach()
 endif()

@@ -204,18 +204,27 @@ static btc_status take_visual(btc_batcher *b, batch_job *j, int64_t floats, btc_
   return st;
 }
 
-/* Change extraction and projection of the item's features, which are then no longer needed. A device's change map waits behind the
- * visual block until somebody waits for the device anyway. */
-static btc_status make_visual(btc_batcher *b, batch_job *j, btc_error *err) {
-  const int64_t image = b->m->tokens * b->m->hidden, floats = btc_flow_floats(b->m, b->splice, &j->q.step, 1, false);
-  btc_stage_item it = j->q.step;
-  int64_t start = btc_now_ns();
-  btc_status st = take_visual(b, j, floats, err);
-  if (st != BTC_OK) return st;
-  if (it.cosine && !b->host) it.cosine = j->visual + floats;
-  for (int i = 0; i < j->n_read; i++) btc_op_copy(b->be, b->features + i * image, j->image[i]->data, (size_t)image * sizeof(float));
-  st = btc_stage_issue_part(b->stage, b->change, b->splice, &it, 1, b->features, j->visual, err);
-  j->result.timing.vision_ms += ms_since(start);
+/* Change extraction and projection of the features of n items, which are then no longer needed. A device's change map waits behind
+ * the visual block until somebody waits for the device anyway. */
+static btc_status make_visuals(btc_batcher *b, int n, btc_error *err) {
+  const int64_t image = b->m->tokens * b->m->hidden;
+  const int64_t start = btc_now_ns();
+  int64_t images = 0;
+  btc_status st = BTC_OK;
+  for (int k = 0; k < n && st == BTC_OK; k++) {
+    batch_job *j = b->step_job[k];
+    btc_stage_item *it = &b->steps[k];
+    *it = (btc_stage_item){.n_images = j->n_read, .positions = 1, .cosine = j->q.step.cosine};
+    const int64_t floats = btc_flow_floats(b->m, b->splice, it, 1, false);
+    st = take_visual(b, j, floats, err);
+    if (st != BTC_OK) return st;
+    it->visual = j->visual;
+    if (it->cosine && !b->host) it->cosine = j->visual + floats;
+    for (int i = 0; i < j->n_read; i++)
+      btc_op_copy(b->be, b->features + images++ * image, j->image[i]->data, (size_t)image * sizeof(float));
+  }
+  if (st == BTC_OK) st = btc_stage_issue_part(b->stage, b->change, b->splice, b->steps, n, b->features, NULL, err);
+  for (int k = 0; k < n; k++) b->step_job[k]->result.timing.vision_ms += ms_since(start) / n;
   return st;
 }
 
@@ -223,10 +232,8 @@ static btc_status enter(btc_batcher *b, batch_job *j, btc_error *err) {
   int slot = 0;
   while (b->slot_used[slot]) slot++;
   j->q.step.slot = slot;
-  btc_status st = make_visual(b, j, err);
-  if (st == BTC_OK && !b->prefix_ready) st = make_prefix(b, err);
   int64_t shared = common_prefix(b, &j->q);
-  if (st == BTC_OK) st = btc_stage_copy_slot(b->stage, b->o.slots, slot, shared, err);
+  btc_status st = btc_stage_copy_slot(b->stage, b->o.slots, slot, shared, err);
   if (st != BTC_OK) return st;
   j->q.step.past = shared;
   b->counts.reused += shared;
@@ -254,11 +261,39 @@ static bool must_wait(const btc_batcher *b, const batch_job *j) {
   return b->live && j->end + j->q.max_tokens > b->positions;
 }
 
-static btc_status admit(btc_batcher *b, batch_job *j, btc_error *err) {
+/* Those behind j whose pairs are computed together with its own: as many as slots, a prefill and the buffer of features take, in
+ * order of arrival. A host computes one at a time anyway. Returns their number, j among them. */
+static int pick_neighbours(btc_batcher *b, batch_job *j, int64_t rows) {
+  int64_t images = 0;
+  int n = 0;
+  pthread_mutex_lock(&b->lock);
+  for (; j; j = batcher_first(b, JOB_READ, j->order + 1)) {
+    if (!images_ready(j)) continue;
+    images += j->n_read;
+    if (n && (b->host || b->live + n >= b->o.slots || rows >= b->o.chunk || images > b->images ||
+              j->end + j->q.max_tokens > b->positions))
+      break;
+    rows += j->end - common_prefix(b, &j->q);
+    b->step_job[n++] = j;
+  }
+  pthread_mutex_unlock(&b->lock);
+  return n;
+}
+
+/* *n: how many of the items from j on it was about, whether it failed or not. */
+static btc_status admit(btc_batcher *b, batch_job *j, int64_t rows, int *n, btc_error *err) {
   btc_status st = batcher_reserve(b, j->n_read, j->end + j->q.max_tokens, err);
-  if (st == BTC_OK) return enter(b, j, err);
-  btc_error ignored; /* what the others need, so that only this item fails */
-  (void)batcher_reserve(b, 0, 0, &ignored);
+  b->step_job[0] = j;
+  *n = 1;
+  if (st != BTC_OK) {
+    btc_error ignored; /* what the others need, so that only this item fails */
+    (void)batcher_reserve(b, 0, 0, &ignored);
+    return st;
+  }
+  *n = pick_neighbours(b, j, rows);
+  st = make_visuals(b, *n, err);
+  if (st == BTC_OK && !b->prefix_ready) st = make_prefix(b, err);
+  for (int k = 0; st == BTC_OK && k < *n; k++) st = enter(b, b->step_job[k], err);
   return st;
 }
 
@@ -270,16 +305,18 @@ static bool gathers_slots(const btc_batcher *b) {
 btc_status batcher_admit(btc_batcher *b, bool *worked, btc_error *err) {
   btc_error e;
   if (gathers_slots(b)) return BTC_OK;
-  while (b->live < b->o.slots && rows_to_prefill(b) < b->o.chunk) {
+  for (int64_t rows; b->live < b->o.slots && (rows = rows_to_prefill(b)) < b->o.chunk;) {
+    int n;
     pthread_mutex_lock(&b->lock);
     batch_job *j = next_ready(b);
     pthread_mutex_unlock(&b->lock);
     if (!j || must_wait(b, j)) return BTC_OK;
     *worked = true;
-    btc_status st = admit(b, j, &e);
+    btc_status st = admit(b, j, rows, &n, &e);
     bool everybody = st == BTC_ERR_CANCELLED || st == BTC_ERR_DEVICE || (st == BTC_ERR_NOMEM && batcher_can_shrink(b));
     if (everybody) return btc_fail(err, st, "%s", e.message);
-    if (st != BTC_OK) fail_job(b, j, st, &e);
+    for (int k = 0; st != BTC_OK && k < n; k++)
+      if (b->step_job[k]->state == JOB_READ) fail_job(b, b->step_job[k], st, &e);
   }
   return BTC_OK;
 }

@@ -12,7 +12,7 @@ typedef struct btc_run {
   const btc_model *m;
   btc_backend *be;
   float *scratch;
-  int64_t images_at_once, llm_rows; /* what scratch is sized for */
+  int64_t images_at_once, pairs_at_once, llm_rows; /* what scratch is sized for */
   btc_tap *tap;
   void *tap_user;
 } btc_run;
@@ -30,18 +30,18 @@ void btc_tap_emit(const btc_run *r, const char *name, const float *data, int64_t
 #define BTC_LLM_ROWS 512
 
 /* vision.c (spec 1.2) */
-int64_t btc_patch_scratch(const btc_model *m);
+int64_t btc_patch_scratch(const btc_model *m, int64_t images_at_once);
 int64_t btc_vision_scratch(const btc_model *m, int64_t images_at_once);
 void btc_patch_forward(const btc_run *r, const float *pixels, int64_t images, float *h); /* -> h [images*T, C] */
 void btc_vision_forward(const btc_run *r, int64_t index, int64_t images, float *h);      /* in place */
 
-/* change.c (spec 1.3): x1, x2 [T, C] -> out [T, C]; cosine [T] may be NULL */
-int64_t btc_change_scratch(const btc_model *m);
-void btc_change_forward(const btc_run *r, const float *x1, const float *x2, float *out, float *cosine);
+/* change.c (spec 1.3): x [n, 2, T, C], n pairs one after another -> out [n, T, C]; the map of pair i goes to items[i].cosine. */
+int64_t btc_change_scratch(const btc_model *m, int64_t pairs);
+void btc_change_forward(const btc_run *r, const float *x, const btc_stage_item *items, int64_t n, float *out);
 
-/* projector.c (spec 1.4): x [T, C] -> out [T', D] */
-int64_t btc_projector_scratch(const btc_model *m);
-void btc_projector_forward(const btc_run *r, const float *x, float *out);
+/* projector.c (spec 1.4): x [n, T, C] -> out [n, T', D] */
+int64_t btc_projector_scratch(const btc_model *m, int64_t images);
+void btc_projector_forward(const btc_run *r, const float *x, int64_t n, float *out);
 
 /* llm.c (spec 1.6). h [m, D] in place: all rows of the backend's items (btc_op_set_items), whose keys and values begin at layer
  * `first`. decode: few rows, so the few-row product. */

@@ -12,7 +12,7 @@ struct btc_stage {
   btc_kv_cache *kv; /* layers [llm_first, llm_last) */
   int64_t llm_first, llm_last;
   float *flow[2], *scratch;
-  int64_t flow_floats, scratch_floats, images_at_once, llm_rows;
+  int64_t flow_floats, scratch_floats, images_at_once, pairs_at_once, llm_rows;
   /* of the items of a run */
   int64_t *pos, *rows; /* [slots] */
   int32_t *ids;        /* [slots] decode */
@@ -46,16 +46,21 @@ static int64_t widest_input(const btc_model *m) {
   return max64(w, max64(l->mlp, max64(l->hidden, l->heads * l->head_dim)));
 }
 
+/* With what lies between the two, one image a pair. */
+static int64_t pairs_scratch(const btc_model *m, int64_t pairs) {
+  return pairs * m->tokens * m->hidden + max64(btc_change_scratch(m, pairs), btc_projector_scratch(m, pairs));
+}
+
 static int64_t block_scratch(const btc_stage *s, btc_block_kind kind) {
   const btc_model *m = s->m;
   const int64_t slots = s->slots;
   switch (kind) {
     case BTC_BLOCK_PATCH:
-      return btc_patch_scratch(m);
+      return btc_patch_scratch(m, s->images_at_once);
     case BTC_BLOCK_VISION:
       return btc_vision_scratch(m, s->images_at_once);
     case BTC_BLOCK_CHANGE:
-      return m->tokens * m->hidden + max64(btc_change_scratch(m), btc_projector_scratch(m));
+      return pairs_scratch(m, s->pairs_at_once);
     case BTC_BLOCK_SPLICE:
       return 0;
     case BTC_BLOCK_LLM:
@@ -65,9 +70,13 @@ static int64_t block_scratch(const btc_stage *s, btc_block_kind kind) {
   }
 }
 
+/* A device computes as many pairs together as take no more memory than the tower's images; a host one, whose products have rows
+ * enough. */
 static void size_scratch(btc_stage *s, int64_t rows) {
+  const bool many = rows > BTC_VISION_ROWS;
   s->images_at_once = max64(rows / s->m->tokens, 1);
-  s->llm_rows = rows > BTC_VISION_ROWS ? max64(rows / 3, BTC_LLM_ROWS) : BTC_LLM_ROWS;
+  s->pairs_at_once = many ? max64(btc_vision_scratch(s->m, s->images_at_once) / pairs_scratch(s->m, 1), 1) : 1;
+  s->llm_rows = many ? max64(rows / 3, BTC_LLM_ROWS) : BTC_LLM_ROWS;
   s->scratch_floats = 1;
   for (int i = s->first; i < s->last; i++)
     s->scratch_floats = max64(s->scratch_floats, block_scratch(s, btc_block_at(s->m, i).kind));
@@ -268,25 +277,49 @@ btc_stage_times btc_stage_get_times(const btc_stage *s) {
 
 /* ---- running ---- */
 
-static void change_and_project(const btc_run *r, const btc_stage_item *items, int n, const float *x, float *out) {
+static int64_t total_images(const btc_stage_item *items, int n) {
+  int64_t images = 0;
+  for (int i = 0; i < n; i++) images += items[i].n_images;
+  return images;
+}
+
+/* How many of the first of n items are pairs, or are none. */
+static int alike(const btc_stage_item *items, int n) {
+  int k = 1;
+  while (k < n && (items[k].n_images == 2) == (items[0].n_images == 2)) k++;
+  return k;
+}
+
+/* n pairs, or images of any items (items NULL), in as few turns as scratch is sized for, each about as large as the others. */
+static void project(const btc_run *r, const btc_stage_item *items, int64_t n, const float *x, float *out) {
   const btc_model *m = r->m;
   const int64_t image = m->tokens * m->hidden, block = m->block_tokens * m->width;
-  float *const start = out, *fused = r->scratch;
-  int64_t blocks = 0;
+  const int64_t turns = (n + r->pairs_at_once - 1) / r->pairs_at_once, most = (n + turns - 1) / turns;
   btc_run inner = *r;
-  inner.scratch += image;
-  for (int i = 0; i < n; i++) {
-    if (items[i].n_images == 2) {
-      btc_change_forward(&inner, x, x + image, fused, items[i].cosine);
-      btc_projector_forward(&inner, fused, out);
-    } else {
-      for (int k = 0; k < items[i].n_images; k++) btc_projector_forward(&inner, x + k * image, out + k * block);
+  for (int64_t i = 0; i < n; i += most) {
+    const int64_t k = n - i < most ? n - i : most;
+    const float *from = x + i * (items ? 2 : 1) * image;
+    if (items) {
+      inner.scratch = r->scratch + k * image;
+      btc_change_forward(&inner, from, items + i, k, r->scratch);
+      from = r->scratch;
     }
-    x += items[i].n_images * image;
-    out += btc_item_blocks(&items[i]) * block;
-    blocks += btc_item_blocks(&items[i]);
+    btc_projector_forward(&inner, from, k, out + i * block);
   }
-  btc_tap_emit(r, "projector.out", start, blocks * m->block_tokens, m->width);
+}
+
+static void change_and_project(const btc_run *r, const btc_stage_item *items, int n, const float *x, float *out) {
+  const btc_model *m = r->m;
+  float *const start = out;
+  for (int i = 0, k; i < n; i += k) {
+    k = alike(items + i, n - i);
+    const bool pairs = items[i].n_images == 2;
+    const int64_t images = total_images(items + i, k), blocks = pairs ? k : images;
+    project(r, pairs ? items + i : NULL, blocks, x, out);
+    x += images * m->tokens * m->hidden;
+    out += blocks * m->block_tokens * m->width;
+  }
+  btc_tap_emit(r, "projector.out", start, (out - start) / m->width, m->width);
 }
 
 /* Rows [from, to) of one item's spliced prompt: embeddings of the text, with its visual blocks in place of the holes (spec 4.4).
@@ -362,12 +395,6 @@ static void head_prefill(const btc_run *r, const btc_stage_item *items, int n, c
   }
   btc_head_forward(&inner, last, n, logits);
   btc_tap_emit(r, "logits", logits, n, m->cfg->llm.vocab);
-}
-
-static int64_t total_images(const btc_stage_item *items, int n) {
-  int64_t images = 0;
-  for (int i = 0; i < n; i++) images += items[i].n_images;
-  return images;
 }
 
 static void pick(const btc_stage *s, const float *logits, int n) {
@@ -488,9 +515,19 @@ static btc_status run_blocks(btc_stage *s, const btc_run *r, int first, int last
   return BTC_OK;
 }
 
+/* Visual blocks to where each item wants them. */
+static void hand_out_visual(btc_stage *s, const btc_stage_item *items, int n, const float *cur) {
+  for (int i = 0; i < n; i++) {
+    const int64_t floats = btc_item_blocks(&items[i]) * s->m->block_tokens * s->m->width;
+    if (items[i].visual) btc_op_copy(s->be, items[i].visual, cur, (size_t)floats * sizeof *cur);
+    cur += floats;
+  }
+}
+
 /* The flow behind the last block to the caller; behind the head, only the rows that a pick does not stand for. */
 static void hand_out(btc_stage *s, int last, const btc_stage_item *items, int n, bool decode, const float *cur, float *out) {
   const int64_t floats = btc_flow_floats(s->m, last, items, n, decode), vocab = s->m->cfg->llm.vocab;
+  if (!decode && btc_block_at(s->m, last - 1).kind == BTC_BLOCK_CHANGE) hand_out_visual(s, items, n, cur);
   if (last < btc_block_count(s->m) || !s->picks) {
     if (floats && out) btc_op_copy(s->be, out, cur, (size_t)floats * sizeof *out);
     return;
@@ -514,6 +551,7 @@ static btc_status run(btc_stage *s, const stage_call *k, btc_error *err) {
                .be = s->be,
                .scratch = s->scratch,
                .images_at_once = s->images_at_once,
+               .pairs_at_once = s->pairs_at_once,
                .llm_rows = s->llm_rows,
                .tap = s->tap,
                .tap_user = s->tap_user};

@@ -58,8 +58,9 @@ typedef struct btc_stage_item {
   int32_t token;     /* decode: the token to feed */
   int slot;          /* key/value slot, 0..slots-1 */
   float *cosine;     /* [T] receives the change map of a pair, on the host or in the backend's memory; may be NULL */
-  const float *visual; /* splice: its visual blocks in the backend's memory, instead of in the flow; NULL: in the flow */
-  bool greedy;         /* head: a device's pick is all that is wanted of its logits (btc_stage_picks) */
+  float *visual; /* its visual blocks in the backend's memory instead of in the flow, NULL: in the flow. splice reads them; a run
+                  * that ends before it writes them */
+  bool greedy;   /* head: a device's pick is all that is wanted of its logits (btc_stage_picks) */
 } btc_stage_item;
 
 int btc_item_blocks(const btc_stage_item *it); /* visual blocks it becomes: 1 for an image or a pair, else one a frame */

@@ -7,8 +7,8 @@
 
 #include <math.h>
 
-int64_t btc_patch_scratch(const btc_model *m) {
-  return m->tokens * m->patch.w.cols;
+int64_t btc_patch_scratch(const btc_model *m, int64_t images_at_once) {
+  return images_at_once * m->tokens * m->patch.w.cols;
 }
 
 int64_t btc_vision_scratch(const btc_model *m, int64_t images_at_once) {
@@ -21,10 +21,11 @@ void btc_patch_forward(const btc_run *r, const float *pixels, int64_t images, fl
   const btc_model *m = r->m;
   const btc_vision_config *v = &m->cfg->vision;
   btc_tap_emit(r, "pixels", pixels, images, 3 * v->image * v->image);
-  for (int64_t i = 0; i < images; i++) {
-    btc_op_unfold_patches(r->be, r->scratch, pixels + i * 3 * v->image * v->image, v->image, v->patch, v->grid);
-    btc_epilogue e = {.bias = m->patch.bias, .residual = m->position};
-    btc_op_matmul(r->be, h + i * m->tokens * m->hidden, r->scratch, m->tokens, &m->patch.w, &e);
+  const btc_epilogue e = {.bias = m->patch.bias, .residual = m->position, .residual_rows = m->tokens, .x_packed = true};
+  for (int64_t i = 0; i < images; i += r->images_at_once) {
+    int64_t n = images - i < r->images_at_once ? images - i : r->images_at_once;
+    btc_op_unfold_patches(r->be, r->scratch, pixels + i * 3 * v->image * v->image, n, v->image, v->patch, v->grid);
+    btc_op_matmul(r->be, h + i * m->tokens * m->hidden, r->scratch, n * m->tokens, &m->patch.w, &e);
   }
   btc_tap_emit(r, "tower.embed", h, images * m->tokens, m->hidden);
   if (v->blocks == 0) btc_tap_emit(r, "tower.selected", h, images * m->tokens, m->hidden);

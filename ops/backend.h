@@ -26,9 +26,9 @@ typedef struct btc_ops_table {
                const float *sin);
   void (*add)(btc_backend *b, float *y, const float *a, const float *c, int64_t n);
   void (*silu_mul)(btc_backend *b, float *y, const float *gate, const float *up, int64_t n);
-  void (*unfold_patches)(btc_backend *b, float *dst, const float *x, int64_t side, int64_t p, int64_t g);
-  void (*unfold_3x3)(btc_backend *b, float *dst, const float *x, int64_t g, int64_t c);
-  void (*space_to_depth)(btc_backend *b, float *dst, const float *x, int64_t g, int64_t c);
+  void (*unfold_patches)(btc_backend *b, float *dst, const float *x, int64_t n, int64_t side, int64_t p, int64_t g);
+  void (*unfold_3x3)(btc_backend *b, float *dst, const float *x, int64_t n, int64_t g, int64_t c);
+  void (*space_to_depth)(btc_backend *b, float *dst, const float *x, int64_t n, int64_t g, int64_t c);
   void (*cosine_concat)(btc_backend *b, float *z, float *cos, const float *s1, const float *s2, int64_t t, int64_t c);
   void (*embed)(btc_backend *b, float *y, const btc_weight *table, const int32_t *ids, int64_t m);
   /* ---- a device's own ---- */
@@ -43,6 +43,7 @@ typedef struct btc_ops_table {
   void (*layernorm_packed)(btc_backend *b, float *y, const float *x, int64_t m, int64_t n, const float *weight, const float *bias,
                            float eps);
   void (*rmsnorm_packed)(btc_backend *b, float *y, const float *x, int64_t m, int64_t n, const float *weight, float eps);
+  void (*add_repeated)(btc_backend *b, float *y, const float *a, const float *c, int64_t n, int64_t period);
   btc_status (*hold_together)(btc_backend *b, const btc_weight *w, int n, bool product, btc_error *err);
   btc_product_part (*products_part)(const btc_backend *b, const btc_products *p, int i);
   void (*products)(btc_backend *b, const btc_products *p);

@@ -41,16 +41,25 @@ static btc_cpu_kv cache(const btc_kv *kv) {
   return (btc_cpu_kv){kv->k, kv->v, (btc_cpu_type)kv->dtype, kv->kv_heads, kv->capacity, kv->d};
 }
 
+/* Rows of one product: those that a repeated residual has, and then the same again. */
+static int64_t rows_at_once(const btc_epilogue *e, int64_t m) {
+  return e && e->residual && e->residual_rows && e->residual_rows < m ? e->residual_rows : m;
+}
+
 static void cpu_matmul(btc_backend *b, float *y, const float *x, int64_t m, const btc_weight *w, const btc_epilogue *e) {
   btc_cpu_matrix matrix_w = matrix(w);
   btc_cpu_epilogue last = epilogue(e);
-  btc_cpu_matmul(b->self, y, x, m, &matrix_w, &last);
+  const int64_t most = rows_at_once(e, m);
+  for (int64_t i = 0; i < m; i += most)
+    btc_cpu_matmul(b->self, y + i * w->rows, x + i * w->cols, m - i < most ? m - i : most, &matrix_w, &last);
 }
 
 static void cpu_matvec(btc_backend *b, float *y, const float *x, int64_t m, const btc_weight *w, const btc_epilogue *e) {
   btc_cpu_matrix matrix_w = matrix(w);
   btc_cpu_epilogue last = epilogue(e);
-  btc_cpu_matvec(b->self, y, x, m, &matrix_w, &last);
+  const int64_t most = rows_at_once(e, m);
+  for (int64_t i = 0; i < m; i += most)
+    btc_cpu_matvec(b->self, y + i * w->rows, x + i * w->cols, m - i < most ? m - i : most, &matrix_w, &last);
 }
 
 static void cpu_layernorm(btc_backend *b, float *y, const float *x, int64_t m, int64_t n, const float *weight, const float *bias,
@@ -93,16 +102,17 @@ static void cpu_silu_mul(btc_backend *b, float *y, const float *gate, const floa
   btc_cpu_silu_mul(b->self, y, gate, up, n);
 }
 
-static void cpu_unfold_patches(btc_backend *b, float *dst, const float *x, int64_t side, int64_t p, int64_t g) {
-  btc_cpu_unfold_patches(b->self, dst, x, side, p, g);
+static void cpu_unfold_patches(btc_backend *b, float *dst, const float *x, int64_t n, int64_t side, int64_t p, int64_t g) {
+  for (int64_t i = 0; i < n; i++) btc_cpu_unfold_patches(b->self, dst + i * g * g * 3 * p * p, x + i * 3 * side * side, side, p, g);
 }
 
-static void cpu_unfold_3x3(btc_backend *b, float *dst, const float *x, int64_t g, int64_t c) {
-  btc_cpu_unfold_3x3(b->self, dst, x, g, c);
+static void cpu_unfold_3x3(btc_backend *b, float *dst, const float *x, int64_t n, int64_t g, int64_t c) {
+  for (int64_t i = 0; i < n; i++) btc_cpu_unfold_3x3(b->self, dst + i * g * g * 9 * c, x + i * g * g * c, g, c);
 }
 
-static void cpu_space_to_depth(btc_backend *b, float *dst, const float *x, int64_t g, int64_t c) {
-  btc_cpu_space_to_depth(b->self, dst, x, g, c);
+static void cpu_space_to_depth(btc_backend *b, float *dst, const float *x, int64_t n, int64_t g, int64_t c) {
+  const int64_t half = (g + 1) / 2;
+  for (int64_t i = 0; i < n; i++) btc_cpu_space_to_depth(b->self, dst + i * half * half * 4 * c, x + i * g * g * c, g, c);
 }
 
 static void cpu_cosine_concat(btc_backend *b, float *z, float *cos, const float *s1, const float *s2, int64_t t, int64_t c) {

@@ -125,24 +125,32 @@ static void cuda_silu_mul(btc_backend *b, float *y, const float *gate, const flo
   START(c, btc_cuda_silu_mul(y, NULL, &job, 1, n, c->stream));
 }
 
-static void cuda_unfold_patches(btc_backend *b, float *dst, const float *x, int64_t side, int64_t p, int64_t g) {
+static void cuda_add_repeated(btc_backend *b, float *y, const float *a, const float *d, int64_t n, int64_t period) {
   cuda_backend *c = b->self;
-  START(c, btc_cuda_unfold_patches(dst, NULL, x, 1, side, p, g, c->stream));
+  START(c, btc_cuda_add_repeated(y, cuda_vector(c, a), cuda_vector(c, d), n, period, c->stream));
 }
 
-static void cuda_unfold_3x3(btc_backend *b, float *dst, const float *x, int64_t g, int64_t n) {
+static void cuda_unfold_patches(btc_backend *b, float *dst, const float *x, int64_t n, int64_t side, int64_t p, int64_t g) {
   cuda_backend *c = b->self;
-  START(c, btc_cuda_unfold_3x3(dst, NULL, x, 1, g, n, c->stream));
+  uint16_t *packed = packed_place(c, dst);
+  START(c, btc_cuda_unfold_patches(packed ? NULL : dst, packed, x, n, side, p, g, c->stream));
 }
 
-static void cuda_space_to_depth(btc_backend *b, float *dst, const float *x, int64_t g, int64_t n) {
+static void cuda_unfold_3x3(btc_backend *b, float *dst, const float *x, int64_t n, int64_t g, int64_t channels) {
   cuda_backend *c = b->self;
-  START(c, btc_cuda_space_to_depth(dst, x, 1, g, n, c->stream));
+  uint16_t *packed = packed_place(c, dst);
+  START(c, btc_cuda_unfold_3x3(packed ? NULL : dst, packed, x, n, g, channels, c->stream));
+}
+
+static void cuda_space_to_depth(btc_backend *b, float *dst, const float *x, int64_t n, int64_t g, int64_t channels) {
+  cuda_backend *c = b->self;
+  START(c, btc_cuda_space_to_depth(dst, x, n, g, channels, c->stream));
 }
 
 static void cuda_cosine_concat(btc_backend *b, float *z, float *cos, const float *s1, const float *s2, int64_t t, int64_t n) {
   cuda_backend *c = b->self;
-  START(c, btc_cuda_cosine_concat(z, NULL, cos, s1, s2, t, n, c->stream));
+  uint16_t *packed = packed_place(c, z);
+  START(c, btc_cuda_cosine_concat(packed ? NULL : z, packed, cos, s1, s2, t, n, c->stream));
 }
 
 /* ids are the caller's host memory, as everywhere: they travel in front of the kernel. */
@@ -187,6 +195,7 @@ const btc_ops_table btc_ops_cuda = {
     .sequence_end = cuda_sequence_end,
     .layernorm_packed = cuda_layernorm_packed,
     .rmsnorm_packed = cuda_rmsnorm_packed,
+    .add_repeated = cuda_add_repeated,
     .hold_together = cuda_hold_together,
     .products_part = cuda_products_part,
     .products = cuda_products,

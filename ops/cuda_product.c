@@ -166,7 +166,7 @@ static cuda_plan *plan_for(cuda_backend *c, const cuda_plan *want) {
 
 /* The whole epilogue in the library: false when it cannot. */
 static bool fusable(const btc_epilogue *e, bool y_bf16, cublasLtEpilogue_t *out) {
-  if (e->scale || (e->residual && (e->act != BTC_ACT_NONE || y_bf16))) return false;
+  if (e->scale || (e->residual && (e->act != BTC_ACT_NONE || y_bf16 || e->residual_rows))) return false;
   switch (e->act) {
     case BTC_ACT_NONE:
       *out = e->bias ? CUBLASLT_EPILOGUE_BIAS : CUBLASLT_EPILOGUE_DEFAULT;
@@ -224,6 +224,7 @@ static void apply(cuda_backend *c, const product *p, void *y, int64_t m, const f
   btc_cuda_epilogue last = {.bias = p->e.bias,
                             .scale = p->e.scale,
                             .residual = residual,
+                            .residual_rows = p->e.residual_rows,
                             .act = (btc_cuda_act)p->e.act,
                             .residual_first = p->e.residual_first};
   CUDA_TRY(c, btc_cuda_epilogue_apply(p->y_bf16 ? NULL : y, p->y_bf16 ? y : NULL, c->dot, m, p->k->rows, &last, c->stream));
@@ -240,9 +241,16 @@ static void multiply_few(cuda_backend *c, const product *p, void *y, const btc_c
   const btc_cuda_epilogue last = {.bias = p->e.bias,
                                   .scale = p->e.scale,
                                   .residual = p->e.residual,
+                                  .residual_rows = p->e.residual_rows,
                                   .act = (btc_cuda_act)p->e.act,
                                   .residual_first = p->e.residual_first};
   CUDA_TRY(c, btc_cuda_matvec(p->y_bf16 ? NULL : y, p->y_bf16 ? y : NULL, x, &matrix, &last, c->bf16, c->stream));
+}
+
+/* The residual of row i, where a window begins. */
+static const float *residual_at(const product *p, int64_t i) {
+  const int64_t period = p->e.residual_rows;
+  return p->e.residual ? p->e.residual + (period ? i % period : i) * p->k->rows : NULL;
 }
 
 /* Rows [i, i+m). */
@@ -251,7 +259,7 @@ static void run_window(cuda_backend *c, const product *p, float *y, const float 
   const bool x_bf16 = p->e.x_packed && c->bf16;
   if (!p->fused && !p->plain) {
     product part = *p;
-    part.e.residual = p->e.residual ? p->e.residual + i * n : NULL;
+    part.e.residual = residual_at(p, i);
     const btc_cuda_rows few = {.x = x_bf16 ? (const void *)((const uint16_t *)x + i * cols) : x + i * cols,
                                .type = x_bf16 ? BTC_CUDA_BF16 : BTC_CUDA_F32,
                                .m = m};
@@ -260,7 +268,7 @@ static void run_window(cuda_backend *c, const product *p, float *y, const float 
   }
   const void *from = x_bf16 ? (const void *)((const uint16_t *)x + i * cols) : x + i * cols;
   void *to = p->y_bf16 ? (void *)((uint16_t *)y + i * n) : y + i * n;
-  const float *residual = p->e.residual ? p->e.residual + i * n : NULL;
+  const float *residual = residual_at(p, i);
   const void *rows = operand(c, from, x_bf16, m, p->k);
   if (!rows) return;
   if (p->fused) {
@@ -275,6 +283,15 @@ static void run_window(cuda_backend *c, const product *p, float *y, const float 
 static int64_t window_rows(const product *p) {
   int64_t row = p->k->pitch > p->k->rows ? p->k->pitch : p->k->rows, m = (int64_t)(WINDOW_BYTES / sizeof(float)) / row;
   return m < 1 ? 1 : m < MOST_FEW ? m : MOST_FEW;
+}
+
+/* Where the window that begins with row i ends: one over several times a repeated residual ends with the last of its rows, and a
+ * smaller one before its first row comes again. */
+static int64_t window_end(const btc_epilogue *e, int64_t i, int64_t most, int64_t m) {
+  const int64_t period = e->residual ? e->residual_rows : 0;
+  if (period && most >= period) most -= most % period;
+  if (period && most < period && most > period - i % period) most = period - i % period;
+  return m - i < most ? m : i + most;
 }
 
 /* The library wants a bias in the type of the result. Rounded ones serve where they lose nothing, as those of a bf16 checkpoint;
@@ -301,7 +318,10 @@ static void multiply_many(cuda_backend *c, product *p, float *y, const float *x,
   if (!p->fused) p->plain = plan_for(c, &want);
   bool in_place = p->fused && p->k->pitch == p->k->cols && (uintptr_t)x % 16 == 0 && (p->e.x_packed || !c->bf16);
   const int64_t most = in_place ? m : window_rows(p);
-  for (int64_t i = 0; i < m && c->failed.code == BTC_OK; i += most) run_window(c, p, y, x, i, m - i < most ? m - i : most);
+  for (int64_t i = 0, end; i < m && c->failed.code == BTC_OK; i = end) {
+    end = window_end(&p->e, i, most, m);
+    run_window(c, p, y, x, i, end - i);
+  }
 }
 
 /* The product, with the epilogue's vectors where the device has them. false: it cannot be made. */

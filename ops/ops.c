@@ -123,16 +123,16 @@ void btc_op_silu_mul(btc_backend *b, float *y, const float *gate, const float *u
   b->table->silu_mul(b, y, gate, up, n);
 }
 
-void btc_op_unfold_patches(btc_backend *b, float *dst, const float *x, int64_t side, int64_t p, int64_t g) {
-  b->table->unfold_patches(b, dst, x, side, p, g);
+void btc_op_unfold_patches(btc_backend *b, float *dst, const float *x, int64_t n, int64_t side, int64_t p, int64_t g) {
+  b->table->unfold_patches(b, dst, x, n, side, p, g);
 }
 
-void btc_op_unfold_3x3(btc_backend *b, float *dst, const float *x, int64_t g, int64_t c) {
-  b->table->unfold_3x3(b, dst, x, g, c);
+void btc_op_unfold_3x3(btc_backend *b, float *dst, const float *x, int64_t n, int64_t g, int64_t c) {
+  b->table->unfold_3x3(b, dst, x, n, g, c);
 }
 
-void btc_op_space_to_depth(btc_backend *b, float *dst, const float *x, int64_t g, int64_t c) {
-  b->table->space_to_depth(b, dst, x, g, c);
+void btc_op_space_to_depth(btc_backend *b, float *dst, const float *x, int64_t n, int64_t g, int64_t c) {
+  b->table->space_to_depth(b, dst, x, n, g, c);
 }
 
 void btc_op_cosine_concat(btc_backend *b, float *z, float *cos, const float *s1, const float *s2, int64_t t, int64_t c) {
@@ -204,6 +204,13 @@ void btc_op_layernorm_packed(btc_backend *b, float *y, const float *x, int64_t m
 
 void btc_op_rmsnorm_packed(btc_backend *b, float *y, const float *x, int64_t m, int64_t n, const float *weight, float eps) {
   (b->table->rmsnorm_packed ? b->table->rmsnorm_packed : b->table->rmsnorm)(b, y, x, m, n, weight, eps);
+}
+
+void btc_op_add_repeated(btc_backend *b, float *y, const float *a, const float *c, int64_t n, int64_t period) {
+  if (b->table->add_repeated)
+    b->table->add_repeated(b, y, a, c, n, period);
+  else
+    for (int64_t i = 0; i < n; i += period) b->table->add(b, y + i, a + i, c, period);
 }
 
 /* ---- pictures ---- */

@@ -51,7 +51,8 @@ typedef enum btc_act { BTC_ACT_NONE, BTC_ACT_GELU_TANH, BTC_ACT_GELU_ERF, BTC_AC
 typedef struct btc_epilogue {
   const float *bias;     /* [n] */
   const float *scale;    /* [n] */
-  const float *residual; /* [m, n] */
+  const float *residual; /* [m, n], or [residual_rows, n] */
+  int64_t residual_rows; /* 0: m; else row i of y takes row i % residual_rows (the same positions for every image) */
   btc_act act;
   bool residual_first;
   bool x_packed, y_packed; /* see btc_op_layernorm_packed; the cpu does not look at them */
@@ -307,10 +308,20 @@ void btc_op_products_attend(btc_backend *b, const btc_products *p, const btc_att
 /* y[all rows, n] = rows `ids` of a stored table. */
 void btc_op_embed_items(btc_backend *b, float *y, const btc_weight *table);
 
+/* What is wrong with a row of logits. A device does not tell the two kinds of not-finite apart, a host does. */
+typedef enum btc_pick_fault {
+  BTC_PICK_SOUND,
+  BTC_PICK_NOT_FINITE, /* not a number or +infinity among them */
+  BTC_PICK_NOTHING,    /* nothing but minus infinity */
+  BTC_PICK_NAN,
+  BTC_PICK_INFINITE,
+  BTC_PICK_FAULTS /* their number */
+} btc_pick_fault;
+
 /* What a row of logits is sure to become without a draw. */
 typedef struct btc_pick {
-  int32_t id;     /* of the largest, the lowest of equal ones */
-  int32_t broken; /* 0; 1: not a number or +infinity among them, first at `id`; 2: nothing but minus infinity */
+  int32_t id;     /* of the largest, the lowest of equal ones; not finite: the first that is not */
+  int32_t broken; /* btc_pick_fault */
   double logprob; /* ln of the id's share in the softmax */
 } btc_pick;
 /* picks[m] of logits [m, vocab], the rows `stride` floats apart. On a device only: a host's logits need no journey. */
@@ -323,17 +334,22 @@ void btc_op_rope(btc_backend *b, float *x, int64_t stride, int64_t m, int64_t he
 
 /* ---- elementwise ---- */
 void btc_op_add(btc_backend *b, float *y, const float *a, const float *c, int64_t n); /* y = a + c; y may be a or c */
+/* y[i] = a[i] + c[i % period] for i < n, a multiple of period; y may be a. */
+void btc_op_add_repeated(btc_backend *b, float *y, const float *a, const float *c, int64_t n, int64_t period);
 void btc_op_silu_mul(btc_backend *b, float *y, const float *gate, const float *up,
                      int64_t n); /* y = silu(gate)*up; in place allowed */
 
 /* ---- layout ---- */
-/* Patches of one image: dst[g*g, 3*p*p], row t = r*g+c holds x[ch][p*r+ky][p*c+kx] in (ch,ky,kx) order, as the rows of the
- * patch convolution's weight. x [3, side, side]; pixels beyond g*p are not read. Spec 1.2 step 1. */
-void btc_op_unfold_patches(btc_backend *b, float *dst, const float *x, int64_t side, int64_t p, int64_t g);
-/* 3x3 neighbourhoods, zero padding 1: dst[g*g, c*9] in (channel,ky,kx) order from x[g*g, c]. Spec 1.3 step 6. */
-void btc_op_unfold_3x3(btc_backend *b, float *dst, const float *x, int64_t g, int64_t c);
-/* 2x2 space to channel with one zero row/column appended when g is odd: dst[h*h, 4*c], h=(g+1)/2, column-major tokens. Spec 1.4. */
-void btc_op_space_to_depth(btc_backend *b, float *dst, const float *x, int64_t g, int64_t c);
+/* All over n images or maps, one after another. dst of the unfolds and z of the cosine are packed (btc_op_layernorm_packed): only
+ * products read them. */
+/* Patches: dst[n*g*g, 3*p*p], row t = r*g+c of an image holds x[ch][p*r+ky][p*c+kx] in (ch,ky,kx) order, as the rows of the
+ * patch convolution's weight. x [n, 3, side, side]; pixels beyond g*p are not read. Spec 1.2 step 1. */
+void btc_op_unfold_patches(btc_backend *b, float *dst, const float *x, int64_t n, int64_t side, int64_t p, int64_t g);
+/* 3x3 neighbourhoods, zero padding 1: dst[n*g*g, c*9] in (channel,ky,kx) order from x[n*g*g, c]. Spec 1.3 step 6. */
+void btc_op_unfold_3x3(btc_backend *b, float *dst, const float *x, int64_t n, int64_t g, int64_t c);
+/* 2x2 space to channel with one zero row/column appended when g is odd: dst[n*h*h, 4*c], h=(g+1)/2, column-major tokens of x[n*g*g,
+ * c]. Spec 1.4. */
+void btc_op_space_to_depth(btc_backend *b, float *dst, const float *x, int64_t n, int64_t g, int64_t c);
 /* z[t, 2c] = concat(s1[t], s2[t]) + cosine(s1[t], s2[t]); the cosine also goes to cos[t] if not NULL. eps 1e-8. Spec 1.3 steps 3-4.
  */
 void btc_op_cosine_concat(btc_backend *b, float *z, float *cos, const float *s1, const float *s2, int64_t t, int64_t c);

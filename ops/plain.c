@@ -45,7 +45,8 @@ static double activate(double x, btc_act act) {
 
 static float finish(double dot, const btc_epilogue *e, int64_t m, int64_t n, int64_t width) {
   if (!e) return (float)dot;
-  double residual = e->residual ? e->residual[m * width + n] : 0;
+  int64_t row = e->residual_rows ? m % e->residual_rows : m;
+  double residual = e->residual ? e->residual[row * width + n] : 0;
   double v = dot * (e->scale ? e->scale[n] : 1) + (e->bias ? e->bias[n] : 0);
   return (float)(e->residual_first ? activate(v + residual, e->act) : activate(v, e->act) + residual);
 }
@@ -179,34 +180,37 @@ static void plain_silu_mul(btc_backend *b, float *y, const float *gate, const fl
   for (int64_t i = 0; i < n; i++) y[i] = (float)(gate[i] / (1 + exp(-(double)gate[i])) * up[i]);
 }
 
-static void plain_unfold_patches(btc_backend *b, float *dst, const float *x, int64_t side, int64_t p, int64_t g) {
+static void plain_unfold_patches(btc_backend *b, float *dst, const float *x, int64_t n, int64_t side, int64_t p, int64_t g) {
   (void)b;
-  for (int64_t r = 0; r < g; r++)
-    for (int64_t c = 0; c < g; c++)
-      for (int64_t ch = 0; ch < 3; ch++)
-        for (int64_t ky = 0; ky < p; ky++)
-          for (int64_t kx = 0; kx < p; kx++) *dst++ = x[(ch * side + p * r + ky) * side + p * c + kx];
+  for (int64_t i = 0; i < n; i++, x += 3 * side * side)
+    for (int64_t r = 0; r < g; r++)
+      for (int64_t c = 0; c < g; c++)
+        for (int64_t ch = 0; ch < 3; ch++)
+          for (int64_t ky = 0; ky < p; ky++)
+            for (int64_t kx = 0; kx < p; kx++) *dst++ = x[(ch * side + p * r + ky) * side + p * c + kx];
 }
 
-static void plain_unfold_3x3(btc_backend *b, float *dst, const float *x, int64_t g, int64_t c) {
+static void plain_unfold_3x3(btc_backend *b, float *dst, const float *x, int64_t n, int64_t g, int64_t c) {
   (void)b;
-  for (int64_t r = 0; r < g; r++)
-    for (int64_t q = 0; q < g; q++)
-      for (int64_t ch = 0; ch < c; ch++)
-        for (int64_t ky = r - 1; ky <= r + 1; ky++)
-          for (int64_t kx = q - 1; kx <= q + 1; kx++)
-            *dst++ = ky < 0 || ky >= g || kx < 0 || kx >= g ? 0 : x[(ky * g + kx) * c + ch];
+  for (int64_t i = 0; i < n; i++, x += g * g * c)
+    for (int64_t r = 0; r < g; r++)
+      for (int64_t q = 0; q < g; q++)
+        for (int64_t ch = 0; ch < c; ch++)
+          for (int64_t ky = r - 1; ky <= r + 1; ky++)
+            for (int64_t kx = q - 1; kx <= q + 1; kx++)
+              *dst++ = ky < 0 || ky >= g || kx < 0 || kx >= g ? 0 : x[(ky * g + kx) * c + ch];
 }
 
-static void plain_space_to_depth(btc_backend *b, float *dst, const float *x, int64_t g, int64_t c) {
+static void plain_space_to_depth(btc_backend *b, float *dst, const float *x, int64_t n, int64_t g, int64_t c) {
   (void)b;
   int64_t half = (g + 1) / 2;
-  for (int64_t j = 0; j < half; j++)
-    for (int64_t i = 0; i < half; i++)
-      for (int64_t q = 0; q < 4; q++) {
-        int64_t row = 2 * i + q / 2, col = 2 * j + q % 2;
-        for (int64_t ch = 0; ch < c; ch++) *dst++ = row < g && col < g ? x[(row * g + col) * c + ch] : 0;
-      }
+  for (int64_t m = 0; m < n; m++, x += g * g * c)
+    for (int64_t j = 0; j < half; j++)
+      for (int64_t i = 0; i < half; i++)
+        for (int64_t q = 0; q < 4; q++) {
+          int64_t row = 2 * i + q / 2, col = 2 * j + q % 2;
+          for (int64_t ch = 0; ch < c; ch++) *dst++ = row < g && col < g ? x[(row * g + col) * c + ch] : 0;
+        }
 }
 
 static void plain_cosine_concat(btc_backend *b, float *z, float *cos, const float *s1, const float *s2, int64_t t, int64_t c) {

@@ -181,13 +181,14 @@ static int64_t max64(int64_t a, int64_t b) {
 }
 
 static int64_t scratch_floats(const btc_model *m, btc_block_kind kind, const measure_options *o) {
+  const int64_t images = max64(BTC_VISION_ROWS / m->tokens, 1);
   switch (kind) {
     case BTC_BLOCK_PATCH:
-      return btc_patch_scratch(m);
+      return btc_patch_scratch(m, images);
     case BTC_BLOCK_VISION:
-      return btc_vision_scratch(m, max64(BTC_VISION_ROWS / m->tokens, 1));
+      return btc_vision_scratch(m, images);
     case BTC_BLOCK_CHANGE: /* with the features that are kept for it, and those of one item side by side */
-      return m->tokens * m->hidden * (3 + o->places) + max64(btc_change_scratch(m), btc_projector_scratch(m));
+      return m->tokens * m->hidden * (3 + o->places) + max64(btc_change_scratch(m, 1), btc_projector_scratch(m, 1));
     case BTC_BLOCK_LLM:
       return btc_llm_scratch(m, max64(BTC_LLM_ROWS, o->slots));
     default:

@@ -68,6 +68,8 @@ int btc_cuda_cosine_concat(float *z, uint16_t *z_bf16, float *cosine, const floa
 int btc_cuda_epilogue_apply(float *y, uint16_t *y_bf16, const float *dot, int64_t m, int64_t n, const btc_cuda_epilogue *e,
                             btc_cuda_stream s);
 int btc_cuda_add(float *y, const float *a, const float *b, int64_t n, btc_cuda_stream s);
+/* y[i] = a[i] + b[i % period], i < n, a multiple of period; y may be a. */
+int btc_cuda_add_repeated(float *y, const float *a, const float *b, int64_t n, int64_t period, btc_cuda_stream s);
 /* Rows of gate and up, F32 or BF16, at row strides (elements), so that one product may have made both side by side. */
 typedef struct btc_cuda_gate {
   const void *gate, *up;

@@ -56,19 +56,29 @@ int btc_cuda_epilogue_apply(float *y, uint16_t *y_bf16, const float *dot, int64_
 
 /* ---- add ---- */
 
-static __global__ void __launch_bounds__(THREADS) add(float *y, const float *a, const float *b, int64_t n) {
-  int64_t i = thread_number() * 4;
-  if (i + 4 <= n) {
-    float4 u = *reinterpret_cast<const float4 *>(a + i), v = *reinterpret_cast<const float4 *>(b + i);
-    *reinterpret_cast<float4 *>(y + i) = make_float4(u.x + v.x, u.y + v.y, u.z + v.z, u.w + v.w);
+/* Block: 1024 elements of one of the times that b, of n elements, is added; `blocks` of them a time. WIDE: each time begins on 16
+ * bytes. */
+template <bool WIDE>
+static __global__ void __launch_bounds__(THREADS) add(float *y, const float *a, const float *b, int64_t n, unsigned blocks) {
+  const int64_t from = blockIdx.x / blocks * n; /* where this time begins */
+  int64_t i = (static_cast<int64_t>(blockIdx.x % blocks) * THREADS + threadIdx.x) * 4;
+  if (WIDE && i + 4 <= n) {
+    float4 u = *reinterpret_cast<const float4 *>(a + from + i), v = *reinterpret_cast<const float4 *>(b + i);
+    *reinterpret_cast<float4 *>(y + from + i) = make_float4(u.x + v.x, u.y + v.y, u.z + v.z, u.w + v.w);
   } else {
-    for (; i < n; i++) y[i] = a[i] + b[i];
+    for (int64_t end = i + 4 < n ? i + 4 : n; i < end; i++) y[from + i] = a[from + i] + b[i];
   }
 }
 
-int btc_cuda_add(float *y, const float *a, const float *b, int64_t n, btc_cuda_stream s) {
+int btc_cuda_add_repeated(float *y, const float *a, const float *b, int64_t n, int64_t period, btc_cuda_stream s) {
   if (n <= 0) return 0;
-  return BTC_LAUNCH(add, blocks_for((n + 3) / 4), THREADS, 0, s, y, a, b, n);
+  const unsigned blocks = blocks_for((period + 3) / 4), grid = static_cast<unsigned>(n / period) * blocks;
+  if (n == period || period % 4 == 0) return BTC_LAUNCH(add<true>, grid, THREADS, 0, s, y, a, b, period, blocks);
+  return BTC_LAUNCH(add<false>, grid, THREADS, 0, s, y, a, b, period, blocks);
+}
+
+int btc_cuda_add(float *y, const float *a, const float *b, int64_t n, btc_cuda_stream s) {
+  return btc_cuda_add_repeated(y, a, b, n, n, s);
 }
 
 /* ---- silu(gate) * up ---- */

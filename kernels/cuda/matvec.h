@@ -45,7 +45,7 @@ BTC_DEVICE uint4 load_weights(const void *p, bool there) {
       : "l"(p), "r"(static_cast<int>(there)));
   return u;
 #else
-  return there ? *static_cast<const uint4 *>(p) : make_uint4(0, 0, 0, 0);
+  return there ? __ldg(static_cast<const uint4 *>(p)) : make_uint4(0, 0, 0, 0);
 #endif
 }
 

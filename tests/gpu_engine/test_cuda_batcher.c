@@ -381,6 +381,14 @@ static void test_cuda_batcher_computes_together(void **state) {
   run_together(&f, BTC_PRECISION_F32);
   assert_int_equal(products(v->mlp, v->hidden, &rows), v->blocks); /* one pass of the tower for all sixteen pictures */
   assert_int_equal(rows, v->blocks * 2 * MANY * f.m->tokens);
+  /* the patches of all pictures in one product, their pairs in one of each kind */
+  const int64_t columns = (f.m->patch.w.cols + 3) / 4 * 4; /* padded to 16 bytes */
+  assert_int_equal(products(v->hidden, columns, &rows), 1);
+  assert_int_equal(rows, 2 * MANY * f.m->tokens);
+  assert_int_equal(products(v->hidden, 2 * v->hidden, &rows), 1);
+  assert_int_equal(rows, MANY * f.m->tokens);
+  assert_int_equal(products(f.m->width, 4 * v->hidden, &rows), 1);
+  assert_int_equal(rows, MANY * f.m->block_tokens);
   assert_int_equal(f.counts.prefills, 1);
   /* one pass over the weights for all prompts and one for their common beginning; gate and up together, and q, k and v */
   assert_int_equal(products(2 * l->mlp, l->hidden, &rows), 2 * l->layers);

@@ -23,6 +23,7 @@ void gpu_memory_free(void *p) {
 }
 
 void gpu_copy_in(void *device, const void *host, size_t bytes) {
+  btc_shim_settled();
   memcpy(device, host, bytes);
 }
 

@@ -24,6 +24,30 @@ static void test_elementwise_add(void **state) {
   }
 }
 
+static void test_elementwise_add_repeated(void **state) {
+  (void)state;
+  GPU_REQUIRED();
+  static const int64_t sizes[][2] = {{1, 1},    {1, 5},    {3, 4},    {4, 3},
+                                     {1024, 2}, {1028, 3}, {1027, 3}, {2309, 2}}; /* period, times */
+  for (size_t i = 0; i < sizeof sizes / sizeof sizes[0]; i++) {
+    int64_t period = sizes[i][0], n = period * sizes[i][1];
+    gpu_case("%lld elements %lld times", (long long)period, (long long)sizes[i][1]);
+    gpu_array a = gpu_random(n), c = gpu_random(period), y = gpu_new((size_t)n * 4, 0);
+    GPU(btc_cuda_add_repeated(y.device, a.device, c.device, n, period, NULL));
+    gpu_get(&y);
+    for (int64_t j = 0; j < n; j++) {
+      float want = gpu_f32(&a)[j] + gpu_f32(&c)[j % period];
+      assert_same_bits(gpu_f32(&y) + j, &want, 1, "add_repeated");
+    }
+    GPU(btc_cuda_add_repeated(a.device, a.device, c.device, n, period, NULL));
+    gpu_get(&a);
+    assert_same_bits(a.host, y.host, n, "add_repeated in place");
+    gpu_free(&a);
+    gpu_free(&c);
+    gpu_free(&y);
+  }
+}
+
 /* silu: expf and a division, each within 2 units, then the product. */
 static void silu(btc_dtype type, int64_t m, int64_t n, int64_t stride, int64_t up_at) {
   gpu_case("%s, m %lld, n %lld, stride %lld", btc_dtype_name(type), (long long)m, (long long)n, (long long)stride);
@@ -233,9 +257,10 @@ static void test_elementwise_rope_store(void **state) {
 }
 
 static const struct CMUnitTest tests[] = {
-    cmocka_unit_test(test_elementwise_add),      cmocka_unit_test(test_elementwise_silu_mul),
-    cmocka_unit_test(test_elementwise_epilogue), cmocka_unit_test(test_elementwise_rope),
-    cmocka_unit_test(test_elementwise_kv_store), cmocka_unit_test(test_elementwise_rope_store),
+    cmocka_unit_test(test_elementwise_add),        cmocka_unit_test(test_elementwise_add_repeated),
+    cmocka_unit_test(test_elementwise_silu_mul),   cmocka_unit_test(test_elementwise_epilogue),
+    cmocka_unit_test(test_elementwise_rope),       cmocka_unit_test(test_elementwise_kv_store),
+    cmocka_unit_test(test_elementwise_rope_store),
 };
 
 BTC_TEST_MAIN(tests)

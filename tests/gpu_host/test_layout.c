@@ -25,7 +25,7 @@ typedef struct patches {
 
 static void plain_patches(btc_backend *b, float *dst, const float *x, const void *shape) {
   const patches *s = shape;
-  btc_ops_plain.unfold_patches(b, dst, x, s->side, s->p, s->g);
+  btc_ops_plain.unfold_patches(b, dst, x, 1, s->side, s->p, s->g);
 }
 
 static void test_layout_unfold_patches(void **state) {
@@ -52,12 +52,12 @@ static const map maps[] = {{1, 1}, {2, 3}, {5, 7}, {6, 64}, {3, 130}};
 
 static void plain_3x3(btc_backend *b, float *dst, const float *x, const void *shape) {
   const map *s = shape;
-  btc_ops_plain.unfold_3x3(b, dst, x, s->g, s->c);
+  btc_ops_plain.unfold_3x3(b, dst, x, 1, s->g, s->c);
 }
 
 static void plain_depth(btc_backend *b, float *dst, const float *x, const void *shape) {
   const map *s = shape;
-  btc_ops_plain.space_to_depth(b, dst, x, s->g, s->c);
+  btc_ops_plain.space_to_depth(b, dst, x, 1, s->g, s->c);
 }
 
 static void test_layout_unfold_3x3(void **state) {

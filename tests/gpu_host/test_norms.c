@@ -8,7 +8,8 @@ typedef struct sizes {
   int64_t m, n;
 } sizes;
 
-static const sizes shapes[] = {{1, 1}, {3, 5}, {2, 64}, {5, 72}, {3, 1023}, {2, 1152}, {2, 1025}, {1, 2560}, {2, 4608}, {1, 4611}};
+static const sizes shapes[] = {{1, 1},    {3, 5},    {2, 64},   {5, 72},   {3, 1023}, {2, 1152},
+                               {2, 1025}, {1, 2560}, {2, 4608}, {1, 4611}, {1, 5120}, {2, 5121}};
 enum { SHAPES = sizeof shapes / sizeof shapes[0] };
 
 static double bound_of(int64_t n) {
@@ -105,6 +106,49 @@ static void test_norms_row_alone(void **state) {
   for (int i = 0; i < 5; i++) gpu_free(arrays[i]);
 }
 
+/* Many rows are computed another way than few, and wide ones another way than narrow ones, to the same bits. */
+static void many(int64_t n, bool rms) {
+  enum { M = 2050, FEW = 5 }; /* of both sides of norm.cu's limit, and a block with rows missing */
+  gpu_case("rows %d, columns %lld, rms %d", M, (long long)n, rms);
+  gpu_array x = gpu_random(M * n), w = gpu_random(n), c = gpu_random(n), y = gpu_new((size_t)(M * n) * 4, 0),
+            h = gpu_new((size_t)(M * n) * 2, 0), few = gpu_new((size_t)(FEW * n) * 4, 0);
+  static const int64_t at[] = {0, 1021, M - FEW};
+  if (rms)
+    GPU(btc_cuda_rmsnorm(y.device, h.device, x.device, M, n, w.device, 1e-5f, NULL));
+  else
+    GPU(btc_cuda_layernorm(y.device, h.device, x.device, M, n, w.device, c.device, 1e-6f, NULL));
+  gpu_get(&y);
+  gpu_get(&h);
+  for (int i = 0; i < 3; i++) {
+    const float *from = (float *)x.device + at[i] * n;
+    if (rms)
+      GPU(btc_cuda_rmsnorm(few.device, NULL, from, FEW, n, w.device, 1e-5f, NULL));
+    else
+      GPU(btc_cuda_layernorm(few.device, NULL, from, FEW, n, w.device, c.device, 1e-6f, NULL));
+    gpu_get(&few);
+    assert_same_bits(few.host, gpu_f32(&y) + at[i] * n, FEW * n, "few of many rows");
+  }
+  assert_rounded(&h, y.host, M * n, "many rows");
+  if (rms)
+    GPU(btc_cuda_rmsnorm(x.device, NULL, x.device, M, n, w.device, 1e-5f, NULL));
+  else
+    GPU(btc_cuda_layernorm(x.device, NULL, x.device, M, n, w.device, c.device, 1e-6f, NULL));
+  gpu_get(&x);
+  assert_same_bits(x.host, y.host, M * n, "in place");
+  gpu_array *arrays[] = {&x, &w, &c, &y, &h, &few};
+  for (int i = 0; i < 6; i++) gpu_free(arrays[i]);
+}
+
+static void test_norms_many_rows_have_the_bits_of_few(void **state) {
+  (void)state;
+  GPU_REQUIRED();
+  static const int64_t widths[] = {1, 127, 260, 1152, 1153, 2560};
+  for (size_t i = 0; i < sizeof widths / sizeof widths[0]; i++) {
+    many(widths[i], false);
+    many(widths[i], true);
+  }
+}
+
 static void cosine(sizes s, bool zero) {
   gpu_case("tokens %lld, channels %lld", (long long)s.m, (long long)s.n);
   gpu_array a = gpu_random(s.m * s.n), c = gpu_random(s.m * s.n), z = gpu_new((size_t)(2 * s.m * s.n) * 4, 0),
@@ -138,6 +182,7 @@ static const struct CMUnitTest tests[] = {
     cmocka_unit_test(test_norms_rmsnorm_equals_plain),
     cmocka_unit_test(test_norms_constant_row),
     cmocka_unit_test(test_norms_row_alone),
+    cmocka_unit_test(test_norms_many_rows_have_the_bits_of_few),
     cmocka_unit_test(test_norms_cosine_concat_equals_plain),
 };
 

@@ -158,6 +158,31 @@ static void test_ops_products_residual_in_place(void **state) {
   check_residual_in_place(btc_op_matvec);
 }
 
+/* A residual of fewer rows is that of every so many rows of the product, bit for bit. */
+static void check_residual_repeated(product *op, const char *kind) {
+  enum { ROWS = 7 };
+  btc_backend *b = backend_new(kind, 2, BTC_COMPUTE_F32, 60);
+  problem p = problem_new(BTC_BF16, 3 * ROWS + 2, 50, 60, 1); /* and not a whole number of times */
+  btc_epilogue e = {.residual = p.residual, .bias = p.bias, .act = BTC_ACT_RELU};
+  float *want = buffer_new(p.m * p.n), *got = buffer_new(p.m * p.n);
+  for (int64_t i = 0; i < p.m; i += ROWS) op(b, want + i * p.n, p.x + i * p.k, p.m - i < ROWS ? p.m - i : ROWS, &p.w, &e);
+  e.residual_rows = ROWS;
+  op(b, got, p.x, p.m, &p.w, &e);
+  assert_same_bits(got, want, p.m * p.n, kind);
+  buffer_free(want, p.m * p.n);
+  buffer_free(got, p.m * p.n);
+  problem_free(&p);
+  btc_backend_destroy(&b);
+}
+
+static void test_ops_products_residual_repeated(void **state) {
+  (void)state;
+  for (int i = 0; i < 2; i++) {
+    check_residual_repeated(btc_op_matmul, i ? "plain" : "cpu");
+    check_residual_repeated(btc_op_matvec, i ? "plain" : "cpu");
+  }
+}
+
 /* Row i computed among m rows, alone, and in another position, by 1, 2 and 3 threads. */
 static void check_row_promise(product *op, btc_compute compute, btc_dtype type, int64_t m, int64_t n, int64_t k) {
   problem p = problem_new(type, m, n, k, 2);
@@ -235,6 +260,7 @@ static const struct CMUnitTest tests[] = {
     cmocka_unit_test(test_ops_matmul_epilogues),
     cmocka_unit_test(test_ops_matvec_epilogues),
     cmocka_unit_test(test_ops_products_residual_in_place),
+    cmocka_unit_test(test_ops_products_residual_repeated),
     cmocka_unit_test(test_ops_matmul_rows_are_independent),
     cmocka_unit_test(test_ops_matvec_rows_are_independent),
     cmocka_unit_test(test_ops_products_keep_nan_in_its_row),

@@ -139,6 +139,23 @@ static void test_ops_add_and_silu_follow_plain(void **state) {
   }
 }
 
+static void test_ops_add_repeated_is_add_of_each_time(void **state) {
+  (void)state;
+  enum { TIMES = 3 };
+  for (int64_t n = 1; n < 40; n += 6) {
+    float *a = buffer_random(TIMES * n), *c = buffer_random(n), *want = buffer_new(TIMES * n), *got = buffer_new(TIMES * n);
+    for (int64_t i = 0; i < TIMES; i++) btc_op_add(plain, want + i * n, a + i * n, c, n);
+    btc_op_add_repeated(plain, got, a, c, TIMES * n, n);
+    assert_same_bits(got, want, TIMES * n, "plain");
+    btc_op_add_repeated(fast, a, a, c, TIMES * n, n);
+    assert_same_bits(a, want, TIMES * n, "cpu, in place");
+    buffer_free(a, TIMES * n);
+    buffer_free(c, n);
+    buffer_free(want, TIMES * n);
+    buffer_free(got, TIMES * n);
+  }
+}
+
 /* The gate's ends: no overflow on the way, exact zeros far left, NaN kept. */
 static void test_ops_silu_extremes(void **state) {
   (void)state;
@@ -155,21 +172,26 @@ static void test_ops_layout_follows_plain(void **state) {
   for (int round = 0; round < 20; round++) {
     int64_t g = random_size(1, 9), c = random_size(1, 40), p = random_size(1, 6), side = g * p + random_size(0, 5),
             half = (g + 1) / 2;
-    int64_t sizes[3] = {g * g * 3 * p * p, g * g * c * 9, half * half * 4 * c};
-    float *image = buffer_random(3 * side * side), *x = buffer_random(g * g * c);
+    int64_t n = random_size(1, 4), sizes[3] = {g * g * 3 * p * p, g * g * c * 9, half * half * 4 * c};
+    float *image = buffer_random(n * 3 * side * side), *x = buffer_random(n * g * g * c);
     for (int op = 0; op < 3; op++) {
-      float *want = buffer_new(sizes[op]), *got = buffer_new(sizes[op]);
+      float *want = buffer_new(n * sizes[op]), *got = buffer_new(n * sizes[op]), *one = buffer_new(sizes[op]);
       for (int b = 0; b < 2; b++) {
-        if (op == 0) btc_op_unfold_patches(b ? fast : plain, b ? got : want, image, side, p, g);
-        if (op == 1) btc_op_unfold_3x3(b ? fast : plain, b ? got : want, x, g, c);
-        if (op == 2) btc_op_space_to_depth(b ? fast : plain, b ? got : want, x, g, c);
+        if (op == 0) btc_op_unfold_patches(b ? fast : plain, b ? got : want, image, n, side, p, g);
+        if (op == 1) btc_op_unfold_3x3(b ? fast : plain, b ? got : want, x, n, g, c);
+        if (op == 2) btc_op_space_to_depth(b ? fast : plain, b ? got : want, x, n, g, c);
       }
-      assert_same_bits(got, want, sizes[op], "layout");
-      buffer_free(want, sizes[op]);
-      buffer_free(got, sizes[op]);
+      assert_same_bits(got, want, n * sizes[op], "layout");
+      if (op == 0) btc_op_unfold_patches(fast, one, image + (n - 1) * 3 * side * side, 1, side, p, g);
+      if (op == 1) btc_op_unfold_3x3(fast, one, x + (n - 1) * g * g * c, 1, g, c);
+      if (op == 2) btc_op_space_to_depth(fast, one, x + (n - 1) * g * g * c, 1, g, c);
+      assert_same_bits(got + (n - 1) * sizes[op], one, sizes[op], "the last one alone");
+      buffer_free(want, n * sizes[op]);
+      buffer_free(got, n * sizes[op]);
+      buffer_free(one, sizes[op]);
     }
-    buffer_free(image, 3 * side * side);
-    buffer_free(x, g * g * c);
+    buffer_free(image, n * 3 * side * side);
+    buffer_free(x, n * g * g * c);
   }
 }
 
@@ -178,9 +200,9 @@ static void test_ops_space_to_depth_order(void **state) {
   (void)state;
   const float x[9] = {1, 2, 3, 4, 5, 6, 7, 8, 9}, want[16] = {1, 2, 4, 5, 7, 8, 0, 0, 3, 0, 6, 0, 9, 0, 0, 0};
   float got[16];
-  btc_op_space_to_depth(plain, got, x, 3, 1);
+  btc_op_space_to_depth(plain, got, x, 1, 3, 1);
   assert_same_bits(got, want, 16, "plain");
-  btc_op_space_to_depth(fast, got, x, 3, 1);
+  btc_op_space_to_depth(fast, got, x, 1, 3, 1);
   assert_same_bits(got, want, 16, "cpu");
 }
 
@@ -296,6 +318,7 @@ static const struct CMUnitTest tests[] = {
     cmocka_unit_test_setup_teardown(test_ops_rmsnorm_follows_plain, setup, teardown),
     cmocka_unit_test_setup_teardown(test_ops_cosine_concat_follows_plain, setup, teardown),
     cmocka_unit_test_setup_teardown(test_ops_norm_rows_are_independent, setup, teardown),
+    cmocka_unit_test_setup_teardown(test_ops_add_repeated_is_add_of_each_time, setup, teardown),
     cmocka_unit_test_setup_teardown(test_ops_add_and_silu_follow_plain, setup, teardown),
     cmocka_unit_test_setup_teardown(test_ops_silu_extremes, setup, teardown),
     cmocka_unit_test_setup_teardown(test_ops_layout_follows_plain, setup, teardown),

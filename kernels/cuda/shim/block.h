@@ -2,10 +2,13 @@
 #ifndef BTC_KERNELS_CUDA_SHIM_BLOCK_H
 #define BTC_KERNELS_CUDA_SHIM_BLOCK_H
 
+#include <cstdint>
+
+#include "kernels/cuda/shim/clock.h"
 #include "kernels/cuda/shim/fiber.h"
 #include "kernels/cuda/shim/shim.h"
 
-enum { MAX_THREADS = 1024, MAX_COPIES = 256 };
+enum { MAX_COPIES = 256 };
 
 enum wait_kind { RUNS, AT_BARRIER, AT_WARP, ENDED };
 
@@ -14,6 +17,13 @@ struct pending_copy {
   const void *src;
   int bytes, valid, group;
 };
+
+/* Variables of the shim that kernels read: kept together so that the race detector can tell them. */
+#define BTC_SHIM_OWN __attribute__((section("btc_shim_own")))
+extern "C" const char __start_btc_shim_own[], __stop_btc_shim_own[];
+static inline bool btc_shim_is_own(const void *p) {
+  return p >= __start_btc_shim_own && p < __stop_btc_shim_own;
+}
 
 struct shim_thread {
   btc_fiber *fiber;
@@ -32,6 +42,7 @@ struct shim_thread {
 
 /* The thread that runs now. */
 shim_thread *btc_shim_current();
+extern int btc_shim_running; /* its number in the block; -1: none */
 /* Ends the launch with a message; from inside a thread it does not return. */
 void btc_shim_fail(const char *format, ...) __attribute__((format(printf, 1, 2)));
 
@@ -40,5 +51,14 @@ bool btc_shim_memory_launch(size_t dynamic_bytes); /* false: no memory */
 void btc_shim_memory_block();                      /* poisons */
 void btc_shim_memory_block_end();                  /* checks the zone behind dynamic memory */
 void btc_shim_memory_end();
+
+/* Where shared memory is now. */
+struct shared_range {
+  uintptr_t low, high;
+};
+extern shared_range btc_shim_static, btc_shim_moving;
+static inline bool btc_shim_is_shared(uintptr_t p) {
+  return (p >= btc_shim_static.low && p < btc_shim_static.high) || (p >= btc_shim_moving.low && p < btc_shim_moving.high);
+}
 
 #endif

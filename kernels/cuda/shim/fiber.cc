@@ -148,3 +148,7 @@ void btc_fiber_yield(void) {
   switch_to(&f->context, &scheduler);
   arrive_in_fiber(f);
 }
+
+bool btc_fiber_on_stack(const void *p) {
+  return p >= current->stack && p < current->stack + STACK_BYTES;
+}

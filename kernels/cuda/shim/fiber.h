@@ -14,5 +14,7 @@ void btc_fiber_restart(btc_fiber *f);
 void btc_fiber_resume(btc_fiber *f);
 /* From inside the fiber that runs: back to the scheduler. */
 void btc_fiber_yield(void);
+/* Whether p points into the stack of the fiber that runs. */
+bool btc_fiber_on_stack(const void *p);
 
 #endif

@@ -11,9 +11,11 @@
 #include <cstdlib>
 
 #include "block.h"
+#include "race.h"
 
-uint3 threadIdx, blockIdx;
-dim3 blockDim, gridDim;
+BTC_SHIM_OWN uint3 threadIdx, blockIdx;
+BTC_SHIM_OWN dim3 blockDim, gridDim;
+int btc_shim_running = -1;
 
 static shim_thread *threads; /* [MAX_THREADS] */
 static int n_threads;
@@ -22,10 +24,10 @@ static void (*thread_body)(void *);
 static void *thread_context;
 static const char *kernel_name;
 static bool failed, quiet, early;
-static char message[512];
+static char message[1024];
 static int order[MAX_THREADS];
 static uint32_t launches;
-static unsigned char tables[MAX_THREADS / 32][32 * BTC_SHIM_SLOT];
+BTC_SHIM_OWN static unsigned char tables[MAX_THREADS / 32][32 * BTC_SHIM_SLOT];
 
 void (*btc_shim_before)(void *stream);
 
@@ -83,6 +85,23 @@ static bool make_threads(int n) {
 
 /* ---- waiting ---- */
 
+void btc_shim_atomic_load(void *value, const void *p, size_t bytes) {
+  if (btc_shim_watches && running) btc_shim_race_access(reinterpret_cast<uintptr_t>(p), bytes, ATOMIC, __builtin_return_address(0));
+  memcpy(value, p, bytes);
+}
+
+void btc_shim_atomic_store(void *p, const void *value, size_t bytes) {
+  memcpy(p, value, bytes);
+}
+
+void btc_shim_constant(const void *p, size_t bytes) {
+  btc_shim_race_constant(reinterpret_cast<uintptr_t>(p), bytes, __builtin_return_address(0));
+}
+
+void btc_shim_fence() {
+  if (btc_shim_watches) btc_shim_clock_fence(btc_shim_running);
+}
+
 void btc_shim_await() {
   running->awaited = true;
 }
@@ -138,8 +157,13 @@ static void release_barrier(const shim_thread *first) {
     btc_shim_fail("%u threads wait at barrier %u of %u (%s:%d)", waiting, first->barrier, need, first->file, first->line);
   if (failed || waiting != need) return;
   unsigned id = first->barrier;
-  for (int i = 0; i < n_threads; i++)
-    if (threads[i].state == AT_BARRIER && threads[i].barrier == id) threads[i].state = RUNS;
+  int met[MAX_THREADS], n = 0;
+  for (int i = 0; i < n_threads; i++) {
+    if (threads[i].state != AT_BARRIER || threads[i].barrier != id) continue;
+    threads[i].state = RUNS;
+    met[n++] = i;
+  }
+  if (btc_shim_watches) btc_shim_clock_meet(met, n);
 }
 
 static void release_warp(shim_thread *warp, int lanes, const shim_thread *first) {
@@ -155,6 +179,7 @@ static void release_warp(shim_thread *warp, int lanes, const shim_thread *first)
     memcpy(table + i * BTC_SHIM_SLOT, warp[i].brought, warp[i].bytes);
     warp[i].state = RUNS;
   }
+  if (btc_shim_watches && first->bytes == 0) btc_shim_clock_meet_warp(static_cast<int>(warp - threads) / 32, mask);
 }
 
 static void release() {
@@ -203,9 +228,11 @@ static bool sweep() {
     if (t->state != RUNS) continue;
     ran = true;
     running = t;
+    btc_shim_running = order[i];
     threadIdx = t->index;
     btc_fiber_resume(t->fiber);
     running = nullptr;
+    btc_shim_running = -1;
   }
   return ran;
 }
@@ -245,6 +272,7 @@ static void run_grid(uint32_t seed) {
     uint64_t b = seed & 1 ? blocks - 1 - i : i;
     blockIdx = {static_cast<unsigned>(b % gridDim.x), static_cast<unsigned>(b / gridDim.x % gridDim.y),
                 static_cast<unsigned>(b / gridDim.x / gridDim.y)};
+    if (btc_shim_watches) btc_shim_clock_block(b);
     run_block();
   }
 }
@@ -317,8 +345,10 @@ int btc_shim_run(const btc_shim_shape &shape, void (*body)(void *), void *contex
   }
   uint32_t seed = launches++ * 2654435761u >> 8;
   make_order(seed);
+  if (btc_shim_watches) btc_shim_race_launch(n_threads, static_cast<uint64_t>(grid.x) * grid.y * grid.z, shape.early);
   run_grid(seed);
   btc_shim_memory_end();
+  if (btc_shim_watches) btc_shim_shadow_trim();
   if (failed)
     for (int i = 0; i < n_threads; i++) btc_fiber_restart(threads[i].fiber);
   return failed ? BTC_SHIM_LAUNCH_FAILED : 0;

@@ -1,5 +1,6 @@
 /* Shared memory of a block, and the copies of cp.async. */
 #include "block.h"
+#include "race.h"
 
 #include <cstdlib>
 
@@ -25,11 +26,15 @@ static size_t used, used_static;
 static unsigned char *dynamic;
 static size_t dynamic_size;
 
+shared_range btc_shim_static = {reinterpret_cast<uintptr_t>(arena), reinterpret_cast<uintptr_t>(arena) + sizeof arena};
+shared_range btc_shim_moving;
+
 bool btc_shim_memory_launch(size_t bytes) {
   void *p = nullptr;
   if (posix_memalign(&p, 128, bytes + RED_ZONE) != 0) return false;
   dynamic = static_cast<unsigned char *>(p);
   dynamic_size = bytes;
+  btc_shim_moving = {reinterpret_cast<uintptr_t>(p), reinterpret_cast<uintptr_t>(p) + bytes + RED_ZONE};
   memset(dynamic + bytes, CANARY, RED_ZONE);
   ASAN_POISON_MEMORY_REGION(dynamic + bytes, RED_ZONE);
   return true;
@@ -56,6 +61,7 @@ void btc_shim_memory_end() {
   ASAN_UNPOISON_MEMORY_REGION(arena, sizeof arena);
   free(dynamic);
   dynamic = nullptr;
+  btc_shim_moving = {};
 }
 
 void *btc_shim_dynamic() {
@@ -87,6 +93,10 @@ void btc_shim_cp_async(void *dst, const void *src, int bytes, int valid) {
     btc_shim_fail("cp.async of %d bytes at an address that is no multiple of it", bytes);
   if (t->n_copies == MAX_COPIES) btc_shim_fail("more than %d copies of one thread pending", MAX_COPIES);
   t->copies[t->n_copies++] = {dst, src, bytes, valid, t->group};
+  if (!btc_shim_watches) return;
+  const void *from = __builtin_return_address(0);
+  btc_shim_race_access(reinterpret_cast<uintptr_t>(src), static_cast<size_t>(valid), READ, from);
+  btc_shim_race_copy(reinterpret_cast<uintptr_t>(dst), static_cast<size_t>(bytes), from);
 }
 
 void btc_shim_cp_async_commit() {
@@ -104,6 +114,7 @@ void btc_shim_cp_async_wait(int groups) {
     }
     memcpy(c->dst, c->src, static_cast<size_t>(c->valid));
     memset(static_cast<char *>(c->dst) + c->valid, 0, static_cast<size_t>(c->bytes - c->valid));
+    if (btc_shim_watches) btc_shim_race_copied(reinterpret_cast<uintptr_t>(c->dst), static_cast<size_t>(c->bytes));
   }
   t->n_copies = kept;
 }

@@ -10,7 +10,10 @@
  *  - a thread of an early launch that ends without await_launch_before() is an error;
  *  - more than 48 KiB of dynamic shared memory want BTC_ALLOW_SHARED first;
  *  - a vector access at an address that is no multiple of its size ends the program (by the compiler's check, CMake).
- * One OS thread at a time. What the shim cannot see: races through global memory inside one launch, bank conflicts, speed.
+ *  - where the kernels are instrumented (the tests of kernels, in builds by gcc without a sanitizer), two accesses of a launch that
+ *    no barrier, __syncwarp, or fence with an atomic orders are an error with both places: the race detector, race.h.
+ * One OS thread at a time. What the shim cannot see: bank conflicts, speed; which of an atomic's callers comes first is the shim's
+ * choice, so that of code behind one that depends on it only what this order reaches is tested.
  */
 #ifndef BTC_KERNELS_CUDA_SHIM_H
 #define BTC_KERNELS_CUDA_SHIM_H
@@ -190,51 +193,59 @@ struct btc_shim_itself {
 template <typename T>
 using btc_shim_as = typename btc_shim_itself<T>::type;
 
+/* The value at p; then one for it. By functions, so that the race detector hears of an atomic and not of two plain accesses. */
+void btc_shim_atomic_load(void *value, const void *p, size_t bytes);
+void btc_shim_atomic_store(void *p, const void *value, size_t bytes);
+
+/* *p = f(*p); what it was before. */
+template <typename T, typename F>
+static inline T btc_shim_update(T *p, F f) {
+  T old;
+  btc_shim_atomic_load(&old, p, sizeof old);
+  T v = f(old);
+  btc_shim_atomic_store(p, &v, sizeof v);
+  return old;
+}
 template <typename T>
 static inline T atomicAdd(T *p, btc_shim_as<T> v) {
-  T old = *p;
-  *p = old + v;
-  return old;
+  return btc_shim_update(p, [v](T old) { return static_cast<T>(old + v); });
 }
 template <typename T>
 static inline T atomicMax(T *p, btc_shim_as<T> v) {
-  T old = *p;
-  if (v > old) *p = v;
-  return old;
+  return btc_shim_update(p, [v](T old) { return v > old ? v : old; });
 }
 template <typename T>
 static inline T atomicMin(T *p, btc_shim_as<T> v) {
-  T old = *p;
-  if (v < old) *p = v;
-  return old;
+  return btc_shim_update(p, [v](T old) { return v < old ? v : old; });
 }
 template <typename T>
 static inline T atomicExch(T *p, btc_shim_as<T> v) {
-  T old = *p;
-  *p = v;
-  return old;
+  return btc_shim_update(p, [v](T) { return v; });
 }
 template <typename T>
 static inline T atomicCAS(T *p, btc_shim_as<T> expected, btc_shim_as<T> v) {
-  T old = *p;
-  if (old == expected) *p = v;
-  return old;
+  return btc_shim_update(p, [=](T old) { return old == expected ? v : old; });
 }
 /* One more, and 0 behind `last`. */
 static inline unsigned atomicInc(unsigned *p, unsigned last) {
-  unsigned old = *p;
-  *p = old >= last ? 0 : old + 1;
-  return old;
+  return btc_shim_update(p, [last](unsigned old) { return old >= last ? 0 : old + 1; });
 }
+void btc_shim_fence();
 static inline void __threadfence() {
+  btc_shim_fence();
 }
 static inline void __threadfence_block() {
 }
 
 /* ---- small functions ---- */
 
+extern bool btc_shim_watches; /* the kernels of this program are instrumented, for the race detector */
+/* Tells it of a read through the path for memory that nobody writes while the kernel lives (ld.global.nc). */
+void btc_shim_constant(const void *p, size_t bytes);
+
 template <typename T>
 static inline T __ldg(const T *p) {
+  if (btc_shim_watches) btc_shim_constant(p, sizeof *p);
   return *p;
 }
 template <typename T>

@@ -14,6 +14,10 @@ enum { BTC_SHIM_LAUNCH_FAILED = 719 }; /* cudaErrorLaunchFailure; cudaErrorInval
 const char *btc_shim_message(void);
 /* Failing launches are expected: do not print. */
 void btc_shim_quiet(int on);
+/* A copy, a set or a wait of the host: what was launched so far has ended. The race detector wants to know, for early launches. */
+void btc_shim_settled(void);
+/* A kernel of somebody else's has been launched, no early one, and wrote that. */
+void btc_shim_foreign(const void *written, size_t bytes);
 /* Called in front of every launch with its stream, if set: a stand-in for the runtime may have something to do there first. */
 extern void (*btc_shim_before)(void *stream);
 

@@ -218,6 +218,7 @@ typedef struct fill {
 
 static int do_fill(const void *context) {
   const fill *f = context;
+  btc_shim_settled();
   for (size_t i = 0; i < f->rows; i++) {
     if (f->src)
       memcpy(f->dst + i * f->dst_pitch, f->src + i * f->src_pitch, f->width);

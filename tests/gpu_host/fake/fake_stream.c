@@ -74,6 +74,7 @@ void fake_reach(void *handle) {
   stream *s = handle;
   pthread_mutex_lock(&lock);
   if (s) {
+    if (s->first) btc_shim_settled();
     advance(s, s->places);
     s->works = true;
   }
@@ -82,6 +83,7 @@ void fake_reach(void *handle) {
 
 static void settle(stream *s) {
   pthread_mutex_lock(&lock);
+  btc_shim_settled();
   if (s) advance(s, s->places);
   pthread_mutex_unlock(&lock);
 }
