@@ -44,6 +44,7 @@ static inline void btc_shim_ldmatrix(uint32_t *r, int count, bool transposed, co
   struct eight {
     uint16_t x[8];
   } mine = {};
+  btc_shim_check_aligned(row, sizeof mine, file, line); /* of the other lanes as well: it is a valid address */
   if (btc_shim_lane() < count * 8) memcpy(&mine, row, sizeof mine);
   const unsigned char *table = btc_shim_exchange(BTC_FULL_WARP, &mine, sizeof mine, file, line);
   int g = btc_shim_lane() / 4, t = btc_shim_lane() % 4;

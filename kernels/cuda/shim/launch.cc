@@ -136,6 +136,11 @@ void btc_shim_check_source(unsigned mask, int lane, const char *file, int line) 
     btc_shim_fail("a shuffle from lane %d, outside mask %08x (%s:%d)", lane, mask, file, line);
 }
 
+void btc_shim_check_aligned(const void *p, size_t bytes, const char *file, int line) {
+  if (reinterpret_cast<uintptr_t>(p) % bytes)
+    btc_shim_fail("lane %d's row at %p is no multiple of %zu bytes (%s:%d)", btc_shim_lane(), p, bytes, file, line);
+}
+
 static bool same_place(const shim_thread *a, const shim_thread *b) {
   return a->line == b->line && strcmp(a->file, b->file) == 0;
 }
@@ -278,7 +283,7 @@ static void run_grid(uint32_t seed) {
 }
 
 /* Kernels that were allowed more dynamic shared memory than every launch may have. */
-enum { FREE_SHARED = 48 << 10, MOST_SHARED = 227 << 10, MAX_ALLOWED = 64 };
+enum { FREE_SHARED = 48 << 10, MAX_ALLOWED = 64 };
 
 static struct {
   const void *kernel;

@@ -74,6 +74,9 @@ void *btc_shim_shared(const void *key, size_t bytes, size_t align) {
   used_static += bytes;
   if (used_static > STATIC_LIMIT || n_sites == MAX_SITES)
     btc_shim_fail("%zu bytes of static shared memory, of at most %d in %d arrays", used_static, STATIC_LIMIT, MAX_SITES);
+  if (used_static + dynamic_size > MOST_SHARED)
+    btc_shim_fail("%zu bytes of static and %zu of dynamic shared memory, of at most %d together", used_static, dynamic_size,
+                  MOST_SHARED);
   used = (used + align - 1) / align * align;
   unsigned char *at = arena + used;
   used += (bytes + 15) / 16 * 16 + RED_ZONE;

@@ -8,7 +8,8 @@
  *    barrier shows as a changed result;
  *  - a cp.async copies when it is waited for, not before;
  *  - a thread of an early launch that ends without await_launch_before() is an error;
- *  - more than 48 KiB of dynamic shared memory want BTC_ALLOW_SHARED first;
+ *  - more than 48 KiB of dynamic shared memory want BTC_ALLOW_SHARED first; with the static arrays it is 163 KiB at most (sm_80);
+ *  - a row of ldmatrix and both sides of a cp.async that are no multiples of 16 bytes, or of the copy's size, are errors;
  *  - a vector access at an address that is no multiple of its size ends the program (by the compiler's check, CMake).
  *  - where the kernels are instrumented (the tests of kernels, in builds by gcc without a sanitizer), two accesses of a launch that
  *    no barrier, __syncwarp, or fence with an atomic orders are an error with both places: the race detector, race.h.
@@ -132,6 +133,8 @@ static inline void __syncwarp(unsigned mask = 0xffffffffu, BTC_SHIM_HERE) {
 
 /* A read from a lane outside the mask is undefined on a GPU and an error here. */
 void btc_shim_check_source(unsigned mask, int lane, const char *file, int line);
+/* So is a matrix row at an address that is no multiple of its size. */
+void btc_shim_check_aligned(const void *p, size_t bytes, const char *file, int line);
 
 template <typename T>
 static inline T btc_shim_shuffle(unsigned mask, T v, int source, const char *file, int line) {
