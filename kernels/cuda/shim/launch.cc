@@ -12,10 +12,12 @@
 
 #include "block.h"
 #include "race.h"
+#include "traffic.h"
 
 BTC_SHIM_OWN uint3 threadIdx, blockIdx;
 BTC_SHIM_OWN dim3 blockDim, gridDim;
 int btc_shim_running = -1;
+const char *btc_shim_parameters, *btc_shim_parameters_end;
 
 static shim_thread *threads; /* [MAX_THREADS] */
 static int n_threads;
@@ -169,6 +171,7 @@ static void release_barrier(const shim_thread *first) {
     met[n++] = i;
   }
   if (btc_shim_watches) btc_shim_clock_meet(met, n);
+  if (btc_shim_counts && n == n_threads) btc_shim_traffic_meet(-1);
 }
 
 static void release_warp(shim_thread *warp, int lanes, const shim_thread *first) {
@@ -184,7 +187,9 @@ static void release_warp(shim_thread *warp, int lanes, const shim_thread *first)
     memcpy(table + i * BTC_SHIM_SLOT, warp[i].brought, warp[i].bytes);
     warp[i].state = RUNS;
   }
-  if (btc_shim_watches && first->bytes == 0) btc_shim_clock_meet_warp(static_cast<int>(warp - threads) / 32, mask);
+  int index = static_cast<int>(warp - threads) / 32;
+  if (btc_shim_watches && first->bytes == 0) btc_shim_clock_meet_warp(index, mask);
+  if (btc_shim_counts && mask == 0xffffffffu) btc_shim_traffic_meet(index);
 }
 
 static void release() {
@@ -258,6 +263,7 @@ static void run_block() {
     if (!ran) fail_stuck();
     release();
   }
+  if (btc_shim_counts) btc_shim_traffic_meet(-1);
   if (!failed) btc_shim_memory_block_end();
 }
 
@@ -344,12 +350,15 @@ int btc_shim_run(const btc_shim_shape &shape, void (*body)(void *), void *contex
   blockDim = block;
   thread_body = body;
   thread_context = context;
+  btc_shim_parameters = static_cast<const char *>(context);
+  btc_shim_parameters_end = btc_shim_parameters + shape.parameters;
   for (int i = 0; i < n_threads; i++) {
     unsigned t = static_cast<unsigned>(i);
     threads[i].index = {t % block.x, t / block.x % block.y, t / block.x / block.y};
   }
   uint32_t seed = launches++ * 2654435761u >> 8;
   make_order(seed);
+  if (btc_shim_counts) btc_shim_traffic_launch(shape.name);
   if (btc_shim_watches) btc_shim_race_launch(n_threads, static_cast<uint64_t>(grid.x) * grid.y * grid.z, shape.early);
   run_grid(seed);
   btc_shim_memory_end();
