@@ -139,16 +139,10 @@ static bool is_eos(const btc_llm_config *c, int32_t id) {
   return false;
 }
 
-/* What btc_sampler_pick says of such logits. */
 static btc_status take_pick(const btc_pick *p, int32_t *id, double *logprob, btc_error *err) {
   *id = p->id;
   *logprob = p->logprob;
-  if (!p->broken) return BTC_OK;
-  if (p->broken == 1)
-    return btc_fail(err, BTC_ERR_INTERNAL,
-                    "the model computed infinity or not a number for token %d: its weights or the arithmetic are broken", p->id);
-  return btc_fail(err, BTC_ERR_INTERNAL,
-                  "the model computed minus infinity for every token: its weights or the arithmetic are broken");
+  return btc_pick_check(p, err);
 }
 
 btc_status btc_request_take(const btc_model *m, btc_sampler *s, btc_request *l, const float *logits, const btc_pick *pick,

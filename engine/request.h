@@ -37,8 +37,8 @@ const char *btc_request_image_name(const btc_item *it, int i);
 /* Room for the answer, and the state of its drawing. Any thread. */
 btc_status btc_request_open(const btc_model *m, btc_request *q, btc_error *err);
 /* Takes the next token from the item's row of logits; allocates nothing. Afterwards it is done, or its step is ready to run.
- * pick: a device's choice, which stands for the logits of a greedy item; NULL: there is none. force: tokens to take instead (golden
- * checks), or NULL. */
+ * pick: a choice made elsewhere, which stands for the logits of a greedy item; NULL: there is none. force: tokens to take instead
+ * (golden checks), or NULL. */
 btc_status btc_request_take(const btc_model *m, btc_sampler *s, btc_request *q, const float *logits, const btc_pick *pick,
                             const int32_t *force, size_t n_force, btc_error *err);
 void btc_request_fail(btc_request *q, btc_status st, const btc_error *err);

@@ -170,19 +170,27 @@ static int32_t draw(const btc_sampler *s, double total, btc_rng *rng) {
 
 /* ---- the pick ---- */
 
-/* Index of the largest logit, the first of equal ones; fails on logits no model in order gives. */
-static btc_status find_largest(const btc_sampler *s, const float *logits, int64_t *best, btc_error *err) {
-  *best = 0;
+/* The largest logit, the first of equal ones; without its share. */
+static btc_pick find_largest(const btc_sampler *s, const float *logits) {
+  btc_pick p = {0};
   for (int64_t i = 0; i < s->vocab; i++) {
-    if (isnan(logits[i]) || logits[i] == INFINITY)
-      return btc_fail(err, BTC_ERR_INTERNAL, "the model computed %s for token %lld: its weights or the arithmetic are broken",
-                      isnan(logits[i]) ? "not a number" : "infinity", (long long)i);
-    if (logits[i] > logits[*best]) *best = i;
+    if (isnan(logits[i])) return (btc_pick){.id = (int32_t)i, .broken = BTC_PICK_NAN};
+    if (logits[i] == INFINITY) return (btc_pick){.id = (int32_t)i, .broken = BTC_PICK_INFINITE};
+    if (logits[i] > logits[p.id]) p.id = (int32_t)i;
   }
-  if (logits[*best] == -INFINITY)
+  if (logits[p.id] == -INFINITY) return (btc_pick){.broken = BTC_PICK_NOTHING};
+  return p;
+}
+
+btc_status btc_pick_check(const btc_pick *p, btc_error *err) {
+  static const char *const what[] = {
+      [BTC_PICK_NOT_FINITE] = "infinity or not a number", [BTC_PICK_NAN] = "not a number", [BTC_PICK_INFINITE] = "infinity"};
+  if (p->broken == BTC_PICK_SOUND) return BTC_OK;
+  if (p->broken == BTC_PICK_NOTHING)
     return btc_fail(err, BTC_ERR_INTERNAL,
                     "the model computed minus infinity for every token: its weights or the arithmetic are broken");
-  return BTC_OK;
+  return btc_fail(err, BTC_ERR_INTERNAL, "the model computed %s for token %d: its weights or the arithmetic are broken",
+                  what[p->broken], p->id);
 }
 
 static double log_share(const btc_sampler *s, const float *logits, float max, int32_t id) {
@@ -201,14 +209,20 @@ static btc_status check_settings(const btc_sampling *g, const btc_rng *rng, btc_
   return BTC_OK;
 }
 
+btc_pick btc_sampler_greedy(const btc_sampler *s, const float *logits) {
+  btc_pick p = find_largest(s, logits);
+  if (p.broken == BTC_PICK_SOUND) p.logprob = log_share(s, logits, logits[p.id], p.id);
+  return p;
+}
+
 btc_status btc_sampler_pick(btc_sampler *s, const float *logits, const btc_sampling *g, btc_rng *rng, int32_t *id, double *logprob,
                             btc_error *err) {
-  int64_t best;
   btc_status st = check_settings(g, rng, err);
-  if (st == BTC_OK) st = find_largest(s, logits, &best, err);
   if (st != BTC_OK) return st;
-  float max = logits[best];
-  *id = (int32_t)best;
+  const btc_pick largest = find_largest(s, logits);
+  if ((st = btc_pick_check(&largest, err)) != BTC_OK) return st;
+  float max = logits[largest.id];
+  *id = largest.id;
   if (g->temperature > 0 && rng) { /* rng: checked above; the analyzer cannot follow */
     double total = list_candidates(s, logits, max, g);
     if (g->top_p < 1) total = keep_nucleus(s, total, g->top_p);

@@ -4,7 +4,7 @@
 #ifndef BTC_SAMPLER_H
 #define BTC_SAMPLER_H
 
-#include "base/base.h"
+#include "ops/ops.h"
 
 typedef struct btc_sampling {
   float temperature; /* 0: greedy */
@@ -34,5 +34,10 @@ void btc_sampler_destroy(btc_sampler **s);
  * is never drawn; NaN, +inf or nothing but -inf is a broken model: BTC_ERR_INTERNAL. Impossible settings: BTC_ERR_ARG. */
 btc_status btc_sampler_pick(btc_sampler *s, const float *logits, const btc_sampling *g, btc_rng *rng, int32_t *id, double *logprob,
                             btc_error *err);
+
+/* What a greedy pick of logits[vocab] is, for one that is not here: as btc_op_pick makes it on a device. */
+btc_pick btc_sampler_greedy(const btc_sampler *s, const float *logits);
+/* The error of a pick of broken logits, the same wherever it was made: BTC_ERR_INTERNAL. */
+btc_status btc_pick_check(const btc_pick *p, btc_error *err);
 
 #endif

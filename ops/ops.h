@@ -306,10 +306,20 @@ void btc_op_attention_items(btc_backend *b, const btc_attention_items *a);
 /* y[all rows, n] = rows `ids` of a stored table. */
 void btc_op_embed_items(btc_backend *b, float *y, const btc_weight *table);
 
+/* What is wrong with a row of logits. A device does not tell the two kinds of not-finite apart, a host does. */
+typedef enum btc_pick_fault {
+  BTC_PICK_SOUND,
+  BTC_PICK_NOT_FINITE, /* not a number or +infinity among them */
+  BTC_PICK_NOTHING,    /* nothing but minus infinity */
+  BTC_PICK_NAN,
+  BTC_PICK_INFINITE,
+  BTC_PICK_FAULTS /* their number */
+} btc_pick_fault;
+
 /* What a row of logits is sure to become without a draw. */
 typedef struct btc_pick {
-  int32_t id;     /* of the largest, the lowest of equal ones */
-  int32_t broken; /* 0; 1: not a number or +infinity among them, first at `id`; 2: nothing but minus infinity */
+  int32_t id;     /* of the largest, the lowest of equal ones; not finite: the first that is not */
+  int32_t broken; /* btc_pick_fault */
   double logprob; /* ln of the id's share in the softmax */
 } btc_pick;
 /* picks[m] of logits [m, vocab], the rows `stride` floats apart. On a device only: a host's logits need no journey. */

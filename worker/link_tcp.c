@@ -20,7 +20,8 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
-enum { VERSION = 1, HEAD = 48, HELLO = 64, NONCE = 32, MAC = 32, SLICE_MS = 20 };
+enum { VERSION = 2 /* of these bytes and of the steps in them (shard_step.h) */, HEAD = 48, HELLO = 64, NONCE = 32, MAC = 32 };
+enum { SLICE_MS = 20 };
 static const uint32_t FRAME_MAGIC = 0x46435442, HELLO_MAGIC = 0x48435442; /* "BTCF", "BTCH" */
 
 struct btc_link {
@@ -143,7 +144,10 @@ static btc_status hello_server(int fd, const btc_link_id *id, const btc_link_wai
   btc_status st = read_all(fd, hello, HELLO, w, "hello", err);
   if (st != BTC_OK) return st;
   hello_bytes(id, hello + 32, want);
-  if (memcmp(hello, want, 8) != 0) return btc_fail(err, BTC_ERR_FORMAT, "hello: not a link of version %d", VERSION);
+  if (memcmp(hello, want, 4) != 0) return btc_fail(err, BTC_ERR_FORMAT, "hello: not a link");
+  if (memcmp(hello + 4, want + 4, 4) != 0)
+    return btc_fail(err, BTC_ERR_FORMAT, "hello: links of version %u, but ours are of version %d: another version of btcchat",
+                    (unsigned)get(hello + 4, 2), VERSION);
   if (get(hello + 8, 8) != id->epoch)
     return btc_fail(err, BTC_ERR_FORMAT, "hello: epoch %llu, but this is %llu", (unsigned long long)get(hello + 8, 8),
                     (unsigned long long)id->epoch);

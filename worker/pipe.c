@@ -260,6 +260,8 @@ pipe_state pipe_get_state(const pipe_driver *p) {
                   .chunks = p->n_chunks,
                   .decodes = p->n_decodes,
                   .amid = p->n_amid,
+                  .rows = p->n_rows,
+                  .row_bytes = p->n_row_bytes,
                   .reused = p->n_reused};
   for (int r = 0; r < p->n_ranks && !p->remote; r++) {
     s.pid[r] = p->rank[r].process.pid;

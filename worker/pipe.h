@@ -2,10 +2,10 @@
  * A pipeline of ranks, driven from here: items in, answers out, byte for byte those of btc_session_run.
  *
  * The driver reads images ahead, keeps a journal of every item (pictures, prompt, tokens so far, state of its drawing), and sends
- * steps down the ranks; logits come back from the last one. Items are spread over more groups than there are ranks, one decode step
- * of each under way; prompts are prefilled in chunks between them, one prompt after another, so that a long one holds nobody up for
- * longer than the chunks under way; and the tower works ahead of both. So every rank has work while others compute. Each content of
- * an image is encoded once, and the constant beginning of the prompts is computed once.
+ * steps down the ranks; picks come back from the last one, or logits of items that are drawn. Items are spread over more groups
+ * than there are ranks, one decode step of each under way; prompts are prefilled in chunks between them, one prompt after another,
+ * so that a long one holds nobody up for longer than the chunks under way; and the tower works ahead of both. So every rank has
+ * work while others compute. Each content of an image is encoded once, and the constant beginning of the prompts is computed once.
  *
  * When a rank dies, stops or is cut off, all ranks but that one keep their process and their weights: a new epoch is formed, and
  * items go on from the journal. They are prefilled again and their tokens fed again one by one rather than in one prefill: a
@@ -114,6 +114,7 @@ typedef struct pipe_state {
   int64_t images, encoded;        /* asked for by items, seen by the tower */
   int64_t chunks, decodes;        /* steps sent */
   int64_t amid;                   /* of decodes: while a prompt was prefilled */
+  int64_t rows, row_bytes;        /* of decode steps that came back: items in them, and bytes of their bodies */
   int64_t reused;                 /* positions copied from the constant beginning */
   char cause[512];                /* of the last break */
 } pipe_state;

@@ -127,7 +127,7 @@ struct pipe_driver {
   bool new_token;  /* since the last break */
   bool failing;    /* see pipe_is_failing */
   int futile;      /* epochs in a row without one */
-  int64_t n_images, n_encoded, n_reused, n_chunks, n_decodes, n_amid;
+  int64_t n_images, n_encoded, n_reused, n_chunks, n_decodes, n_amid, n_rows, n_row_bytes;
   /* pictures and their reading */
   pipe_picture *pictures; /* [n_pictures] */
   int n_pictures;

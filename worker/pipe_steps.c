@@ -30,7 +30,7 @@ static bool anything_flies(const pipe_driver *p) {
 
 /* Keys and values of the beginning that all prompts share, in the slot behind those of items. */
 static btc_status send_beginning(pipe_driver *p, btc_error *err) {
-  btc_stage_item it = {.ids = p->prefix, .n_ids = p->n_prefix, .positions = p->n_prefix, .slot = p->slots};
+  btc_stage_item it = {.ids = p->prefix, .n_ids = p->n_prefix, .positions = p->n_prefix, .slot = p->slots, .greedy = true};
   if (!p->n_prefix) return BTC_OK;
   p->beginning_flies = true;
   return send_step(p, &(shard_step){.kind = SHARD_PREFILL, .n = 1, .items = &it}, &p->beginning, err);
@@ -156,8 +156,12 @@ static btc_status send_decode(pipe_driver *p, pipe_group *g, int first, btc_erro
   for (int i = first; i < p->slots; i += p->n_groups) {
     pipe_job *j = p->slot[i];
     if (!j || !j->prefilled) continue;
-    p->steps[g->rows] =
-        (btc_stage_item){.n_images = j->n_read, .positions = 1, .past = j->end + j->fed, .token = j->q.answer[j->fed], .slot = i};
+    p->steps[g->rows] = (btc_stage_item){.n_images = j->n_read,
+                                         .positions = 1,
+                                         .past = j->end + j->fed,
+                                         .token = j->q.answer[j->fed],
+                                         .slot = i,
+                                         .greedy = j->q.step.greedy};
     g->row[g->rows++] = j;
   }
   if (!g->rows) return BTC_OK;

@@ -11,31 +11,40 @@ static void took(pipe_driver *p, double ms) {
   p->usual_ms = p->usual_ms > 0 ? 0.9 * p->usual_ms + 0.1 * ms : ms;
 }
 
-static void take_row(pipe_driver *p, pipe_job *j, const float *logits) {
+/* The next row of a step that came back: a pick, or the logits at *drawn, which then moves on. */
+static btc_status take_row(pipe_driver *p, pipe_job *j, const shard_step *s, int k, const float **drawn, btc_error *err) {
   btc_error e = {0};
-  if (j->fed < j->q.result->n_ids) return; /* a token that the journal already has */
-  btc_status st = btc_request_take(p->m, p->sampler, &j->q, logits, NULL, NULL, 0, &e);
+  const float *logits = *drawn;
+  const bool greedy = s->items[k].greedy;
+  if (greedy != j->q.step.greedy)
+    return btc_fail(err, BTC_ERR_FORMAT, "row %d came back %s logits", k, greedy ? "without" : "with");
+  if (!greedy) *drawn += p->m->cfg->llm.vocab;
+  if (j->fed < j->q.result->n_ids) return BTC_OK; /* a token that the journal already has */
+  btc_status st = btc_request_take(p->m, p->sampler, &j->q, logits, &s->picks[k], NULL, 0, &e);
   if (st != BTC_OK) btc_request_fail(&j->q, st, &e);
   p->new_token = true;
   if (j->q.done) pipe_answer(p, j);
+  return BTC_OK;
 }
 
-static btc_status take_logits(pipe_driver *p, pipe_group *g, const uint8_t *data, size_t bytes, btc_error *err) {
+static btc_status take_rows(pipe_driver *p, pipe_group *g, const uint8_t *data, size_t bytes, btc_error *err) {
   shard_step s;
-  const int64_t vocab = p->m->cfg->llm.vocab;
   const double ms = ms_since(g->sent_ns);
   btc_status st = shard_step_read(p->m, btc_block_count(p->m), SHARD_DECODE, data, bytes, p->steps, p->o.slots, &s, err);
   if (st != BTC_OK) return st;
   if (s.n != g->rows) return btc_fail(err, BTC_ERR_FORMAT, "%d rows came back from a step of %d", s.n, g->rows);
   took(p, ms);
   g->flying = false;
-  for (int k = 0; k < g->rows; k++) {
+  p->n_rows += s.n;
+  p->n_row_bytes += (int64_t)bytes;
+  const float *drawn = s.flow;
+  for (int k = 0; k < g->rows && st == BTC_OK; k++) {
     pipe_job *j = g->row[k];
     j->result.timing.generate_ms += ms / g->rows;
     j->fed++;
-    take_row(p, j, s.flow + k * vocab);
+    st = take_row(p, j, &s, k, &drawn, err);
   }
-  return BTC_OK;
+  return st;
 }
 
 /* Change maps come with a prompt's first chunk, logits with its last. */
@@ -52,12 +61,11 @@ static btc_status take_chunk(pipe_driver *p, pipe_chunk *c, const uint8_t *data,
     memcpy(j->result.cosine, s.cosine, (size_t)p->m->tokens * sizeof *s.cosine);
   }
   if (s.items[0].past + s.items[0].positions < j->end) return BTC_OK;
-  if (!s.flow_floats) return btc_fail(err, BTC_ERR_FORMAT, "a prompt came back without logits");
+  if (!s.n_picks) return btc_fail(err, BTC_ERR_FORMAT, "a prompt came back without a pick");
   j->result.timing.prefill_ms += ms_since(j->sent_ns);
   j->prefilled = true;
   j->fed = 0;
-  take_row(p, j, s.flow);
-  return BTC_OK;
+  return take_row(p, j, &s, 0, &(const float *){s.flow}, err);
 }
 
 static void take_encode(pipe_driver *p, pipe_encode *e) {
@@ -87,7 +95,7 @@ static btc_status take_frame(pipe_driver *p, const btc_link_head *h, const uint8
   for (int i = 0; i < PIPE_CHUNKS && h->kind == SHARD_PREFILL; i++)
     if (p->chunk[i].flying && p->chunk[i].step == h->step) return take_chunk(p, &p->chunk[i], data, bytes, err);
   for (int i = 0; i < p->n_groups && h->kind == SHARD_DECODE; i++)
-    if (p->group[i].flying && p->group[i].step == h->step) return take_logits(p, &p->group[i], data, bytes, err);
+    if (p->group[i].flying && p->group[i].step == h->step) return take_rows(p, &p->group[i], data, bytes, err);
   return btc_fail(err, BTC_ERR_FORMAT, "step %llu came back, but was not sent", (unsigned long long)h->step);
 }
 

@@ -15,6 +15,7 @@
 #include <unistd.h>
 
 #include "base/failpoint.h"
+#include "engine/sampler.h"
 #include "link_nccl.h"
 #include "shard_room.h"
 #include "shard_step.h"
@@ -37,6 +38,8 @@ typedef struct shard {
   int64_t use_ns;                                /* when its use was last told */
   link_nccl *nccl;                               /* of this epoch; NULL: tensors go by the links */
   btc_stage_item *items;                         /* [SHARD_MAX_SLOTS] */
+  btc_sampler *sampler;                          /* of the rank with the head */
+  btc_pick *picks;                               /* [SHARD_MAX_SLOTS] likewise */
   shard_room flow, arrived;                      /* what goes out, and what a carrier brings: on the GPU when a carrier takes it */
   shard_room cosine, gathered, visual, features; /* features: [places, T, C]; these three on the GPU if we have one */
   int visual_slot;                               /* whose visual tokens these are */
@@ -252,6 +255,7 @@ static btc_status reserve(shard *s, const shard_step *d, btc_error *err) {
                             .threads = s->o.threads,
                             .compute = strcmp(s->o.dtype, "bf16") == 0 ? BTC_COMPUTE_BF16 : BTC_COMPUTE_F32,
                             .slots = d->slots,
+                            .pick_vocab = btc_tokenizer_vocab(s->m->tok),
                             .cancel = &s->page->cancel,
                             .progress = &s->page->alive};
     btc_status st = btc_stage_create(s->m, s->o.first, s->o.last, &so, &s->stage, err);
@@ -384,11 +388,28 @@ static btc_status decode(shard *s, shard_step *d, btc_error *err) {
   return st;
 }
 
+/* Behind the head: a pick for every item, and logits of those only that are drawn from, side by side. */
+static void pick(shard *s, shard_step *d, int n) {
+  const int64_t vocab = s->m->cfg->llm.vocab;
+  const btc_pick *made = btc_stage_picks(s->stage);
+  float *row = s->flow.at;
+  for (int k = 0; k < n; k++) {
+    const float *logits = s->flow.at + k * vocab;
+    s->picks[k] = !d->items[k].greedy ? (btc_pick){0} : made ? made[k] : btc_sampler_greedy(s->sampler, logits);
+    if (d->items[k].greedy) continue;
+    if (row != logits) memmove(row, logits, (size_t)vocab * sizeof *row);
+    row += vocab;
+  }
+  d->picks = s->picks;
+  d->n_picks = n;
+}
+
 static btc_status compute(shard *s, shard_step *d, btc_error *err) {
   if (d->kind == SHARD_RESERVE || d->kind == SHARD_PREPARE) return reserve(s, d, err);
   if (!s->stage) return btc_fail(err, BTC_ERR_FORMAT, "step: nothing is reserved");
   int64_t start = btc_now_ns();
   btc_status st = d->kind == SHARD_ENCODE ? encode(s, d, err) : d->kind == SHARD_PREFILL ? prefill(s, d, err) : decode(s, d, err);
+  if (st == BTC_OK) pick(s, d, shard_step_picks(s->m, s->o.last, d));
   s->page->busy_ns += (uint64_t)(btc_now_ns() - start);
   s->page->steps++;
   d->flow_floats = shard_step_floats(s->m, s->o.last, d);
@@ -490,9 +511,11 @@ static btc_status open_all(shard *s, btc_error *err) {
     return btc_fail(err, BTC_ERR_ARG, "no blocks %d to %d in a model of %d", o->first, o->last, btc_block_count(s->m));
   if (strncmp(o->device, "cuda", 4) == 0 && (st = btc_lane_create(o->device, &s->lane, err)) != BTC_OK) return st;
   st = btc_link_listen("127.0.0.1", &s->listen_fd, &s->port, err);
-  if (st == BTC_OK && !(s->items = btc_alloc_zero(SHARD_MAX_SLOTS, sizeof *s->items)))
-    st = btc_fail(err, BTC_ERR_NOMEM, "out of memory");
-  return st;
+  if (st == BTC_OK) st = btc_sampler_create(btc_tokenizer_vocab(s->m->tok), &s->sampler, err);
+  if (st != BTC_OK) return st;
+  s->items = btc_alloc_zero(SHARD_MAX_SLOTS, sizeof *s->items);
+  s->picks = btc_alloc_zero(SHARD_MAX_SLOTS, sizeof *s->picks);
+  return s->items && s->picks ? BTC_OK : btc_fail(err, BTC_ERR_NOMEM, "out of memory");
 }
 
 static void *fetch(void *ctx) {

@@ -12,7 +12,7 @@
 #include "engine/stage.h"
 #include "link.h"
 
-enum { SHARD_VERSION = 4, SHARD_USE_MS = 1000, SHARD_FD = 3, SHARD_PAGE_FD = 4, SHARD_LINKS_FD = 5 };
+enum { SHARD_VERSION = 5, SHARD_USE_MS = 1000, SHARD_FD = 3, SHARD_PAGE_FD = 4, SHARD_LINKS_FD = 5 };
 
 /* What both processes see. The counters grow only. */
 typedef struct shard_page {

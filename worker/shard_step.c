@@ -13,14 +13,15 @@ enum { MAX_IDS = 1 << 20 };
 typedef struct wire_head {
   uint32_t n, n_ids, slots,
       n_places; /* items; prompt ids of all of them; RESERVE, PREPARE: slots and places to make, PREFILL: chunk and places */
-  uint64_t slot_positions, flow_floats, cosine_floats;
+  uint64_t slot_positions, flow_floats, cosine_floats, n_picks;
 } wire_head;
 
 typedef struct wire_item {
-  int32_t n_images, n_ids, positions, past, token, slot;
+  int32_t n_images, n_ids, positions, past, token, slot, greedy;
 } wire_item;
 
-_Static_assert(sizeof(wire_head) == 40 && sizeof(wire_item) == 24, "no padding travels");
+_Static_assert(sizeof(wire_head) == 48 && sizeof(wire_item) == 28, "no padding travels");
+_Static_assert(sizeof(btc_pick) == 16, "picks travel as they are: behind the head, so that they lie where numbers may");
 
 /* ---- what belongs to a step ---- */
 
@@ -63,13 +64,25 @@ static bool is_beginning(const shard_step *s) {
   return s->kind == SHARD_PREFILL && s->n == 1 && s->items[0].n_images == 0;
 }
 
+int shard_step_picks(const btc_model *m, int i, const shard_step *s) {
+  if (i < btc_block_count(m)) return 0;
+  return s->kind == SHARD_DECODE || (s->kind == SHARD_PREFILL && shard_step_ends_prompt(m, s)) ? s->n : 0;
+}
+
+/* Rows of logits that travel: a pick stands for those of the others. */
+static int64_t drawn_rows(const btc_model *m, const shard_step *s) {
+  int64_t rows = 0;
+  for (int k = 0; k < shard_step_picks(m, btc_block_count(m), s); k++) rows += !s->items[k].greedy;
+  return rows;
+}
+
 int64_t shard_step_floats(const btc_model *m, int i, const shard_step *s) {
   const int change = shard_change_block(m);
+  if (i == btc_block_count(m)) return drawn_rows(m, s) * m->cfg->llm.vocab;
   switch (s->kind) {
     case SHARD_ENCODE:
       return i <= change ? btc_flow_floats(m, i, s->items, s->n, false) : 0;
     case SHARD_PREFILL:
-      if (i == btc_block_count(m) && !shard_step_ends_prompt(m, s)) return 0;
       return i <= change + (is_beginning(s) ? 1 : 0) ? 0 : btc_flow_floats(m, i, s->items, s->n, false);
     case SHARD_DECODE:
       return btc_flow_floats(m, i, s->items, s->n, true);
@@ -121,6 +134,17 @@ static btc_status check_item(const btc_model *m, shard_step_kind kind, const btc
   return kind == SHARD_PREFILL ? check_prompt(m, it, i, err) : BTC_OK;
 }
 
+/* Picks become tokens, and what is said of broken ones. */
+static btc_status check_picks(const btc_model *m, int first, const shard_step *s, btc_error *err) {
+  const int want = shard_step_picks(m, first, s);
+  const int64_t vocab = btc_tokenizer_vocab(m->tok);
+  if (s->n_picks != want) return btc_fail(err, BTC_ERR_FORMAT, "step: %d picks where %d belong", s->n_picks, want);
+  for (int i = 0; i < want; i++)
+    if (s->picks[i].id < 0 || s->picks[i].id >= vocab || s->picks[i].broken < 0 || s->picks[i].broken >= BTC_PICK_FAULTS)
+      return btc_fail(err, BTC_ERR_FORMAT, "step: pick %d of token %d, fault %d", i, s->picks[i].id, s->picks[i].broken);
+  return BTC_OK;
+}
+
 static btc_status check_whole(const btc_model *m, int first, const shard_step *s, btc_error *err) {
   int64_t want = shard_step_floats(m, first, s);
   const bool first_chunk = s->kind == SHARD_PREFILL && !s->chunk;
@@ -135,7 +159,8 @@ static btc_status check_whole(const btc_model *m, int first, const shard_step *s
   for (int i = 0; i < s->n; i++)
     if (s->items[i].n_images == 0 && s->kind == SHARD_PREFILL && (s->n != 1 || s->items[i].past))
       return btc_fail(err, BTC_ERR_FORMAT, "step: an item without images among others");
-  if (s->kind != SHARD_PREFILL) return BTC_OK;
+  btc_status st = check_picks(m, first, s, err);
+  if (st != BTC_OK || s->kind != SHARD_PREFILL) return st;
   bool whole = s->n == 1 || !s->chunk; /* several items come whole, and so does the beginning */
   for (int i = 0; i < s->n && (s->n > 1 || is_beginning(s)); i++)
     whole = whole && !s->chunk && s->items[i].past + s->items[i].positions == prompt_positions(m, &s->items[i]);
@@ -158,7 +183,8 @@ static btc_status read_items(const btc_model *m, shard_step_kind kind, const wir
                                 .positions = w.positions,
                                 .past = w.past,
                                 .token = w.token,
-                                .slot = w.slot};
+                                .slot = w.slot,
+                                .greedy = w.greedy != 0};
     *ids += w.n_ids;
     ids_left -= (uint64_t)w.n_ids;
     btc_status st = check_item(m, kind, &items[i], (int)i, err);
@@ -182,12 +208,13 @@ btc_status shard_step_read_apart(const btc_model *m, int first, uint16_t kind, c
   uint64_t travelling = makes_room(kind) ? 0 : h.n_places, inside = apart ? 0 : h.flow_floats;
   if (h.n < 1 || h.n > (uint32_t)most || h.n_ids > MAX_IDS || h.n_places > SHARD_MAX_PLACES ||
       h.slots > (kind == SHARD_PREFILL ? MAX_IDS : SHARD_MAX_SLOTS) || h.flow_floats > BTC_LINK_MAX_BYTES ||
-      h.cosine_floats > BTC_LINK_MAX_BYTES || h.slot_positions > (uint64_t)m->cfg->llm.context ||
-      bytes != sizeof h + h.n * sizeof(wire_item) + 4 * ((uint64_t)h.n_ids + travelling + inside + h.cosine_floats) ||
+      h.cosine_floats > BTC_LINK_MAX_BYTES || h.slot_positions > (uint64_t)m->cfg->llm.context || h.n_picks > h.n ||
+      bytes != sizeof h + h.n_picks * sizeof(btc_pick) + h.n * sizeof(wire_item) +
+                   4 * ((uint64_t)h.n_ids + travelling + inside + h.cosine_floats) ||
       (apart && apart != 4 * h.flow_floats))
     return btc_fail(err, BTC_ERR_FORMAT, "step: %u items do not make %zu bytes", h.n, bytes);
   const int32_t *ids;
-  btc_status st = read_items(m, (shard_step_kind)kind, &h, data + sizeof h, items, &ids, err);
+  btc_status st = read_items(m, (shard_step_kind)kind, &h, data + sizeof h + h.n_picks * sizeof(btc_pick), items, &ids, err);
   if (st != BTC_OK) return st;
   *out = (shard_step){.kind = (shard_step_kind)kind,
                       .n = (int)h.n,
@@ -197,6 +224,8 @@ btc_status shard_step_read_apart(const btc_model *m, int first, uint16_t kind, c
                       .slots = kind == SHARD_PREFILL ? 0 : (int)h.slots,
                       .chunk = kind == SHARD_PREFILL ? (int)h.slots : 0,
                       .n_places = (int)h.n_places,
+                      .picks = (const btc_pick *)(const void *)(data + sizeof h),
+                      .n_picks = (int)h.n_picks,
                       .flow = apart ? NULL : (const float *)(const void *)(ids + travelling),
                       .flow_floats = (int64_t)h.flow_floats,
                       .cosine_floats = (int64_t)h.cosine_floats};
@@ -221,18 +250,23 @@ btc_status shard_step_write(const shard_step *s, uint8_t **buffer, size_t *room,
                  .n_places = (uint32_t)s->n_places,
                  .slot_positions = (uint64_t)s->slot_positions,
                  .flow_floats = (uint64_t)s->flow_floats,
-                 .cosine_floats = s->cosine ? (uint64_t)s->cosine_floats : 0};
+                 .cosine_floats = s->cosine ? (uint64_t)s->cosine_floats : 0,
+                 .n_picks = (uint64_t)s->n_picks};
+  const size_t picks = (size_t)s->n_picks * sizeof(btc_pick);
   bool with_ids = s->kind == SHARD_PREFILL;
   for (int i = 0; i < s->n && with_ids; i++) h.n_ids += (uint32_t)s->items[i].n_ids;
-  size_t bytes = sizeof h + (size_t)s->n * sizeof(wire_item) + 4 * ((size_t)h.n_ids + (with_ids ? h.n_places : 0));
+  size_t bytes = sizeof h + picks + (size_t)s->n * sizeof(wire_item) + 4 * ((size_t)h.n_ids + (with_ids ? h.n_places : 0));
   btc_status st = grow(buffer, room, bytes, err);
   if (st != BTC_OK) return st;
   uint8_t *w = *buffer;
   memcpy(w, &h, sizeof h);
   w += sizeof h;
+  if (picks) memcpy(w, s->picks, picks);
+  w += picks;
   for (int i = 0; i < s->n; i++, w += sizeof(wire_item)) {
     const btc_stage_item *it = &s->items[i];
-    wire_item x = {it->n_images, with_ids ? (int32_t)it->n_ids : 0, (int32_t)it->positions, (int32_t)it->past, it->token, it->slot};
+    wire_item x = {it->n_images, with_ids ? (int32_t)it->n_ids : 0, (int32_t)it->positions, (int32_t)it->past, it->token, it->slot,
+                   it->greedy};
     memcpy(w, &x, sizeof x);
   }
   for (int i = 0; i < s->n && with_ids; i++) {

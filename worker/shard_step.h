@@ -1,6 +1,7 @@
 /*
  * A step descriptor and its tensor as they travel down a pipeline, in the body of one link frame:
- *   head 40 bytes | items 24 bytes each | prompt ids i32 | feature places i32 | flow tensor f32 | change maps f32 [pairs, T]
+ *   head 48 bytes | picks 16 bytes each | items 28 bytes each | prompt ids i32 | feature places i32 | flow tensor f32 |
+ *   change maps f32 [pairs, T]
  * Little-endian, as every machine we run on. The same descriptor goes through all ranks; each replaces the tensor by its own
  * output. Change maps appear behind the rank that computes them and ride along to the driver.
  *
@@ -12,6 +13,8 @@
  * images and without a past has left the beginning that all prompts share. A long prompt comes in chunks, one item a step: all
  * chunks of one before the first of the next, decode steps among them. Logits come with the last chunk, change maps with the first
  * DECODE   one token of every item
+ *
+ * Behind the head every item has a pick (ops.h), and only those that are not greedy have their logits: the flow is [those, vocab].
  */
 #ifndef BTC_WORKER_SHARD_STEP_H
 #define BTC_WORKER_SHARD_STEP_H
@@ -35,6 +38,8 @@ typedef struct shard_step {
   int slots, n_places;    /* the same two: how many */
   const float *flow;
   int64_t flow_floats;
+  const btc_pick *picks; /* [n_picks]: none, or one an item; those of items that are not greedy mean nothing */
+  int n_picks;
   const float *cosine; /* NULL: not computed yet, or a step without pairs */
   int64_t cosine_floats;
 } shard_step;
@@ -56,6 +61,7 @@ btc_status shard_step_write(const shard_step *s, uint8_t **buffer, size_t *room,
 int64_t shard_step_floats(const btc_model *m, int i, const shard_step *s);
 bool shard_step_is_tower(uint16_t kind);                              /* which train */
 bool shard_step_ends_prompt(const btc_model *m, const shard_step *s); /* a PREFILL behind which logits are known */
+int shard_step_picks(const btc_model *m, int i, const shard_step *s); /* of the flow before block i */
 int shard_step_images(const btc_stage_item *items, int n);
 int64_t shard_step_cosines(const btc_model *m, const btc_stage_item *items, int n); /* floats of the change maps of these items */
 int shard_change_block(const btc_model *m);                                         /* the block that reads features */

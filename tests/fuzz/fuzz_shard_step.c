@@ -33,6 +33,7 @@ static size_t good_step(uint16_t kind, int first, uint8_t which, bool inside, ui
   static int32_t ids[4] = {1, BTC_IMAGE_ID, 5, 6}, places[2] = {0, 3};
   static uint8_t *words;
   static size_t room;
+  static const btc_pick picks[MOST];
   btc_stage_item items[MOST] = {{0}};
   btc_link_part parts[3];
   btc_error err;
@@ -50,8 +51,11 @@ static size_t good_step(uint16_t kind, int first, uint8_t which, bool inside, ui
   } else if (kind == SHARD_DECODE || kind == SHARD_ENCODE) {
     s.n = 1 + (which >> 4) % (kind == SHARD_ENCODE ? SHARD_IMAGES : MOST);
     for (int i = 1; i < s.n; i++) items[i] = items[0];
+    items[0].greedy = which & 8;
     s.slots = s.n_places = 0;
   }
+  s.picks = picks;
+  s.n_picks = shard_step_picks(model, first, &s);
   s.flow_floats = shard_step_floats(model, first, &s);
   if (shard_step_write(&s, &words, &room, parts, &err) != BTC_OK) abort();
   size_t n = 0;
@@ -75,6 +79,8 @@ static void check(const shard_step *s, size_t bytes) {
   if (shard_step_write(s, &words, &room, parts, &err) != BTC_OK) abort();
   if (parts[0].bytes + (s->flow ? parts[1].bytes : 0) + parts[2].bytes > bytes) abort();
   if (s->n < 1 || s->n > MOST || shard_step_images(s->items, s->n) < 0) abort();
+  for (int i = 0; i < s->n_picks; i++)
+    if (s->picks[i].id < 0 || s->picks[i].id >= model->cfg->llm.vocab || s->picks[i].broken >= BTC_PICK_FAULTS) abort();
   if (parts[1].bytes && s->flow && memcmp(parts[1].data, s->flow, parts[1].bytes) != 0) abort();
 }
 

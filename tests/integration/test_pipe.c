@@ -196,6 +196,65 @@ static void test_pipe_every_cut_of_nano(void **state) {
   clear_work();
 }
 
+/* Tokens come back, not the rows of logits that they are taken from. */
+static void test_pipe_greedy_answers_are_small(void **state) {
+  (void)state;
+  make_work(tiny_checkpoint(), 20, false, BTC_PRECISION_F32);
+  for (size_t i = 0; i < w.n; i++) {
+    w.items[i].temperature = 0;
+    btc_result_clear(&w.want[i]);
+  }
+  answer_whole();
+  pipe_options o = quick();
+  pipe_driver *p = open_even(&o, 3);
+  run_and_compare(p);
+  pipe_state s = pipe_get_state(p);
+  assert_true(s.rows > 20);
+  if (s.row_bytes >= 100 * s.rows) fail_msg("%lld bytes of %lld tokens", (long long)s.row_bytes, (long long)s.rows);
+  pipe_destroy(&p);
+  clear_work();
+}
+
+/* The last norm of a copy of the checkpoint becomes what no number is. */
+static const char *broken_checkpoint(void) {
+  static const char name[] = "\"model.norm.weight\"";
+  char command[600];
+  uint64_t header = 0;
+  const char *dir = path_in(test_tmp_dir(), "broken");
+  snprintf(command, sizeof command, "cp -r '%s' '%s'", tiny_checkpoint(), dir);
+  assert_int_equal(system(command), 0);
+  FILE *f = fopen(path_in(dir, "llm/model.safetensors"), "r+");
+  assert_non_null(f);
+  assert_int_equal(fread(&header, sizeof header, 1, f), 1);
+  char *json = calloc(1, header + 1);
+  assert_non_null(json);
+  assert_int_equal(fread(json, header, 1, f), 1);
+  const char *at = strstr(json, name);
+  assert_non_null(at);
+  assert_non_null(at = strstr(at, "data_offsets"));
+  long begin = strtol(strchr(at, '[') + 1, NULL, 10);
+  free(json);
+  assert_int_equal(fseek(f, (long)(sizeof header + header) + begin, SEEK_SET), 0);
+  assert_int_equal(fwrite("\xff\xff\xff\xff", 4, 1, f), 1); /* NaN as float32, and two of them as bf16 or float16 */
+  fclose(f);
+  return dir;
+}
+
+static void test_pipe_broken_logits_are_named(void **state) {
+  (void)state;
+  make_work(broken_checkpoint(), 4, false, BTC_PRECISION_F32);
+  for (size_t i = 0; i < w.n; i++) {
+    assert_int_equal(w.want[i].status, BTC_ERR_MODEL);
+    assert_non_null(strstr(w.want[i].error.message, "not a number"));
+  }
+  pipe_options o = quick();
+  pipe_driver *p = open_even(&o, 2);
+  run_and_compare(p);
+  assert_int_equal(pipe_get_state(p).breaks, 0);
+  pipe_destroy(&p);
+  clear_work();
+}
+
 static void check_many(const char *model, size_t n, int fewest, int most, btc_precision precision) {
   make_work(model, n, true, precision);
   for (int ranks = fewest; ranks <= most; ranks++) {
@@ -777,6 +836,8 @@ static void test_pipe_rank_holds_its_weights_only(void **state) {
 
 static const struct CMUnitTest tests[] = {
     cmocka_unit_test(test_pipe_every_cut_of_nano),
+    cmocka_unit_test(test_pipe_greedy_answers_are_small),
+    cmocka_unit_test(test_pipe_broken_logits_are_named),
     cmocka_unit_test(test_pipe_300_items),
     cmocka_unit_test(test_pipe_300_items_of_nano),
     cmocka_unit_test(test_pipe_bf16),

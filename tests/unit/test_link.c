@@ -13,7 +13,7 @@
 
 #include "worker/link.h"
 
-enum { SOON_MS = 150, PATIENCE_MS = 20000 };
+enum { SOON_MS = 150, PATIENCE_MS = 20000, VERSION = 2 /* of the links */ };
 
 static btc_link_wait within(int ms) {
   return (btc_link_wait){.deadline_ns = btc_now_ns() + (int64_t)ms * 1000000};
@@ -282,7 +282,7 @@ static void test_link_strangers_do_not_hinder(void **state) {
   joining j = {.id = id, .limits = l};
   pthread_t thread;
   int fd, stranger[3];
-  uint8_t hello[64] = {'B', 'T', 'C', 'H', 1, 0, 0, 0, 5}, answer[64], wrong[32] = {0};
+  uint8_t hello[64] = {'B', 'T', 'C', 'H', VERSION, 0, 0, 0, 5}, answer[64], wrong[32] = {0};
   btc_link *in = NULL;
   btc_error err = {0};
   hello[16] = 1, hello[20] = 2, hello[24] = 3;
@@ -301,6 +301,27 @@ static void test_link_strangers_do_not_hinder(void **state) {
   for (int i = 0; i < 3; i++) close(stranger[i]);
   btc_link_close(&in);
   btc_link_close(&j.link);
+  close(fd);
+}
+
+/* A worker of before a change of the wire: it is told apart from a stranger. */
+static void test_link_other_versions_are_named(void **state) {
+  (void)state;
+  btc_link_limits l = btc_link_limits_default();
+  btc_link_id id = some_id(5);
+  int fd, port;
+  uint8_t hello[64] = {'B', 'T', 'C', 'H', VERSION - 1, 0, 0, 0, 5}, answer;
+  btc_link *in = NULL;
+  btc_error err = {0};
+  hello[16] = 1, hello[20] = 2, hello[24] = 3;
+  assert_int_equal(btc_link_listen("127.0.0.1", &fd, &port, &err), BTC_OK);
+  int old = raw_connect(port);
+  assert_int_equal(write(old, hello, 64), 64);
+  btc_link_wait w = within(SOON_MS);
+  assert_int_equal(btc_link_accept(fd, &id, &l, &w, &in, &err), BTC_ERR_IO);
+  assert_non_null(strstr(err.message, "links of version 1, but ours are of version 2"));
+  assert_int_equal(recv(old, &answer, 1, 0), 0); /* no challenge for it */
+  close(old);
   close(fd);
 }
 
@@ -413,12 +434,19 @@ static void test_link_hmac_is_over_all_parts(void **state) {
 }
 
 static const struct CMUnitTest tests[] = {
-    cmocka_unit_test(test_link_carries_frames_of_any_size), cmocka_unit_test(test_link_frame_over_the_bound_is_refused),
-    cmocka_unit_test(test_link_damage_anywhere_is_seen),    cmocka_unit_test(test_link_frame_cut_anywhere_is_an_error),
-    cmocka_unit_test(test_link_old_epoch_frame_is_dropped), cmocka_unit_test(test_link_wrong_hello_is_turned_away),
-    cmocka_unit_test(test_link_strangers_do_not_hinder),    cmocka_unit_test(test_link_slow_peer_is_given_up),
-    cmocka_unit_test(test_link_wait_can_be_stopped),        cmocka_unit_test(test_link_peer_killed_within_a_frame),
-    cmocka_unit_test(test_link_crc32c_known_answers),       cmocka_unit_test(test_link_crc32c_instruction_and_tables_agree),
+    cmocka_unit_test(test_link_carries_frames_of_any_size),
+    cmocka_unit_test(test_link_frame_over_the_bound_is_refused),
+    cmocka_unit_test(test_link_damage_anywhere_is_seen),
+    cmocka_unit_test(test_link_frame_cut_anywhere_is_an_error),
+    cmocka_unit_test(test_link_old_epoch_frame_is_dropped),
+    cmocka_unit_test(test_link_wrong_hello_is_turned_away),
+    cmocka_unit_test(test_link_other_versions_are_named),
+    cmocka_unit_test(test_link_strangers_do_not_hinder),
+    cmocka_unit_test(test_link_slow_peer_is_given_up),
+    cmocka_unit_test(test_link_wait_can_be_stopped),
+    cmocka_unit_test(test_link_peer_killed_within_a_frame),
+    cmocka_unit_test(test_link_crc32c_known_answers),
+    cmocka_unit_test(test_link_crc32c_instruction_and_tables_agree),
     cmocka_unit_test(test_link_hmac_is_over_all_parts),
 };
 

@@ -306,6 +306,33 @@ static void test_sampler_reports_broken_logits(void **state) {
   btc_sampler_destroy(&s);
 }
 
+/* A pick made elsewhere says what one made here says. */
+static void test_sampler_greedy_picks_travel(void **state) {
+  (void)state;
+  static const float rows[][3] = {{0, 2, 1},
+                                  {3, 3, -1},
+                                  {-5, -INFINITY, -6},
+                                  {0, NAN, INFINITY},
+                                  {NAN, 1, NAN},
+                                  {0, INFINITY, NAN},
+                                  {-INFINITY, -INFINITY, -INFINITY}};
+  const btc_sampling g = btc_sampling_default();
+  btc_sampler *s = sampler_of(3);
+  for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
+    btc_error here = {0}, there = {0};
+    int32_t id = -1;
+    double logprob = 0;
+    btc_status st = btc_sampler_pick(s, rows[i], &g, NULL, &id, &logprob, &here);
+    btc_pick p = btc_sampler_greedy(s, rows[i]);
+    assert_int_equal(btc_pick_check(&p, &there), st);
+    assert_string_equal(there.message, here.message);
+    if (st != BTC_OK) continue;
+    assert_int_equal(p.id, id);
+    assert_memory_equal(&p.logprob, &logprob, sizeof logprob);
+  }
+  btc_sampler_destroy(&s);
+}
+
 static void test_sampler_refuses_settings(void **state) {
   (void)state;
   static const btc_sampling bad[] = {{.temperature = -1, .top_p = 1},       {.temperature = NAN, .top_p = 1},
@@ -372,6 +399,7 @@ static const struct CMUnitTest tests[] = {
     cmocka_unit_test(test_sampler_generator_is_xoshiro),
     cmocka_unit_test(test_sampler_uniform_is_even),
     cmocka_unit_test(test_sampler_reports_broken_logits),
+    cmocka_unit_test(test_sampler_greedy_picks_travel),
     cmocka_unit_test(test_sampler_refuses_settings),
     cmocka_unit_test(test_sampler_allocates_only_when_created),
 };
