@@ -56,7 +56,7 @@ device_programs() {
   for file in tests/gpu_host/test_*.c; do
     name=$(basename "$file" .c)
     case $name in
-      test_shim | test_race) ;; # of the shim itself
+      test_shim | test_race | test_traffic) ;; # of the shim itself
       *) echo "gpu_${name#test_}" ;;
     esac
   done

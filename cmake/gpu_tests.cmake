@@ -33,6 +33,10 @@ if(NOT BTC_SANITIZE MATCHES thread) # fibers and ThreadSanitizer do not go toget
     add_library(btc_kernels_cuda_watched STATIC ${kernel_wrappers})
     target_link_libraries(btc_kernels_cuda_watched PUBLIC btc_cuda_shim)
     target_compile_options(btc_kernels_cuda_watched PRIVATE ${BTC_SHIM_WATCH})
+    # And for counts of traffic, every access as the source has it.
+    add_library(btc_kernels_cuda_counted STATIC ${kernel_wrappers})
+    target_link_libraries(btc_kernels_cuda_counted PUBLIC btc_cuda_shim)
+    target_compile_options(btc_kernels_cuda_counted PRIVATE ${BTC_SHIM_WATCH} -O0)
   endif()
 
   # The ground truth: plain operators, the sampler, the resizer.
@@ -56,17 +60,21 @@ if(NOT BTC_SANITIZE MATCHES thread) # fibers and ThreadSanitizer do not go toget
   endfunction()
 
   file(GLOB gpu_files CONFIGURE_DEPENDS ${CMAKE_SOURCE_DIR}/tests/gpu_host/test_*.c)
-  set(shim_only test_shim test_race) # on the shim only: tests of itself
+  set(shim_only test_shim test_race test_traffic) # on the shim only: tests of itself
   set(host_kernels btc_kernels_cuda_host)
   if(BTC_HAVE_RACE)
     set(host_kernels btc_kernels_cuda_watched)
   else()
-    list(FILTER gpu_files EXCLUDE REGEX "/test_race\\.c$")
+    list(FILTER gpu_files EXCLUDE REGEX "/test_(race|traffic)\\.c$")
   endif()
   foreach(file ${gpu_files})
     get_filename_component(program ${file} NAME_WE)
     set_property(DIRECTORY APPEND PROPERTY CMAKE_CONFIGURE_DEPENDS ${file})
-    btc_gpu_test(${file} ${program} gpu-host gpu_shim ${host_kernels})
+    if(program STREQUAL test_traffic)
+      btc_gpu_test(${file} ${program} gpu-host gpu_shim btc_kernels_cuda_counted)
+    else()
+      btc_gpu_test(${file} ${program} gpu-host gpu_shim ${host_kernels})
+    endif()
     if(BTC_HAVE_CUDA AND NOT program IN_LIST shim_only)
       string(REGEX REPLACE "^test_" "gpu_" device_program ${program})
       btc_gpu_test(${file} ${device_program} gpu gpu_device btc_kernels_cuda)
@@ -77,6 +85,9 @@ if(NOT BTC_SANITIZE MATCHES thread) # fibers and ThreadSanitizer do not go toget
   if(BTC_HAVE_RACE)
     target_sources(test_race PRIVATE ${CMAKE_SOURCE_DIR}/tests/gpu_host/race_kernels.cc)
     set_source_files_properties(${CMAKE_SOURCE_DIR}/tests/gpu_host/race_kernels.cc PROPERTIES COMPILE_OPTIONS "${BTC_SHIM_WATCH}")
+    target_sources(test_traffic PRIVATE ${CMAKE_SOURCE_DIR}/tests/gpu_host/traffic_kernels.cc)
+    set_source_files_properties(${CMAKE_SOURCE_DIR}/tests/gpu_host/traffic_kernels.cc PROPERTIES
+      COMPILE_OPTIONS "${BTC_SHIM_WATCH};-O0")
   endif()
 endif()
 

@@ -37,7 +37,7 @@
 
 #include "kernels/cuda/shim/shim.h"
 
-#define BTC_DEVICE static inline
+#define BTC_DEVICE BTC_SHIM_FLAT
 #define BTC_UNROLL
 
 #endif

@@ -16,7 +16,7 @@
 #ifndef __CUDACC__
 
 /* d += a b for k columns of a; the host adds in the order of k, the device in an order of its own: close, not the same bits. */
-static inline void btc_shim_mma(float c[4], const uint32_t *a, const uint32_t *b, int k, const char *file, int line) {
+BTC_SHIM_FLAT void btc_shim_mma(float c[4], const uint32_t *a, const uint32_t *b, int k, const char *file, int line) {
   struct fragment {
     uint32_t a[4], b[2];
   } mine = {};
@@ -40,10 +40,11 @@ static inline void btc_shim_mma(float c[4], const uint32_t *a, const uint32_t *b
 
 /* Lane 8 i + r names row r of matrix i: eight bf16. Read before the exchange, as the instruction does, so that a lane that runs
  * ahead cannot change what another one sees. */
-static inline void btc_shim_ldmatrix(uint32_t *r, int count, bool transposed, const void *row, const char *file, int line) {
+BTC_SHIM_FLAT void btc_shim_ldmatrix(uint32_t *r, int count, bool transposed, const void *row, const char *file, int line) {
   struct eight {
     uint16_t x[8];
   } mine = {};
+  btc_shim_check_aligned(row, sizeof mine, file, line); /* of the other lanes as well: it is a valid address */
   if (btc_shim_lane() < count * 8) memcpy(&mine, row, sizeof mine);
   const unsigned char *table = btc_shim_exchange(BTC_FULL_WARP, &mine, sizeof mine, file, line);
   int g = btc_shim_lane() / 4, t = btc_shim_lane() % 4;

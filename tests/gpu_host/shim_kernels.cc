@@ -1,6 +1,7 @@
 #include "shim_kernels.h"
 
 #include "kernels/cuda/device.h"
+#include "kernels/cuda/mma.h"
 
 template <bool BARRIER>
 static void reverse(int *y, const int *x, int n) {
@@ -98,6 +99,26 @@ static void nothing(int) {
 int shim_much_dynamic(size_t allowed, size_t used) {
   int status = BTC_ALLOW_SHARED(nothing, allowed);
   return status != 0 ? status : BTC_LAUNCH(nothing, 1, 1, used, nullptr, 0);
+}
+
+static void static_and_dynamic(int n) {
+  BTC_SHARED(char, large, 40000);
+  large[n] = 0;
+}
+
+int shim_static_and_dynamic(size_t bytes) {
+  int status = BTC_ALLOW_SHARED(static_and_dynamic, bytes);
+  return status != 0 ? status : BTC_LAUNCH(static_and_dynamic, 1, 1, bytes, nullptr, 0);
+}
+
+static void matrix_row(int skew) {
+  BTC_SHARED(uint32_t, tile, 8 * 8);
+  uint32_t r[2];
+  ldmatrix_x2(r, tile + threadIdx.x % 8 * 4 + skew);
+}
+
+int shim_matrix_row(int skew) {
+  return BTC_LAUNCH(matrix_row, 1, 32, 0, nullptr, skew);
 }
 
 static void vector(float *y, const float *x) {

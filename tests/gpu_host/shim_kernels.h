@@ -19,6 +19,8 @@ int shim_behind_dynamic(size_t bytes);                    /* writes one byte beh
 int shim_too_much_static(void);
 int shim_grid_of_zero(void);
 int shim_much_dynamic(size_t allowed, size_t used); /* allows some dynamic shared memory and launches with some */
+int shim_static_and_dynamic(size_t bytes);          /* beside 40000 static ones */
+int shim_matrix_row(int skew);                      /* ldmatrix of a row that many words off */
 int shim_vector(float *y, const float *x);          /* four floats at once, from and to any address */
 int shim_scan(int *y, const int *x);                /* 64 threads: inclusive sums by shuffles and a named barrier */
 int shim_copies(int *y, const int *x, int waited);  /* cp.async of 32 words, with and without its wait */

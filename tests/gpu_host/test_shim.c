@@ -74,7 +74,10 @@ static void test_shim_wants_much_shared_memory_allowed(void **state) {
   btc_shim_quiet(1);
   assert_caught(shim_much_dynamic(50000, 50001), "without BTC_ALLOW_SHARED");
   GPU(shim_much_dynamic(50000, 50000));
-  assert_int_not_equal(shim_much_dynamic(228 << 10, 0), 0);
+  assert_int_not_equal(shim_much_dynamic(164 << 10, 0), 0);
+  GPU(shim_static_and_dynamic((163 << 10) - 40000));
+  btc_shim_quiet(1);
+  assert_caught(shim_static_and_dynamic((163 << 10) - 39999), "together");
 }
 
 static void test_shim_wants_early_launches_to_wait(void **state) {
@@ -86,6 +89,13 @@ static void test_shim_wants_early_launches_to_wait(void **state) {
   assert_caught(shim_early(y, 31), "without await_launch_before()");
   btc_shim_quiet(1);
   assert_caught(shim_early(y, 0), "without await_launch_before()");
+}
+
+static void test_shim_wants_matrix_rows_aligned(void **state) {
+  (void)state;
+  GPU(shim_matrix_row(4));
+  btc_shim_quiet(1);
+  assert_caught(shim_matrix_row(2), "no multiple of 16");
 }
 
 /* A device faults there; a child of ours ends. */
@@ -171,6 +181,7 @@ static const struct CMUnitTest tests[] = {
     cmocka_unit_test(test_shim_sees_unaligned_vectors),
     cmocka_unit_test(test_shim_tape_repeats),
     cmocka_unit_test(test_shim_last_block_joins),
+    cmocka_unit_test(test_shim_wants_matrix_rows_aligned),
 };
 
 BTC_TEST_MAIN(tests)

@@ -8,7 +8,8 @@
 #include "kernels/cuda/shim/fiber.h"
 #include "kernels/cuda/shim/shim.h"
 
-enum { MAX_COPIES = 256 };
+/* MOST_SHARED: of a block on an A100 (sm_80), the least of the chips that kernels are compiled for; an H200 has 227 KiB. */
+enum { MAX_COPIES = 256, MOST_SHARED = 163 << 10 };
 
 enum wait_kind { RUNS, AT_BARRIER, AT_WARP, ENDED };
 
@@ -18,11 +19,12 @@ struct pending_copy {
   int bytes, valid, group;
 };
 
-/* Variables of the shim that kernels read: kept together so that the race detector can tell them. */
+/* Variables of the shim that kernels read: kept together so that the race detector can tell them. So are a launch's parameters. */
 #define BTC_SHIM_OWN __attribute__((section("btc_shim_own")))
 extern "C" const char __start_btc_shim_own[], __stop_btc_shim_own[];
+extern const char *btc_shim_parameters, *btc_shim_parameters_end;
 static inline bool btc_shim_is_own(const void *p) {
-  return p >= __start_btc_shim_own && p < __stop_btc_shim_own;
+  return (p >= __start_btc_shim_own && p < __stop_btc_shim_own) || (p >= btc_shim_parameters && p < btc_shim_parameters_end);
 }
 
 struct shim_thread {

@@ -5,12 +5,15 @@
  */
 #include "block.h"
 #include "race.h"
+#include "traffic.h"
 
 #define FROM __builtin_return_address(0)
 #define TSAN extern "C" __attribute__((visibility("default"))) void
 
 static inline void see(const void *p, size_t bytes, access_kind kind, const void *from) {
   if (btc_shim_running < 0 || btc_shim_is_own(p) || btc_fiber_on_stack(p)) return;
+  if (btc_shim_counts)
+    btc_shim_traffic_access(reinterpret_cast<uintptr_t>(p), bytes, kind == WRITE || kind == VOLATILE_WRITE, from);
   btc_shim_race_access(reinterpret_cast<uintptr_t>(p), bytes, kind, from);
 }
 

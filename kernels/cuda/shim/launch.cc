@@ -12,10 +12,12 @@
 
 #include "block.h"
 #include "race.h"
+#include "traffic.h"
 
 BTC_SHIM_OWN uint3 threadIdx, blockIdx;
 BTC_SHIM_OWN dim3 blockDim, gridDim;
 int btc_shim_running = -1;
+const char *btc_shim_parameters, *btc_shim_parameters_end;
 
 static shim_thread *threads; /* [MAX_THREADS] */
 static int n_threads;
@@ -136,6 +138,11 @@ void btc_shim_check_source(unsigned mask, int lane, const char *file, int line) 
     btc_shim_fail("a shuffle from lane %d, outside mask %08x (%s:%d)", lane, mask, file, line);
 }
 
+void btc_shim_check_aligned(const void *p, size_t bytes, const char *file, int line) {
+  if (reinterpret_cast<uintptr_t>(p) % bytes)
+    btc_shim_fail("lane %d's row at %p is no multiple of %zu bytes (%s:%d)", btc_shim_lane(), p, bytes, file, line);
+}
+
 static bool same_place(const shim_thread *a, const shim_thread *b) {
   return a->line == b->line && strcmp(a->file, b->file) == 0;
 }
@@ -164,6 +171,7 @@ static void release_barrier(const shim_thread *first) {
     met[n++] = i;
   }
   if (btc_shim_watches) btc_shim_clock_meet(met, n);
+  if (btc_shim_counts && n == n_threads) btc_shim_traffic_meet(-1);
 }
 
 static void release_warp(shim_thread *warp, int lanes, const shim_thread *first) {
@@ -179,7 +187,9 @@ static void release_warp(shim_thread *warp, int lanes, const shim_thread *first)
     memcpy(table + i * BTC_SHIM_SLOT, warp[i].brought, warp[i].bytes);
     warp[i].state = RUNS;
   }
-  if (btc_shim_watches && first->bytes == 0) btc_shim_clock_meet_warp(static_cast<int>(warp - threads) / 32, mask);
+  int index = static_cast<int>(warp - threads) / 32;
+  if (btc_shim_watches && first->bytes == 0) btc_shim_clock_meet_warp(index, mask);
+  if (btc_shim_counts && mask == 0xffffffffu) btc_shim_traffic_meet(index);
 }
 
 static void release() {
@@ -253,6 +263,7 @@ static void run_block() {
     if (!ran) fail_stuck();
     release();
   }
+  if (btc_shim_counts) btc_shim_traffic_meet(-1);
   if (!failed) btc_shim_memory_block_end();
 }
 
@@ -278,7 +289,7 @@ static void run_grid(uint32_t seed) {
 }
 
 /* Kernels that were allowed more dynamic shared memory than every launch may have. */
-enum { FREE_SHARED = 48 << 10, MOST_SHARED = 227 << 10, MAX_ALLOWED = 64 };
+enum { FREE_SHARED = 48 << 10, MAX_ALLOWED = 64 };
 
 static struct {
   const void *kernel;
@@ -339,12 +350,15 @@ int btc_shim_run(const btc_shim_shape &shape, void (*body)(void *), void *contex
   blockDim = block;
   thread_body = body;
   thread_context = context;
+  btc_shim_parameters = static_cast<const char *>(context);
+  btc_shim_parameters_end = btc_shim_parameters + shape.parameters;
   for (int i = 0; i < n_threads; i++) {
     unsigned t = static_cast<unsigned>(i);
     threads[i].index = {t % block.x, t / block.x % block.y, t / block.x / block.y};
   }
   uint32_t seed = launches++ * 2654435761u >> 8;
   make_order(seed);
+  if (btc_shim_counts) btc_shim_traffic_launch(shape.name);
   if (btc_shim_watches) btc_shim_race_launch(n_threads, static_cast<uint64_t>(grid.x) * grid.y * grid.z, shape.early);
   run_grid(seed);
   btc_shim_memory_end();

@@ -1,6 +1,7 @@
 /* Shared memory of a block, and the copies of cp.async. */
 #include "block.h"
 #include "race.h"
+#include "traffic.h"
 
 #include <cstdlib>
 
@@ -74,6 +75,9 @@ void *btc_shim_shared(const void *key, size_t bytes, size_t align) {
   used_static += bytes;
   if (used_static > STATIC_LIMIT || n_sites == MAX_SITES)
     btc_shim_fail("%zu bytes of static shared memory, of at most %d in %d arrays", used_static, STATIC_LIMIT, MAX_SITES);
+  if (used_static + dynamic_size > MOST_SHARED)
+    btc_shim_fail("%zu bytes of static and %zu of dynamic shared memory, of at most %d together", used_static, dynamic_size,
+                  MOST_SHARED);
   used = (used + align - 1) / align * align;
   unsigned char *at = arena + used;
   used += (bytes + 15) / 16 * 16 + RED_ZONE;
@@ -85,6 +89,18 @@ void *btc_shim_shared(const void *key, size_t bytes, size_t align) {
 
 /* ---- cp.async ---- */
 
+/* Its two sides are two places, both inside the call. */
+static void watch_copy(const pending_copy &c, const char *from) {
+  uintptr_t dst = reinterpret_cast<uintptr_t>(c.dst), src = reinterpret_cast<uintptr_t>(c.src);
+  size_t bytes = static_cast<size_t>(c.bytes), valid = static_cast<size_t>(c.valid);
+  if (btc_shim_counts) {
+    if (valid) btc_shim_traffic_access(src, bytes, false, from);
+    btc_shim_traffic_access(dst, bytes, true, from - 1);
+  }
+  btc_shim_race_access(src, valid, READ, from);
+  btc_shim_race_copy(dst, bytes, from);
+}
+
 void btc_shim_cp_async(void *dst, const void *src, int bytes, int valid) {
   shim_thread *t = btc_shim_current();
   if (bytes != 4 && bytes != 8 && bytes != 16) btc_shim_fail("cp.async of %d bytes", bytes);
@@ -93,10 +109,7 @@ void btc_shim_cp_async(void *dst, const void *src, int bytes, int valid) {
     btc_shim_fail("cp.async of %d bytes at an address that is no multiple of it", bytes);
   if (t->n_copies == MAX_COPIES) btc_shim_fail("more than %d copies of one thread pending", MAX_COPIES);
   t->copies[t->n_copies++] = {dst, src, bytes, valid, t->group};
-  if (!btc_shim_watches) return;
-  const void *from = __builtin_return_address(0);
-  btc_shim_race_access(reinterpret_cast<uintptr_t>(src), static_cast<size_t>(valid), READ, from);
-  btc_shim_race_copy(reinterpret_cast<uintptr_t>(dst), static_cast<size_t>(bytes), from);
+  if (btc_shim_watches) watch_copy(t->copies[t->n_copies - 1], static_cast<const char *>(__builtin_return_address(0)));
 }
 
 void btc_shim_cp_async_commit() {

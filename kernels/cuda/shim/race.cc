@@ -4,7 +4,7 @@
 
 #include "block.h"
 
-bool btc_shim_watches;
+BTC_SHIM_OWN bool btc_shim_watches;
 
 static bool early_launch;
 static uint32_t unsettled = 1; /* the first block of the oldest launch that an early one may overlap */

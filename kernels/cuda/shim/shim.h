@@ -8,12 +8,14 @@
  *    barrier shows as a changed result;
  *  - a cp.async copies when it is waited for, not before;
  *  - a thread of an early launch that ends without await_launch_before() is an error;
- *  - more than 48 KiB of dynamic shared memory want BTC_ALLOW_SHARED first;
+ *  - more than 48 KiB of dynamic shared memory want BTC_ALLOW_SHARED first; with the static arrays it is 163 KiB at most (sm_80);
+ *  - a row of ldmatrix and both sides of a cp.async that are no multiples of 16 bytes, or of the copy's size, are errors;
  *  - a vector access at an address that is no multiple of its size ends the program (by the compiler's check, CMake).
  *  - where the kernels are instrumented (the tests of kernels, in builds by gcc without a sanitizer), two accesses of a launch that
  *    no barrier, __syncwarp, or fence with an atomic orders are an error with both places: the race detector, race.h.
- * One OS thread at a time. What the shim cannot see: bank conflicts, speed; which of an atomic's callers comes first is the shim's
- * choice, so that of code behind one that depends on it only what this order reaches is tested.
+ * One OS thread at a time. Conflicts of banks and sectors of global memory are counted (traffic.h). What the shim cannot see:
+ * speed; which of an atomic's callers comes first is the shim's choice, so that of code behind one that depends on it only what
+ * this order reaches is tested.
  */
 #ifndef BTC_KERNELS_CUDA_SHIM_H
 #define BTC_KERNELS_CUDA_SHIM_H
@@ -31,6 +33,10 @@
 #include <utility>
 
 #include "kernels/cuda/shim/shim_test.h"
+
+/* Inlined without optimisation as well, as on a device: the compiler's instrumentation does not see what a call that is none of
+ * inline code stores where its result goes. */
+#define BTC_SHIM_FLAT static inline __attribute__((always_inline))
 
 /* ---- the words of CUDA ---- */
 
@@ -81,19 +87,19 @@ struct __align__(4) ushort2 {
 struct __align__(8) ushort4 {
   unsigned short x, y, z, w;
 };
-static inline float2 make_float2(float x, float y) {
+BTC_SHIM_FLAT float2 make_float2(float x, float y) {
   return {x, y};
 }
-static inline float4 make_float4(float x, float y, float z, float w) {
+BTC_SHIM_FLAT float4 make_float4(float x, float y, float z, float w) {
   return {x, y, z, w};
 }
-static inline uint2 make_uint2(unsigned x, unsigned y) {
+BTC_SHIM_FLAT uint2 make_uint2(unsigned x, unsigned y) {
   return {x, y};
 }
-static inline uint4 make_uint4(unsigned x, unsigned y, unsigned z, unsigned w) {
+BTC_SHIM_FLAT uint4 make_uint4(unsigned x, unsigned y, unsigned z, unsigned w) {
   return {x, y, z, w};
 }
-static inline int4 make_int4(int x, int y, int z, int w) {
+BTC_SHIM_FLAT int4 make_int4(int x, int y, int z, int w) {
   return {x, y, z, w};
 }
 
@@ -132,6 +138,8 @@ static inline void __syncwarp(unsigned mask = 0xffffffffu, BTC_SHIM_HERE) {
 
 /* A read from a lane outside the mask is undefined on a GPU and an error here. */
 void btc_shim_check_source(unsigned mask, int lane, const char *file, int line);
+/* So is a matrix row at an address that is no multiple of its size. */
+void btc_shim_check_aligned(const void *p, size_t bytes, const char *file, int line);
 
 template <typename T>
 static inline T btc_shim_shuffle(unsigned mask, T v, int source, const char *file, int line) {
@@ -244,12 +252,12 @@ extern bool btc_shim_watches; /* the kernels of this program are instrumented, f
 void btc_shim_constant(const void *p, size_t bytes);
 
 template <typename T>
-static inline T __ldg(const T *p) {
+BTC_SHIM_FLAT T __ldg(const T *p) {
   if (btc_shim_watches) btc_shim_constant(p, sizeof *p);
   return *p;
 }
 template <typename T>
-static inline T __ldcg(const T *p) {
+BTC_SHIM_FLAT T __ldcg(const T *p) {
   return *p;
 }
 static inline int __popc(unsigned x) {
@@ -297,8 +305,8 @@ struct btc_shim_shape {
   const char *name;
   const void *kernel;
   dim3 grid, block;
-  size_t smem;
-  bool early; /* every thread has to call btc_shim_await */
+  size_t smem, parameters; /* parameters: bytes of what `thread` is called with */
+  bool early;              /* every thread has to call btc_shim_await */
 };
 
 void btc_shim_await();
@@ -320,7 +328,7 @@ template <typename... P, typename... A>
 static inline int btc_shim_launch(const char *name, bool early, void (*kernel)(P...), dim3 grid, dim3 block, size_t smem,
                                   void *stream, A... args) {
   btc_shim_call<P...> call{kernel, std::tuple<P...>(static_cast<P>(args)...)};
-  btc_shim_shape shape{name, reinterpret_cast<const void *>(kernel), grid, block, smem, early};
+  btc_shim_shape shape{name, reinterpret_cast<const void *>(kernel), grid, block, smem, sizeof call, early};
   if (btc_shim_keep([shape, call]() mutable { return btc_shim_run(shape, btc_shim_call<P...>::thread, &call); })) return 0;
   if (btc_shim_before) btc_shim_before(stream);
   return btc_shim_run(shape, btc_shim_call<P...>::thread, &call);

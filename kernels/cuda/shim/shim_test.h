@@ -3,6 +3,7 @@
 #define BTC_KERNELS_CUDA_SHIM_TEST_H
 
 #include <stddef.h>
+#include <stdint.h>
 
 #ifdef __cplusplus
 extern "C" {
@@ -20,6 +21,23 @@ void btc_shim_settled(void);
 void btc_shim_foreign(const void *written, size_t bytes);
 /* Called in front of every launch with its stream, if set: a stand-in for the runtime may have something to do there first. */
 extern void (*btc_shim_before)(void *stream);
+
+/* ---- traffic (traffic.h), of kernels that are instrumented ---- */
+
+/* Of one place in a kernel: requests of warps, and what they took together, at least and at worst for one: passes through the banks
+ * of shared memory, or sectors of global memory. bytes: of one lane. The texts live for the call. */
+typedef struct btc_shim_traffic {
+  const char *kernel, *where;
+  int shared, write, bytes;
+  int64_t requests, taken, least;
+  int worst;
+} btc_shim_traffic;
+
+void btc_shim_traffic_begin(void); /* forgets what was counted before */
+void btc_shim_traffic_end(void);
+void btc_shim_traffic_each(void (*f)(void *context, const btc_shim_traffic *row), void *context);
+
+/* ---- tapes ---- */
 
 /* What a thread launches between begin and end is kept, with its parameters as they are then, instead of run; a tape is run as
  * often as wanted. The caller destroys it. */

@@ -18,10 +18,19 @@ static const char *base_name(const char *path) {
   return slash ? slash + 1 : path;
 }
 
+/* "void f<(form)1>(job)" to "f<(form)1>": results of templates are told, parameters of all. */
+static void strip(char *function) {
+  if (strncmp(function, "void ", 5) == 0) memmove(function, function + 5, strlen(function + 5) + 1);
+  int depth = 0;
+  char *p = function;
+  for (; *p && *p != '\n' && (*p != '(' || depth > 0); p++) depth += *p == '<' ? 1 : *p == '>' ? -1 : 0;
+  *p = '\0';
+}
+
 /* One of addr2line's frames: its function without parameters, its file and line. */
 static bool next_frame(FILE *f, char *function, char *file, size_t size) {
   if (!fgets(function, static_cast<int>(size), f) || !fgets(file, static_cast<int>(size), f)) return false;
-  function[strcspn(function, "(\n")] = '\0';
+  strip(function);
   file[strcspn(file, " \n")] = '\0';
   return function[0] != '?';
 }
