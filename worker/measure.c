@@ -200,7 +200,7 @@ static int64_t scratch_floats(const btc_model *m, btc_block_kind kind, const mea
 static int64_t work_bytes(const btc_model *m, int i, const measure_options *o) {
   const btc_stage_item it = {.n_images = 2, .positions = usual_positions(m, o)};
   int64_t flow = max64(i ? btc_flow_floats(m, i, &it, 1, false) : 0, btc_flow_floats(m, i + 1, &it, 1, false));
-  if (i == 0) flow = max64(flow, btc_flow_floats(m, 0, &it, 1, false) / 2); /* pixels are in one link and nowhere else */
+  if (i == 0) flow = max64(flow, btc_flow_floats(m, 0, &it, 1, false) / 2); /* pixels are in one place, their samples in one link */
   flow = max64(flow, o->slots * m->cfg->llm.vocab * (btc_block_at(m, i).kind == BTC_BLOCK_HEAD));
   return 4 * (scratch_floats(m, btc_block_at(m, i).kind, o) + 5 * flow);
 }

@@ -89,7 +89,7 @@ btc_status pipe_make_groups(pipe_driver *p, int ranks, btc_error *err) {
 }
 
 static btc_status make_tables(pipe_driver *p, btc_error *err) {
-  const size_t slots = (size_t)p->o.slots, side = (size_t)p->m->cfg->vision.image;
+  const size_t slots = (size_t)p->o.slots;
   const int64_t frames = p->m->cfg->num_video_frames;
   p->n_jobs = p->o.slots + p->o.ahead;
   p->n_pictures = 2 * p->n_jobs + 8;
@@ -101,8 +101,7 @@ static btc_status make_tables(pipe_driver *p, btc_error *err) {
   p->places = btc_alloc((size_t)p->n_pictures, sizeof *p->places);
   p->slot = btc_alloc_zero(slots, sizeof(pipe_job *));
   p->steps = btc_alloc_zero(slots, sizeof *p->steps);
-  p->pixels = btc_alloc(SHARD_IMAGES * 3 * side * side, sizeof *p->pixels);
-  if (!p->jobs || !p->pictures || !p->places || !p->slot || !p->steps || !p->pixels)
+  if (!p->jobs || !p->pictures || !p->places || !p->slot || !p->steps)
     return btc_fail(err, BTC_ERR_NOMEM, "not enough memory for a pipeline");
   p->bell = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
   return p->bell >= 0 ? BTC_OK : btc_fail(err, BTC_ERR_IO, "cannot make an event: %s", strerror(errno));
@@ -223,8 +222,7 @@ void pipe_destroy(pipe_driver **pp) {
     free(p->jobs[i].place);
   }
   for (int i = 0; p->pictures && i < p->n_pictures; i++) btc_image_free(&p->pictures[i].im);
-  void *const blocks[] = {p->group, p->jobs,   p->pictures, p->places, p->slot,
-                          p->steps, p->pixels, p->words,    p->prefix, p->model_dir};
+  void *const blocks[] = {p->group, p->jobs, p->pictures, p->places, p->slot, p->steps, p->words, p->prefix, p->model_dir};
   for (size_t i = 0; i < sizeof blocks / sizeof blocks[0]; i++) free(blocks[i]);
   btc_sampler_destroy(&p->sampler);
   btc_model_close(&p->m);
@@ -260,6 +258,7 @@ pipe_state pipe_get_state(const pipe_driver *p) {
                   .chunks = p->n_chunks,
                   .decodes = p->n_decodes,
                   .amid = p->n_amid,
+                  .encode_bytes = p->n_encode_bytes,
                   .rows = p->n_rows,
                   .row_bytes = p->n_row_bytes,
                   .reused = p->n_reused};

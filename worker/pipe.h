@@ -112,6 +112,7 @@ typedef struct pipe_state {
   int slots;                      /* items generated together now: fewer than asked for once a rank had no memory */
   double form_ms;                 /* the last formation, from the break's detection on */
   int64_t images, encoded;        /* asked for by items, seen by the tower */
+  int64_t encode_bytes;           /* of bodies of the tower's steps that were sent */
   int64_t chunks, decodes;        /* steps sent */
   int64_t amid;                   /* of decodes: while a prompt was prefilled */
   int64_t rows, row_bytes;        /* of decode steps that came back: items in them, and bytes of their bodies */

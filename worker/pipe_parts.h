@@ -23,9 +23,10 @@ typedef struct pipe_picture {
   picture_state state; /* EMPTY: it is being read by whoever got it, if anyone. READY: the rank of this epoch has its features */
   uint8_t key[33];
   bool shared; /* the key is true */
+  bool pad;    /* made square before it is resized */
   int refs;
   uint64_t used;
-  btc_image im; /* kept for further epochs */
+  btc_image im; /* kept for further epochs; where the tower begins on a device, at its own size if that fits (btc_picture_fits) */
 } pipe_picture;
 
 /* The reading thread turns WAITING into READING and that into READ or FAILED, and owns a READING job; all else is the driver's. */
@@ -116,7 +117,6 @@ struct pipe_driver {
   pipe_job *filling;     /* its prompt is being sent; the next one is when all of it has been */
   btc_stage_item *steps; /* [slots] */
   int32_t *places;       /* [n_pictures] of a prefill */
-  float *pixels;         /* [SHARD_IMAGES] */
   uint8_t *words;
   size_t words_room;
   int32_t *prefix; /* ids of every caption's beginning */
@@ -127,7 +127,7 @@ struct pipe_driver {
   bool new_token;  /* since the last break */
   bool failing;    /* see pipe_is_failing */
   int futile;      /* epochs in a row without one */
-  int64_t n_images, n_encoded, n_reused, n_chunks, n_decodes, n_amid, n_rows, n_row_bytes;
+  int64_t n_images, n_encoded, n_reused, n_chunks, n_decodes, n_amid, n_rows, n_row_bytes, n_encode_bytes;
   /* pictures and their reading */
   pipe_picture *pictures; /* [n_pictures] */
   int n_pictures;

@@ -63,6 +63,7 @@ static btc_status read_image(pipe_driver *p, pipe_job *j, int i, btc_error *err)
   const btc_item *it = j->q.item;
   const char *path = btc_request_image_name(it, i);
   btc_image_mode mode = btc_request_image_mode(p->m, it);
+  const bool as_is = strncmp(p->o.device, "cuda", 4) == 0; /* rank 0's, here as where it is a worker of its own: the driver's */
   btc_image_content c;
   btc_image im = {0};
   bool changed;
@@ -73,11 +74,12 @@ static btc_status read_image(pipe_driver *p, pipe_job *j, int i, btc_error *err)
   bool fresh = at >= 0 && p->pictures[at].state == PICTURE_EMPTY;
   pthread_mutex_unlock(&p->lock);
   btc_status st = at >= 0 ? BTC_OK : btc_fail(err, BTC_ERR_INTERNAL, "no room for a picture");
-  if (st == BTC_OK && fresh) st = btc_image_content_decode(&c, path, p->m->cfg->vision.image, mode, false, &im, &changed, err);
+  if (st == BTC_OK && fresh) st = btc_image_content_decode(&c, path, p->m->cfg->vision.image, mode, as_is, &im, &changed, err);
   btc_image_content_free(&c);
   pthread_mutex_lock(&p->lock);
   if (st == BTC_OK && fresh) {
     p->pictures[at].im = im;
+    p->pictures[at].pad = mode == BTC_IMAGE_PAD;
     p->pictures[at].state = PICTURE_THERE;
     if (changed) p->pictures[at].shared = false;
   }

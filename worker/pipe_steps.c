@@ -10,10 +10,12 @@
 static btc_status send_step(pipe_driver *p, shard_step *s, uint64_t *number, btc_error *err) {
   bool tower = shard_step_is_tower((uint16_t)s->kind);
   btc_link *l = tower || !p->side ? p->out : p->side;
-  btc_link_part parts[3];
+  btc_link_part parts[SHARD_PARTS];
   btc_status st = shard_step_write(s, &p->words, &p->words_room, parts, err);
-  if (st == BTC_OK) st = btc_link_queue(l, &(btc_link_head){.step = p->step[tower] + 1, .kind = (uint16_t)s->kind}, parts, 3, err);
+  if (st == BTC_OK)
+    st = btc_link_queue(l, &(btc_link_head){.step = p->step[tower] + 1, .kind = (uint16_t)s->kind}, parts, SHARD_PARTS, err);
   if (st != BTC_OK) return st;
+  for (int i = 0; i < SHARD_PARTS && s->kind == SHARD_ENCODE; i++) p->n_encode_bytes += (int64_t)parts[i].bytes;
   *number = ++p->step[tower];
   return btc_link_flush(l, err);
 }
@@ -92,20 +94,19 @@ static void pick_pictures(pipe_driver *p, pipe_encode *e) {
 }
 
 static btc_status send_encode(pipe_driver *p, pipe_encode *e, btc_error *err) {
-  const btc_config *c = p->m->cfg;
-  const int64_t image = 3 * c->vision.image * c->vision.image;
   btc_stage_item items[SHARD_IMAGES];
   pthread_mutex_lock(&p->lock);
   pick_pictures(p, e);
   pthread_mutex_unlock(&p->lock);
   if (!e->n) return BTC_OK;
+  shard_step s = {.kind = SHARD_ENCODE, .n = e->n, .items = items, .n_pictures = e->n};
   for (int i = 0; i < e->n; i++) {
+    const pipe_picture *x = &p->pictures[e->place[i]];
     items[i] = (btc_stage_item){.n_images = 1, .positions = 1, .slot = e->place[i]};
-    btc_image_normalise(&p->pictures[e->place[i]].im, c->pre.rescale, c->pre.mean, c->pre.std, p->pixels + i * image);
+    s.pictures[i] = (btc_picture){.rgb = x->im.rgb, .width = x->im.width, .height = x->im.height, .pad = x->pad};
   }
   e->flying = true;
   e->sent_ns = btc_now_ns();
-  shard_step s = {.kind = SHARD_ENCODE, .n = e->n, .items = items, .flow = p->pixels, .flow_floats = e->n * image};
   return send_step(p, &s, &e->step, err);
 }
 

@@ -15,6 +15,7 @@
 #include <unistd.h>
 
 #include "base/failpoint.h"
+#include "engine/request.h"
 #include "engine/sampler.h"
 #include "link_nccl.h"
 #include "shard_room.h"
@@ -42,6 +43,8 @@ typedef struct shard {
   btc_pick *picks;                               /* [SHARD_MAX_SLOTS] likewise */
   shard_room flow, arrived;                      /* what goes out, and what a carrier brings: on the GPU when a carrier takes it */
   shard_room cosine, gathered, visual, features; /* features: [places, T, C]; these three on the GPU if we have one */
+  shard_room pixels;                             /* [SHARD_IMAGES, 3, side, side] where the tower begins, likewise */
+  btc_parcel *parcel[SHARD_IMAGES];              /* of the stage's backend: pictures on their way to its device */
   int visual_slot;                               /* whose visual tokens these are */
   int places;
   uint8_t *words;
@@ -243,26 +246,46 @@ static btc_status make_flow(shard *s, const btc_stage_item *items, int n, int la
   return grow(&s->flow, btc_link_is_carried(s->out) ? s->lane : NULL, btc_flow_floats(s->m, last, items, n, decode), err);
 }
 
+static void drop_stage(shard *s) {
+  for (int i = 0; s->stage && i < SHARD_IMAGES; i++) btc_parcel_destroy(btc_stage_backend(s->stage), &s->parcel[i]);
+  btc_stage_destroy(&s->stage);
+}
+
+/* What pictures need, where the tower begins. */
+static btc_status make_pixels(shard *s, btc_error *err) {
+  const int64_t side = s->m->cfg->vision.image;
+  btc_status st = s->o.first ? BTC_OK : shard_room_make(&s->pixels, s->lane, SHARD_IMAGES * 3 * side * side, err);
+  for (int i = 0; st == BTC_OK && !s->o.first && i < SHARD_IMAGES; i++)
+    st = btc_parcel_create(btc_stage_backend(s->stage), btc_picture_bytes(side), &s->parcel[i], err);
+  return st;
+}
+
+static btc_status make_stage(shard *s, int slots, btc_error *err) {
+  btc_stage_options so = {.backend = s->o.device,
+                          .threads = s->o.threads,
+                          .compute = strcmp(s->o.dtype, "bf16") == 0 ? BTC_COMPUTE_BF16 : BTC_COMPUTE_F32,
+                          .slots = slots,
+                          .pick_vocab = btc_tokenizer_vocab(s->m->tok),
+                          .cancel = &s->page->cancel,
+                          .progress = &s->page->alive};
+  drop_stage(s);
+  btc_status st = btc_stage_create(s->m, s->o.first, s->o.last, &so, &s->stage, err);
+  if (st == BTC_OK) st = make_pixels(s, err);
+  if (st != BTC_OK) drop_stage(s);
+  s->slots = slots;
+  return st;
+}
+
 /* Room for what the driver says will come. A stage is made anew when it has another number of slots. */
 static btc_status reserve(shard *s, const shard_step *d, btc_error *err) {
   const btc_stage_item widest = d->items[0];
+  btc_status st = BTC_OK;
   if (BTC_FAILS("shard_reserve_memory"))
     return btc_fail(err, BTC_ERR_NOMEM, "not enough memory: a stage of %d slots of %lld positions", d->slots,
                     (long long)d->slot_positions);
-  if (!s->stage || s->slots != d->slots) {
-    btc_stage_destroy(&s->stage);
-    btc_stage_options so = {.backend = s->o.device,
-                            .threads = s->o.threads,
-                            .compute = strcmp(s->o.dtype, "bf16") == 0 ? BTC_COMPUTE_BF16 : BTC_COMPUTE_F32,
-                            .slots = d->slots,
-                            .pick_vocab = btc_tokenizer_vocab(s->m->tok),
-                            .cancel = &s->page->cancel,
-                            .progress = &s->page->alive};
-    btc_status st = btc_stage_create(s->m, s->o.first, s->o.last, &so, &s->stage, err);
-    if (st != BTC_OK) return st;
-    s->slots = d->slots;
-  }
-  btc_status st = btc_stage_reserve(s->stage, &widest, 1, d->slot_positions, err);
+  if (!s->stage || s->slots != d->slots) st = make_stage(s, d->slots, err);
+  if (st != BTC_OK) return st;
+  st = btc_stage_reserve(s->stage, &widest, 1, d->slot_positions, err);
   for (int i = 0; i < s->slots; i++) s->items[i] = (btc_stage_item){.positions = 1};
   if (st == BTC_OK) st = btc_stage_reserve(s->stage, s->items, s->slots, d->slot_positions, err);
   s->items[0] = widest; /* the step goes on as it came */
@@ -281,6 +304,21 @@ static float *feature(const shard *s, int place) {
   return s->features.at + place * s->m->tokens * s->m->hidden;
 }
 
+/* Pictures as what the tower takes. */
+static void resize(shard *s, shard_step *d) {
+  btc_backend *be = btc_stage_backend(s->stage);
+  const int64_t side = s->m->cfg->vision.image;
+  const btc_shades shades = btc_request_shades(s->m);
+  for (int i = 0; i < d->n_pictures; i++) {
+    btc_picture p = d->pictures[i];
+    p.parcel = s->parcel[i];
+    btc_op_send(be, p.parcel, p.rgb, (size_t)(p.width * p.height * 3));
+    btc_op_resize_normalise(be, s->pixels.at + i * 3 * side * side, &p, side, &shades);
+  }
+  d->flow = s->pixels.at;
+  d->n_pictures = 0; /* they go no further */
+}
+
 /* The tower's part of the range. Features stay here when the change module is ours. */
 static btc_status encode(shard *s, shard_step *d, btc_error *err) {
   const int64_t image = s->m->tokens * s->m->hidden;
@@ -290,6 +328,7 @@ static btc_status encode(shard *s, shard_step *d, btc_error *err) {
   for (int i = 0; keep && i < d->n; i++)
     if (d->items[i].slot >= s->places)
       return btc_fail(err, BTC_ERR_FORMAT, "step: features in place %d of %d", d->items[i].slot, s->places);
+  if (d->n_pictures) resize(s, d);
   const float *made = d->flow;
   btc_status st = BTC_OK;
   if (s->o.first < last) {
@@ -426,11 +465,11 @@ static btc_status take_tensor(shard *s, btc_link *from, shard_step *d, btc_error
 }
 
 static btc_status hand_on(shard *s, const btc_link_head *h, const shard_step *d, btc_error *err) {
-  btc_link_part parts[3];
+  btc_link_part parts[SHARD_PARTS];
   btc_link_wait w = wait_ms(s, 0);
   btc_status st = shard_step_write(d, &s->words, &s->words_room, parts, err);
   if (st != BTC_OK) return st;
-  if (!parts[1].bytes || !btc_link_is_carried(s->out)) return btc_link_send(s->out, h, parts, 3, &w, err);
+  if (!parts[1].bytes || !btc_link_is_carried(s->out)) return btc_link_send(s->out, h, parts, SHARD_PARTS, &w, err);
   return btc_link_send_carried(s->out, h, (btc_link_part[]){parts[0], parts[2]}, 2, &parts[1], &w, err);
 }
 

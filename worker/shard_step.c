@@ -13,14 +13,20 @@ enum { MAX_IDS = 1 << 20 };
 typedef struct wire_head {
   uint32_t n, n_ids, slots,
       n_places; /* items; prompt ids of all of them; RESERVE, PREPARE: slots and places to make, PREFILL: chunk and places */
-  uint64_t slot_positions, flow_floats, cosine_floats, n_picks;
+  uint64_t slot_positions, flow_floats, cosine_floats;
+  uint32_t sample_bytes;
+  uint16_t n_picks, n_pictures;
 } wire_head;
 
 typedef struct wire_item {
   int32_t n_images, n_ids, positions, past, token, slot, greedy;
 } wire_item;
 
-_Static_assert(sizeof(wire_head) == 48 && sizeof(wire_item) == 28, "no padding travels");
+typedef struct wire_picture {
+  int32_t width, height, pad;
+} wire_picture;
+
+_Static_assert(sizeof(wire_head) == 48 && sizeof(wire_item) == 28 && sizeof(wire_picture) == 12, "no padding travels");
 _Static_assert(sizeof(btc_pick) == 16, "picks travel as they are: behind the head, so that they lie where numbers may");
 
 /* ---- what belongs to a step ---- */
@@ -64,6 +70,10 @@ static bool is_beginning(const shard_step *s) {
   return s->kind == SHARD_PREFILL && s->n == 1 && s->items[0].n_images == 0;
 }
 
+int shard_step_pictures(int i, const shard_step *s) {
+  return s->kind == SHARD_ENCODE && i == 0 ? s->n : 0;
+}
+
 int shard_step_picks(const btc_model *m, int i, const shard_step *s) {
   if (i < btc_block_count(m)) return 0;
   return s->kind == SHARD_DECODE || (s->kind == SHARD_PREFILL && shard_step_ends_prompt(m, s)) ? s->n : 0;
@@ -81,7 +91,7 @@ int64_t shard_step_floats(const btc_model *m, int i, const shard_step *s) {
   if (i == btc_block_count(m)) return drawn_rows(m, s) * m->cfg->llm.vocab;
   switch (s->kind) {
     case SHARD_ENCODE:
-      return i <= change ? btc_flow_floats(m, i, s->items, s->n, false) : 0;
+      return i > 0 && i <= change ? btc_flow_floats(m, i, s->items, s->n, false) : 0;
     case SHARD_PREFILL:
       return i <= change + (is_beginning(s) ? 1 : 0) ? 0 : btc_flow_floats(m, i, s->items, s->n, false);
     case SHARD_DECODE:
@@ -134,6 +144,29 @@ static btc_status check_item(const btc_model *m, shard_step_kind kind, const btc
   return kind == SHARD_PREFILL ? check_prompt(m, it, i, err) : BTC_OK;
 }
 
+static size_t sample_bytes(const btc_picture *p) {
+  return (size_t)(p->width * p->height * 3);
+}
+
+/* The pictures whose sizes are at `sizes` and whose samples at `rgb`, one after another. */
+static btc_status read_pictures(const btc_model *m, const wire_head *h, const uint8_t *sizes, const uint8_t *rgb, shard_step *s,
+                                btc_error *err) {
+  const uint8_t *const end = rgb + h->sample_bytes;
+  for (uint32_t i = 0; i < h->n_pictures; i++) {
+    wire_picture w;
+    memcpy(&w, sizes + i * sizeof w, sizeof w);
+    btc_picture *p = &s->pictures[i];
+    *p = (btc_picture){.rgb = rgb, .width = w.width, .height = w.height, .pad = w.pad != 0};
+    if (w.width < 1 || w.height < 1 || !btc_picture_fits(w.width, w.height, m->cfg->vision.image) ||
+        sample_bytes(p) > (size_t)(end - rgb))
+      return btc_fail(err, BTC_ERR_FORMAT, "step: picture %u of %d x %d pixels", i, w.width, w.height);
+    rgb += sample_bytes(p);
+  }
+  s->n_pictures = (int)h->n_pictures;
+  if (rgb == end) return BTC_OK;
+  return btc_fail(err, BTC_ERR_FORMAT, "step: %lld bytes of samples behind its pictures", (long long)(end - rgb));
+}
+
 /* Picks become tokens, and what is said of broken ones. */
 static btc_status check_picks(const btc_model *m, int first, const shard_step *s, btc_error *err) {
   const int want = shard_step_picks(m, first, s);
@@ -159,6 +192,8 @@ static btc_status check_whole(const btc_model *m, int first, const shard_step *s
   for (int i = 0; i < s->n; i++)
     if (s->items[i].n_images == 0 && s->kind == SHARD_PREFILL && (s->n != 1 || s->items[i].past))
       return btc_fail(err, BTC_ERR_FORMAT, "step: an item without images among others");
+  if (s->n_pictures != shard_step_pictures(first, s))
+    return btc_fail(err, BTC_ERR_FORMAT, "step: %d pictures where %d belong", s->n_pictures, shard_step_pictures(first, s));
   btc_status st = check_picks(m, first, s, err);
   if (st != BTC_OK || s->kind != SHARD_PREFILL) return st;
   bool whole = s->n == 1 || !s->chunk; /* several items come whole, and so does the beginning */
@@ -172,7 +207,7 @@ static btc_status check_whole(const btc_model *m, int first, const shard_step *s
 static btc_status read_items(const btc_model *m, shard_step_kind kind, const wire_head *h, const uint8_t *at, btc_stage_item *items,
                              const int32_t **ids, btc_error *err) {
   uint64_t ids_left = h->n_ids;
-  *ids = (const int32_t *)(const void *)(at + h->n * sizeof(wire_item));
+  *ids = (const int32_t *)(const void *)(at + h->n * sizeof(wire_item) + h->n_pictures * sizeof(wire_picture));
   for (uint32_t i = 0; i < h->n; i++) {
     wire_item w;
     memcpy(&w, at + i * sizeof w, sizeof w);
@@ -205,16 +240,19 @@ btc_status shard_step_read_apart(const btc_model *m, int first, uint16_t kind, c
   if (bytes < sizeof h || kind < SHARD_RESERVE || kind > SHARD_DECODE)
     return btc_fail(err, BTC_ERR_FORMAT, "step: %zu bytes of kind %u", bytes, kind);
   memcpy(&h, data, sizeof h);
+  if (kind == SHARD_ENCODE && most > SHARD_IMAGES) most = SHARD_IMAGES;
   uint64_t travelling = makes_room(kind) ? 0 : h.n_places, inside = apart ? 0 : h.flow_floats;
   if (h.n < 1 || h.n > (uint32_t)most || h.n_ids > MAX_IDS || h.n_places > SHARD_MAX_PLACES ||
       h.slots > (kind == SHARD_PREFILL ? MAX_IDS : SHARD_MAX_SLOTS) || h.flow_floats > BTC_LINK_MAX_BYTES ||
       h.cosine_floats > BTC_LINK_MAX_BYTES || h.slot_positions > (uint64_t)m->cfg->llm.context || h.n_picks > h.n ||
-      bytes != sizeof h + h.n_picks * sizeof(btc_pick) + h.n * sizeof(wire_item) +
-                   4 * ((uint64_t)h.n_ids + travelling + inside + h.cosine_floats) ||
+      h.n_pictures > (kind == SHARD_ENCODE ? h.n : 0) || h.sample_bytes > BTC_LINK_MAX_BYTES ||
+      bytes != sizeof h + h.n_picks * sizeof(btc_pick) + h.n * sizeof(wire_item) + h.n_pictures * sizeof(wire_picture) +
+                   h.sample_bytes + 4 * ((uint64_t)h.n_ids + travelling + inside + h.cosine_floats) ||
       (apart && apart != 4 * h.flow_floats))
     return btc_fail(err, BTC_ERR_FORMAT, "step: %u items do not make %zu bytes", h.n, bytes);
   const int32_t *ids;
-  btc_status st = read_items(m, (shard_step_kind)kind, &h, data + sizeof h + h.n_picks * sizeof(btc_pick), items, &ids, err);
+  const uint8_t *at = data + sizeof h + h.n_picks * sizeof(btc_pick);
+  btc_status st = read_items(m, (shard_step_kind)kind, &h, at, items, &ids, err);
   if (st != BTC_OK) return st;
   *out = (shard_step){.kind = (shard_step_kind)kind,
                       .n = (int)h.n,
@@ -230,7 +268,8 @@ btc_status shard_step_read_apart(const btc_model *m, int first, uint16_t kind, c
                       .flow_floats = (int64_t)h.flow_floats,
                       .cosine_floats = (int64_t)h.cosine_floats};
   if (out->cosine_floats) out->cosine = (const float *)(const void *)(ids + travelling) + inside;
-  return check_whole(m, first, out, err);
+  st = read_pictures(m, &h, at + h.n * sizeof(wire_item), data + bytes - h.sample_bytes, out, err);
+  return st == BTC_OK ? check_whole(m, first, out, err) : st;
 }
 
 /* ---- out ---- */
@@ -244,18 +283,21 @@ static btc_status grow(uint8_t **buffer, size_t *room, size_t bytes, btc_error *
   return BTC_OK;
 }
 
-btc_status shard_step_write(const shard_step *s, uint8_t **buffer, size_t *room, btc_link_part parts[3], btc_error *err) {
+btc_status shard_step_write(const shard_step *s, uint8_t **buffer, size_t *room, btc_link_part parts[SHARD_PARTS], btc_error *err) {
   wire_head h = {.n = (uint32_t)s->n,
                  .slots = (uint32_t)(s->kind == SHARD_PREFILL ? s->chunk : s->slots),
                  .n_places = (uint32_t)s->n_places,
                  .slot_positions = (uint64_t)s->slot_positions,
                  .flow_floats = (uint64_t)s->flow_floats,
                  .cosine_floats = s->cosine ? (uint64_t)s->cosine_floats : 0,
-                 .n_picks = (uint64_t)s->n_picks};
+                 .n_picks = (uint16_t)s->n_picks,
+                 .n_pictures = (uint16_t)s->n_pictures};
+  for (int i = 0; i < s->n_pictures; i++) h.sample_bytes += (uint32_t)sample_bytes(&s->pictures[i]);
   const size_t picks = (size_t)s->n_picks * sizeof(btc_pick);
   bool with_ids = s->kind == SHARD_PREFILL;
   for (int i = 0; i < s->n && with_ids; i++) h.n_ids += (uint32_t)s->items[i].n_ids;
-  size_t bytes = sizeof h + picks + (size_t)s->n * sizeof(wire_item) + 4 * ((size_t)h.n_ids + (with_ids ? h.n_places : 0));
+  size_t bytes = sizeof h + picks + (size_t)s->n * sizeof(wire_item) + (size_t)s->n_pictures * sizeof(wire_picture) +
+                 4 * ((size_t)h.n_ids + (with_ids ? h.n_places : 0));
   btc_status st = grow(buffer, room, bytes, err);
   if (st != BTC_OK) return st;
   uint8_t *w = *buffer;
@@ -269,6 +311,10 @@ btc_status shard_step_write(const shard_step *s, uint8_t **buffer, size_t *room,
                    it->greedy};
     memcpy(w, &x, sizeof x);
   }
+  for (int i = 0; i < s->n_pictures; i++, w += sizeof(wire_picture)) {
+    const btc_picture *p = &s->pictures[i];
+    memcpy(w, &(wire_picture){(int32_t)p->width, (int32_t)p->height, p->pad}, sizeof(wire_picture));
+  }
   for (int i = 0; i < s->n && with_ids; i++) {
     memcpy(w, s->items[i].ids, 4 * (size_t)s->items[i].n_ids);
     w += 4 * s->items[i].n_ids;
@@ -277,5 +323,7 @@ btc_status shard_step_write(const shard_step *s, uint8_t **buffer, size_t *room,
   parts[0] = (btc_link_part){*buffer, bytes};
   parts[1] = (btc_link_part){s->flow, 4 * (size_t)s->flow_floats};
   parts[2] = (btc_link_part){s->cosine, 4 * (size_t)h.cosine_floats};
+  for (int i = 0; i < SHARD_IMAGES; i++)
+    parts[3 + i] = i < s->n_pictures ? (btc_link_part){s->pictures[i].rgb, sample_bytes(&s->pictures[i])} : (btc_link_part){0};
   return BTC_OK;
 }

@@ -1,7 +1,7 @@
 /*
  * A step descriptor and its tensor as they travel down a pipeline, in the body of one link frame:
- *   head 48 bytes | picks 16 bytes each | items 28 bytes each | prompt ids i32 | feature places i32 | flow tensor f32 |
- *   change maps f32 [pairs, T]
+ *   head 48 bytes | picks 16 bytes each | items 28 bytes each | sizes of pictures 12 bytes each | prompt ids i32 |
+ *   feature places i32 | flow tensor f32 | change maps f32 [pairs, T] | samples of pictures u8 [height, width, 3]
  * Little-endian, as every machine we run on. The same descriptor goes through all ranks; each replaces the tensor by its own
  * output. Change maps appear behind the rank that computes them and ride along to the driver.
  *
@@ -14,6 +14,8 @@
  * chunks of one before the first of the next, decode steps among them. Logits come with the last chunk, change maps with the first
  * DECODE   one token of every item
  *
+ * Before the first block an ENCODE has no flow but pictures, 8-bit samples of a size that a device resizes (btc_picture_fits).
+ *
  * Behind the head every item has a pick (ops.h), and only those that are not greedy have their logits: the flow is [those, vocab].
  */
 #ifndef BTC_WORKER_SHARD_STEP_H
@@ -24,7 +26,12 @@
 
 typedef enum shard_step_kind { SHARD_RESERVE = 1, SHARD_PREPARE, SHARD_ENCODE, SHARD_PREFILL, SHARD_DECODE } shard_step_kind;
 
-enum { SHARD_MAX_SLOTS = 257, SHARD_MAX_PLACES = 4096, SHARD_IMAGES = 2 /* most of an ENCODE */ };
+enum {
+  SHARD_MAX_SLOTS = 257,
+  SHARD_MAX_PLACES = 4096,
+  SHARD_IMAGES = 2,              /* most of an ENCODE */
+  SHARD_PARTS = 3 + SHARD_IMAGES /* of a frame: the descriptor, the flow tensor, the change maps, each picture's samples */
+};
 
 typedef struct shard_step {
   shard_step_kind kind;
@@ -38,6 +45,8 @@ typedef struct shard_step {
   int slots, n_places;    /* the same two: how many */
   const float *flow;
   int64_t flow_floats;
+  btc_picture pictures[SHARD_IMAGES]; /* [n_pictures]: none, or all images of an ENCODE; without parcels */
+  int n_pictures;
   const btc_pick *picks; /* [n_picks]: none, or one an item; those of items that are not greedy mean nothing */
   int n_picks;
   const float *cosine; /* NULL: not computed yet, or a step without pairs */
@@ -49,18 +58,19 @@ typedef struct shard_step {
 btc_status shard_step_read(const btc_model *m, int first, uint16_t kind, const uint8_t *data, size_t bytes, btc_stage_item *items,
                            int most, shard_step *out, btc_error *err);
 /* The same for a step whose tensor comes apart (link.h, carriers), `apart` bytes of it: flow is NULL then, and for the caller to
- * set when it has come. 0: shard_step_read. */
+ * set when it has come. 0: shard_step_read. Samples of pictures point into the body. */
 btc_status shard_step_read_apart(const btc_model *m, int first, uint16_t kind, const uint8_t *data, size_t bytes, uint32_t apart,
                                  btc_stage_item *items, int most, shard_step *out, btc_error *err);
 
-/* The descriptor's bytes go to *buffer, grown as needed (*room bytes; the caller frees); parts[3] is what a link sends: the
- * descriptor, the flow tensor, the change maps. */
-btc_status shard_step_write(const shard_step *s, uint8_t **buffer, size_t *room, btc_link_part parts[3], btc_error *err);
+/* The descriptor's bytes go to *buffer, grown as needed (*room bytes; the caller frees); parts is what a link sends; parts[1]
+ * is the flow tensor. */
+btc_status shard_step_write(const shard_step *s, uint8_t **buffer, size_t *room, btc_link_part parts[SHARD_PARTS], btc_error *err);
 
 /* Floats of the flow before block i (the block count: behind the last). */
 int64_t shard_step_floats(const btc_model *m, int i, const shard_step *s);
 bool shard_step_is_tower(uint16_t kind);                              /* which train */
 bool shard_step_ends_prompt(const btc_model *m, const shard_step *s); /* a PREFILL behind which logits are known */
+int shard_step_pictures(int i, const shard_step *s);                  /* before block i */
 int shard_step_picks(const btc_model *m, int i, const shard_step *s); /* of the flow before block i */
 int shard_step_images(const btc_stage_item *items, int n);
 int64_t shard_step_cosines(const btc_model *m, const btc_stage_item *items, int n); /* floats of the change maps of these items */

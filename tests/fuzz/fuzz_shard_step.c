@@ -34,8 +34,9 @@ static size_t good_step(uint16_t kind, int first, uint8_t which, bool inside, ui
   static uint8_t *words;
   static size_t room;
   static const btc_pick picks[MOST];
+  static const uint8_t samples[8 * 4 * 3];
   btc_stage_item items[MOST] = {{0}};
-  btc_link_part parts[3];
+  btc_link_part parts[SHARD_PARTS];
   btc_error err;
   shard_step s = {.kind = (shard_step_kind)kind, .n = 1, .items = items, .slots = 3, .n_places = 4, .slot_positions = 200};
   items[0] = (btc_stage_item){.n_images = 1, .positions = 1, .ids = ids, .slot = which & 3};
@@ -54,13 +55,17 @@ static size_t good_step(uint16_t kind, int first, uint8_t which, bool inside, ui
     items[0].greedy = which & 8;
     s.slots = s.n_places = 0;
   }
+  s.n_pictures = shard_step_pictures(first, &s);
+  for (int i = 0; i < s.n_pictures; i++)
+    s.pictures[i] = (btc_picture){.rgb = samples, .width = 1 + (which & 7), .height = 3 + i, .pad = which & 8};
   s.picks = picks;
   s.n_picks = shard_step_picks(model, first, &s);
   s.flow_floats = shard_step_floats(model, first, &s);
   if (shard_step_write(&s, &words, &room, parts, &err) != BTC_OK) abort();
   size_t n = 0;
   *apart = inside ? 0 : (uint32_t)parts[1].bytes;
-  for (int i = 0; i < 1 + inside; i++) {
+  for (int i = 0; i < SHARD_PARTS; i++) {
+    if (i == 1 && !inside) continue;
     if (n + parts[i].bytes > BODY) return n;
     if (parts[i].data)
       memcpy(body + n, parts[i].data, parts[i].bytes);
@@ -71,14 +76,18 @@ static size_t good_step(uint16_t kind, int first, uint8_t which, bool inside, ui
   return n;
 }
 
+static volatile unsigned seen;
+
 static void check(const shard_step *s, size_t bytes) {
   static uint8_t *words;
   static size_t room;
-  btc_link_part parts[3];
+  btc_link_part parts[SHARD_PARTS];
   btc_error err;
   if (shard_step_write(s, &words, &room, parts, &err) != BTC_OK) abort();
   if (parts[0].bytes + (s->flow ? parts[1].bytes : 0) + parts[2].bytes > bytes) abort();
   if (s->n < 1 || s->n > MOST || shard_step_images(s->items, s->n) < 0) abort();
+  for (int i = 0; i < s->n_pictures; i++) /* every sample is there to be read */
+    for (int64_t k = 0; k < 3 * s->pictures[i].width * s->pictures[i].height; k++) seen = seen + s->pictures[i].rgb[k];
   for (int i = 0; i < s->n_picks; i++)
     if (s->picks[i].id < 0 || s->picks[i].id >= model->cfg->llm.vocab || s->picks[i].broken >= BTC_PICK_FAULTS) abort();
   if (parts[1].bytes && s->flow && memcmp(parts[1].data, s->flow, parts[1].bytes) != 0) abort();

@@ -109,6 +109,66 @@ static void run_and_compare(pipe_driver *p) {
   }
 }
 
+/* ---- what goes up ---- */
+
+/* Pictures that a card takes go to it at their own size, in 8-bit samples; others as the square. Of items 0 and 1, two each. */
+static void check_pictures(const char *device, const int size[4][2], int64_t samples) {
+  static const char *pictures[2][2];
+  static btc_item items[2];
+  btc_result want[2], got[2];
+  btc_model *m;
+  btc_session *s;
+  btc_error err;
+  btc_session_options so = btc_session_options_default();
+  so.device = device;
+  so.max_tokens = TOKENS;
+  so.precision = BTC_PRECISION_F32;
+  for (int i = 0; i < 2; i++) {
+    for (int k = 0; k < 2; k++) pictures[i][k] = tiny_picture(size[2 * i + k][0], size[2 * i + k][1], (unsigned)(40 + 2 * i + k));
+    items[i] = (btc_item){.images = pictures[i], .n_images = 2, .max_tokens = TOKENS};
+  }
+  assert_int_equal(btc_model_open(tiny_checkpoint(), &m, &err), BTC_OK);
+  assert_int_equal(btc_session_create(m, &so, &s, &err), BTC_OK);
+  assert_int_equal(btc_session_run(s, items, 2, want, &err), BTC_OK);
+  btc_session_destroy(&s);
+  btc_model_close(&m);
+  pipe_options o = on_cards();
+  o.device = device;
+  pipe_driver *p = open_pipe(&o, 2);
+  if (pipe_run(p, items, 2, got, &err) != BTC_OK) fail_msg("%s", err.message);
+  for (int i = 0; i < 2; i++) {
+    if (got[i].status != BTC_OK) fail_msg("item %d: %s", i, got[i].error.message);
+    assert_string_equal(got[i].text, want[i].text);
+    assert_memory_equal(&got[i].logprob, &want[i].logprob, sizeof got[i].logprob);
+    assert_memory_equal(got[i].cosine, want[i].cosine, (size_t)(got[i].grid * got[i].grid) * sizeof *got[i].cosine);
+    btc_result_clear(&got[i]);
+    btc_result_clear(&want[i]);
+  }
+  pipe_state now = pipe_get_state(p);
+  assert_int_equal(now.encoded, 4);
+  if (now.encode_bytes < samples || now.encode_bytes > samples + 4 * 100)
+    fail_msg("%lld bytes of %lld samples went up", (long long)now.encode_bytes, (long long)samples);
+  pipe_destroy(&p);
+}
+
+enum { SIDE = 74, SQUARE = 3 * SIDE * SIDE };
+
+static void test_pipe_nccl_pictures_go_up_as_samples(void **state) {
+  (void)state;
+  check_pictures("cuda", (const int[4][2]){{40, 61}, {4 * SIDE, SIDE}, {1, 1}, {2 * SIDE, 2 * SIDE}},
+                 3 * (40 * 61 + 1) + 8 * SQUARE);
+}
+
+static void test_pipe_nccl_large_pictures_go_up_as_squares(void **state) {
+  (void)state;
+  check_pictures("cuda", (const int[4][2]){{4 * SIDE + 1, 20}, {2 * SIDE + 1, 2 * SIDE}, {256, 256}, {SIDE, SIDE}}, 4 * SQUARE);
+}
+
+static void test_pipe_nccl_processors_get_squares(void **state) {
+  (void)state;
+  check_pictures("cpu", (const int[4][2]){{40, 61}, {90, 30}, {1, 1}, {SIDE, SIDE}}, 4 * SQUARE);
+}
+
 /* ---- what is chosen ---- */
 
 /* epoch: of how many attempts the last came about. */
@@ -282,6 +342,9 @@ static void test_pipe_nccl_formed_10_times(void **state) {
 }
 
 static const struct CMUnitTest tests[] = {
+    cmocka_unit_test_setup_teardown(test_pipe_nccl_pictures_go_up_as_samples, set_up, clean_up),
+    cmocka_unit_test_setup_teardown(test_pipe_nccl_large_pictures_go_up_as_squares, set_up, clean_up),
+    cmocka_unit_test_setup_teardown(test_pipe_nccl_processors_get_squares, set_up, clean_up),
     cmocka_unit_test_setup_teardown(test_pipe_nccl_answers_of_any_ranks, set_up, clean_up),
     cmocka_unit_test_setup_teardown(test_pipe_nccl_answers_of_the_links, set_up, clean_up),
     cmocka_unit_test_setup_teardown(test_pipe_nccl_one_rank_needs_none, set_up, clean_up),

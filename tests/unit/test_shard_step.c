@@ -30,14 +30,14 @@ static int close_model(void **state) {
 
 /* As a link sends it, into memory of exactly its size. */
 static void write_step(const shard_step *s) {
-  btc_link_part parts[3];
+  btc_link_part parts[SHARD_PARTS];
   btc_error err;
   if (shard_step_write(s, &words, &words_room, parts, &err) != BTC_OK) fail_msg("%s", err.message);
   bytes = 0;
-  for (int i = 0; i < 3; i++) bytes += parts[i].bytes;
+  for (int i = 0; i < SHARD_PARTS; i++) bytes += parts[i].bytes;
   free(body);
   assert_non_null(body = malloc(bytes));
-  for (size_t i = 0, at = 0; i < 3; at += parts[i++].bytes)
+  for (size_t i = 0, at = 0; i < SHARD_PARTS; at += parts[i++].bytes)
     if (parts[i].bytes) memcpy(body + at, parts[i].data, parts[i].bytes);
 }
 
@@ -148,12 +148,82 @@ static void test_shard_step_logits_that_are_not_there(void **state) {
   free(logits);
 }
 
+/* ---- pictures ---- */
+
+enum { HEAD = 48, ITEM = 28, SIZES = 12 };
+
+/* Two pictures of 30 x 20 and 7 x 9 pixels; the sizes that are said may be others. */
+static void write_pictures(int width, int height) {
+  static uint8_t rgb[2][30 * 20 * 3];
+  btc_stage_item items[2] = {{.n_images = 1, .positions = 1, .slot = 3}, {.n_images = 1, .positions = 1, .slot = 1}};
+  shard_step s = {.kind = SHARD_ENCODE, .n = 2, .items = items, .n_pictures = 2};
+  memset(rgb[0], 17, sizeof rgb[0]);
+  memset(rgb[1], 99, sizeof rgb[1]);
+  s.pictures[0] = (btc_picture){.rgb = rgb[0], .width = 30, .height = 20, .pad = true};
+  s.pictures[1] = (btc_picture){.rgb = rgb[1], .width = 7, .height = 9};
+  write_step(&s);
+  const int32_t said[2] = {width, height};
+  memcpy(body + HEAD + 2 * ITEM + SIZES, said, sizeof said);
+}
+
+static void test_shard_step_pictures_travel_as_samples(void **state) {
+  (void)state;
+  btc_stage_item items[MOST];
+  shard_step s;
+  btc_error err;
+  write_pictures(7, 9);
+  assert_int_equal(bytes, HEAD + 2 * (ITEM + SIZES) + 3 * (30 * 20 + 7 * 9));
+  if (read_step(0, SHARD_ENCODE, items, &s, &err) != BTC_OK) fail_msg("%s", err.message);
+  assert_int_equal(s.n_pictures, 2);
+  assert_int_equal(s.flow_floats, 0);
+  assert_true(s.pictures[0].width == 30 && s.pictures[0].height == 20 && s.pictures[0].pad);
+  assert_true(s.pictures[1].width == 7 && s.pictures[1].height == 9 && !s.pictures[1].pad);
+  for (int i = 0; i < 30 * 20 * 3; i++) assert_int_equal(s.pictures[0].rgb[i], 17);
+  for (int i = 0; i < 7 * 9 * 3; i++) assert_int_equal(s.pictures[1].rgb[i], 99);
+}
+
+static void test_shard_step_pictures_that_lie(void **state) {
+  (void)state;
+  const int side = (int)m->cfg->vision.image;
+  const int sizes[][2] = {
+      {0, 9},        {7, 0}, {-7, -9}, {7, 10}, {INT32_MAX, INT32_MAX}, {63 << 16, 1}, {1, 4 * side + 1}, {2 * side + 1, 2 * side},
+      {INT32_MIN, 1}};
+  for (size_t i = 0; i < sizeof sizes / sizeof *sizes; i++) {
+    write_pictures(sizes[i][0], sizes[i][1]);
+    assert_refused(0, SHARD_ENCODE, "picture 1 of");
+  }
+  write_pictures(7, 8); /* smaller than what came */
+  assert_refused(0, SHARD_ENCODE, "21 bytes of samples behind its pictures");
+  write_pictures(7, 9);
+  assert_refused(1, SHARD_ENCODE, "a tensor of 0 numbers where"); /* beyond the first block features belong */
+  bytes--;
+  assert_refused(0, SHARD_ENCODE, "2 items do not make");
+  btc_stage_item items[3] = {{.n_images = 1, .positions = 1}, {.n_images = 1, .positions = 1}, {.n_images = 1, .positions = 1}};
+  shard_step s = {.kind = SHARD_ENCODE, .n = 1, .items = items};
+  write_step(&s);
+  assert_refused(0, SHARD_ENCODE, "0 pictures where 1 belong");
+  s.n = 3;
+  write_step(&s); /* more than rooms are made for */
+  assert_refused(0, SHARD_ENCODE, "3 items do not make");
+  s.n = 2;
+  s.n_pictures = 1;
+  s.pictures[0] = (btc_picture){.rgb = (const uint8_t[]){1, 2, 3}, .width = 1, .height = 1};
+  write_step(&s);
+  assert_refused(0, SHARD_ENCODE, "1 pictures where 2 belong");
+  s.kind = SHARD_DECODE;
+  s.n = 1;
+  write_step(&s);
+  assert_refused(0, SHARD_DECODE, "1 items do not make");
+}
+
 /* clang-format off */
 static const struct CMUnitTest tests[] = {
     cmocka_unit_test_setup_teardown(test_shard_step_greedy_answers_are_small, open_model, close_model),
     cmocka_unit_test_setup_teardown(test_shard_step_drawn_items_bring_their_logits, open_model, close_model),
     cmocka_unit_test_setup_teardown(test_shard_step_picks_that_lie, open_model, close_model),
     cmocka_unit_test_setup_teardown(test_shard_step_logits_that_are_not_there, open_model, close_model),
+    cmocka_unit_test_setup_teardown(test_shard_step_pictures_travel_as_samples, open_model, close_model),
+    cmocka_unit_test_setup_teardown(test_shard_step_pictures_that_lie, open_model, close_model),
 };
 /* clang-format on */
 
