@@ -313,7 +313,7 @@ static void resize(shard *s, shard_step *d) {
     btc_picture p = d->pictures[i];
     p.parcel = s->parcel[i];
     btc_op_send(be, p.parcel, p.rgb, (size_t)(p.width * p.height * 3));
-    btc_op_resize_normalise(be, s->pixels.at + i * 3 * side * side, &p, side, &shades);
+    btc_op_resize_normalise(be, s->pixels.at + i * 3 * side * side, &p, 1, side, &shades);
   }
   d->flow = s->pixels.at;
   d->n_pictures = 0; /* they go no further */
