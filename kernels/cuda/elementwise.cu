@@ -102,6 +102,8 @@ BTC_DEVICE float4 load_four(const uint16_t *p) {
 
 template <typename T, bool WIDE>
 static __global__ void __launch_bounds__(THREADS) silu_mul(float *y, uint16_t *y_bf16, btc_cuda_gate job, int64_t m, int64_t n) {
+  let_next_begin();
+  await_launch_before();
   const int64_t groups = (n + 3) / 4, i = thread_number();
   if (i >= m * groups) return;
   const int64_t row = i / groups, j = i % groups * 4, at = row * n + j;
@@ -120,8 +122,8 @@ template <typename T>
 static int launch_silu(float *y, uint16_t *y_bf16, const btc_cuda_gate *g, int64_t m, int64_t n, btc_cuda_stream s) {
   unsigned grid = blocks_for(m * ((n + 3) / 4));
   if (n % 4 == 0 && g->gate_stride % 4 == 0 && g->up_stride % 4 == 0 && aligned16(g->gate) && aligned16(g->up))
-    return BTC_LAUNCH((silu_mul<T, true>), grid, THREADS, 0, s, y, y_bf16, *g, m, n);
-  return BTC_LAUNCH((silu_mul<T, false>), grid, THREADS, 0, s, y, y_bf16, *g, m, n);
+    return BTC_LAUNCH_EARLY((silu_mul<T, true>), grid, THREADS, 0, s, y, y_bf16, *g, m, n);
+  return BTC_LAUNCH_EARLY((silu_mul<T, false>), grid, THREADS, 0, s, y, y_bf16, *g, m, n);
 }
 
 int btc_cuda_silu_mul(float *y, uint16_t *y_bf16, const btc_cuda_gate *g, int64_t m, int64_t n, btc_cuda_stream s) {

@@ -33,6 +33,8 @@ typedef struct rows {
 
 /* A thread takes one rotated pair of a query head, or of a key head with the value's two channels beside it. */
 static __global__ void __launch_bounds__(THREADS) rope_store(rows r, btc_cuda_kv kv) {
+  let_next_begin();
+  await_launch_before();
   const int64_t half = kv.d / 2, heads = r.heads + kv.kv_heads, i = static_cast<int64_t>(blockIdx.x) * THREADS + threadIdx.x;
   if (i >= r.m * heads * half) return;
   const int64_t j = i % half, h = i / half % heads, row = i / half / heads, pos = r.pos[row];
@@ -57,5 +59,5 @@ int btc_cuda_rope_store(float *q, int64_t q_stride, int64_t heads, const float *
                         const float *cos, const float *sin, btc_cuda_stream s) {
   if (m <= 0) return 0;
   rows r = {q, k, v, cos, sin, row_item, row_pos, q_stride, k_stride, v_stride, heads, m};
-  return BTC_LAUNCH(rope_store, blocks_for(m * (heads + kv->kv_heads) * (kv->d / 2)), THREADS, 0, s, r, *kv);
+  return BTC_LAUNCH_EARLY(rope_store, blocks_for(m * (heads + kv->kv_heads) * (kv->d / 2)), THREADS, 0, s, r, *kv);
 }

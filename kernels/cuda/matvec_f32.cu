@@ -74,6 +74,8 @@ BTC_DEVICE void add_columns(float (*sum)[M], const matvec_job &j, row_pair rows,
 /* Block (ROWS * WARPS rows of w, M rows of x). */
 template <btc_cuda_type TYPE, int M>
 static __global__ void __launch_bounds__(THREADS, 2) matvec_f32(matvec_job j) {
+  let_next_begin();
+  await_launch_before();
   int lane = static_cast<int>(threadIdx.x) % 32;
   int pair = static_cast<int>(blockIdx.x) * WARPS + static_cast<int>(threadIdx.x) / 32;
   int x_row = static_cast<int>(blockIdx.y) * M;
@@ -105,7 +107,7 @@ static __global__ void __launch_bounds__(THREADS, 2) matvec_f32(matvec_job j) {
 template <btc_cuda_type TYPE, int M>
 static int launch(const matvec_job *j, btc_cuda_stream s) {
   dim3 grid(static_cast<unsigned>((j->n + ROWS * WARPS - 1) / (ROWS * WARPS)), static_cast<unsigned>((j->m + M - 1) / M));
-  return BTC_LAUNCH((matvec_f32<TYPE, M>), grid, dim3(THREADS), 0, s, *j);
+  return BTC_LAUNCH_EARLY((matvec_f32<TYPE, M>), grid, dim3(THREADS), 0, s, *j);
 }
 
 template <btc_cuda_type TYPE>

@@ -210,6 +210,7 @@ BTC_DEVICE void join_warps(float (*sum)[X8][4], const matvec_job &j, const tile 
 template <form F, int T, int X8>
 static __global__ void __launch_bounds__(THREADS, F == NARROW || T * X8 > (F == WIDE_F32 ? 1 : 2) ? 1 : 2)
     matvec_mma(matvec_job j) {
+  let_next_begin();
   int g = static_cast<int>(threadIdx.x) % 32 / 4, x_row = static_cast<int>(blockIdx.y) * 8 * X8;
   int pairs = (j.k + STEP * WARPS * STEPS - 1) / (STEP * WARPS * STEPS);
   const tile rows = tile_of<T>(j);
@@ -217,6 +218,7 @@ static __global__ void __launch_bounds__(THREADS, F == NARROW || T * X8 > (F == 
   weights<T> even, odd;
   load_pair<F, T>(&even, j, starts, 0); /* weights first: they wait for nothing */
   if constexpr (T >= X8) load_pair<F, T>(&odd, j, starts, 1);
+  await_launch_before();
   BTC_DYNAMIC_SHARED(uint16_t, normed);
   if constexpr (F == NORMED) normalise_rows(normed, j);
   float sum[T][X8][4];
@@ -245,7 +247,7 @@ template <form F, int T, int X8>
 static int launch(const matvec_job *j, btc_cuda_stream s) {
   const int results = j->kind == MATVEC_PLAIN ? j->n : j->n / 2, each = j->kind == MATVEC_PLAIN ? 16 * T : 8 * T;
   dim3 grid(static_cast<unsigned>((results + each - 1) / each), static_cast<unsigned>((j->m + 8 * X8 - 1) / (8 * X8)));
-  return BTC_LAUNCH((matvec_mma<F, T, X8>), grid, dim3(THREADS), F == NORMED ? normed_bytes(j) : 0, s, *j);
+  return BTC_LAUNCH_EARLY((matvec_mma<F, T, X8>), grid, dim3(THREADS), F == NORMED ? normed_bytes(j) : 0, s, *j);
 }
 
 template <form F, int T>

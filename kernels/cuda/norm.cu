@@ -78,6 +78,8 @@ static __global__ void __launch_bounds__((held<HELD, SUMS>::THREADS))
     layernorm(float *y, uint16_t *y_bf16, const float *x, int64_t m, int64_t n, const float *weight, const float *bias, float eps) {
   BTC_SHARED(float, sums, WARPS);
   BTC_SHARED(float, deviations, WARPS);
+  let_next_begin();
+  await_launch_before();
   const int64_t row = row_number<SUMS>(), at = row * n;
   if (row >= m) return; /* whole warps, of those that have rows of their own */
   held<HELD, SUMS> h;
@@ -113,6 +115,8 @@ template <int HELD, int SUMS>
 static __global__ void __launch_bounds__((held<HELD, SUMS>::THREADS))
     rmsnorm(float *y, uint16_t *y_bf16, const float *x, int64_t m, int64_t n, const float *weight, float eps) {
   BTC_SHARED(float, parts, WARPS);
+  let_next_begin();
+  await_launch_before();
   const int64_t row = row_number<SUMS>(), at = row * n;
   if (row >= m) return;
   held<HELD, SUMS> h;
@@ -180,14 +184,15 @@ static unsigned blocks_for(int64_t m) {
 template <int HELD, int SUMS>
 static int launch_layernorm(float *y, uint16_t *y_bf16, const float *x, int64_t m, int64_t n, const float *weight,
                             const float *bias, float eps, btc_cuda_stream s) {
-  return BTC_LAUNCH((layernorm<HELD, SUMS>), blocks_for<SUMS>(m), (held<HELD, SUMS>::THREADS), 0, s, y, y_bf16, x, m, n, weight,
-                    bias, eps);
+  return BTC_LAUNCH_EARLY((layernorm<HELD, SUMS>), blocks_for<SUMS>(m), (held<HELD, SUMS>::THREADS), 0, s, y, y_bf16, x, m, n,
+                          weight, bias, eps);
 }
 
 template <int HELD, int SUMS>
 static int launch_rmsnorm(float *y, uint16_t *y_bf16, const float *x, int64_t m, int64_t n, const float *weight, float eps,
                           btc_cuda_stream s) {
-  return BTC_LAUNCH((rmsnorm<HELD, SUMS>), blocks_for<SUMS>(m), (held<HELD, SUMS>::THREADS), 0, s, y, y_bf16, x, m, n, weight, eps);
+  return BTC_LAUNCH_EARLY((rmsnorm<HELD, SUMS>), blocks_for<SUMS>(m), (held<HELD, SUMS>::THREADS), 0, s, y, y_bf16, x, m, n, weight,
+                          eps);
 }
 
 /* The widths of the model: 1152 of the tower, 2560 of the language model, 4608 of the projector. */
