@@ -103,10 +103,11 @@ static btc_status make_tables(btc_batcher *b, btc_error *err) {
   b->steps = btc_alloc_zero(slots, sizeof *b->steps);
   b->step_job = btc_alloc_zero(slots, sizeof(batch_job *));
   b->batch = btc_alloc_zero(images, sizeof(btc_features *));
+  b->pictures = btc_alloc_zero(images, sizeof *b->pictures);
   b->batch_job = btc_alloc_zero(images, sizeof(batch_job *));
   b->ahead = btc_alloc_zero(images, sizeof(btc_features *));
   b->logits = btc_alloc(slots * (size_t)m->cfg->llm.vocab, sizeof *b->logits);
-  if (b->jobs && b->slot_used && b->steps && b->step_job && b->batch && b->batch_job && b->ahead && b->logits)
+  if (b->jobs && b->slot_used && b->steps && b->step_job && b->batch && b->pictures && b->batch_job && b->ahead && b->logits)
     st = btc_backend_alloc(b->be, images * 3 * side * side * sizeof *b->pixels, &p, err);
   else
     st = btc_fail(err, BTC_ERR_NOMEM, "not enough memory for a batcher of %d slots", b->o.slots);
@@ -185,7 +186,8 @@ void btc_batcher_destroy(btc_batcher **bp) {
   pthread_cond_destroy(&b->to_read);
   pthread_cond_destroy(&b->has_read);
   pthread_cond_destroy(&b->has_decoded);
-  void *const blocks[] = {b->jobs, b->slot_used, b->steps, b->step_job, b->batch, b->batch_job, b->ahead, b->logits, b->prefix};
+  void *const blocks[] = {b->jobs,     b->slot_used, b->steps, b->step_job, b->batch,
+                          b->pictures, b->batch_job, b->ahead, b->logits,   b->prefix};
   for (size_t i = 0; i < sizeof blocks / sizeof blocks[0]; i++) free(blocks[i]);
   free(b);
   *bp = NULL;

@@ -62,6 +62,7 @@ struct btc_batcher {
   float *pixels, *features; /* of one pass of the tower, or of one item; in the backend's memory */
   float *logits;            /* [slots, vocab] on the host */
   btc_features **batch;     /* [vision_batch] */
+  btc_picture *pictures;    /* [vision_batch] theirs */
   batch_job **batch_job;    /* [vision_batch] whose image it is */
   btc_features **ahead;     /* [vision_batch] of the next batch */
   btc_stage_item *steps;    /* [slots] */

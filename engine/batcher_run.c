@@ -129,7 +129,6 @@ static void send_ahead(btc_batcher *b) {
 
 /* Room for their features, and their pixels side by side. */
 static btc_status gather(btc_batcher *b, int n, btc_error *err) {
-  const int64_t side = b->m->cfg->vision.image, image = 3 * side * side;
   btc_status st = BTC_OK;
   for (int i = 0; st == BTC_OK && i < n; i++) {
     btc_features *f = b->batch[i];
@@ -137,9 +136,9 @@ static btc_status gather(btc_batcher *b, int n, btc_error *err) {
     if (!block) st = btc_block_pool_take(b->feature_pool, &block, err);
     f->data = block;
     if (st == BTC_OK) st = send_image(b, f, err);
-    const btc_picture p = {f->picture.rgb, f->parcel, f->picture.width, f->picture.height, f->pad};
-    if (st == BTC_OK) btc_op_resize_normalise(b->be, b->pixels + i * image, &p, side, &b->shades);
+    b->pictures[i] = (btc_picture){f->picture.rgb, f->parcel, f->picture.width, f->picture.height, f->pad};
   }
+  if (st == BTC_OK) btc_op_resize_normalise(b->be, b->pixels, b->pictures, n, b->m->cfg->vision.image, &b->shades);
   return st;
 }
 

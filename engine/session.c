@@ -229,7 +229,7 @@ static btc_status make_pixels(btc_session *s, btc_error *err) {
     const session_picture *from = &s->picture[i];
     const btc_picture p = {from->im.rgb, s->parcel[i % 2], from->im.width, from->im.height, from->pad};
     btc_op_send(be, p.parcel, p.rgb, (size_t)(p.width * p.height * 3));
-    btc_op_resize_normalise(be, s->pixels + i * image, &p, side, &shades);
+    btc_op_resize_normalise(be, s->pixels + i * image, &p, 1, side, &shades);
   }
   drop_pictures(s, 0);
   return st;

@@ -54,7 +54,7 @@ typedef struct btc_ops_table {
   btc_status (*parcel_create)(btc_backend *b, size_t bytes, btc_parcel **out, btc_error *err);
   void (*parcel_destroy)(btc_backend *b, btc_parcel **p);
   void (*send)(btc_backend *b, btc_parcel *p, const void *src, size_t bytes);
-  void (*resize_normalise)(btc_backend *b, float *pixels, const btc_picture *p, int64_t side, const btc_shades *s);
+  void (*resize_normalise)(btc_backend *b, float *pixels, const btc_picture *p, int64_t n, int64_t side, const btc_shades *s);
   void (*pick)(btc_backend *b, btc_pick *picks, const float *logits, int64_t stride, int64_t m, int64_t vocab);
 } btc_ops_table;
 
@@ -70,7 +70,7 @@ struct btc_backend {
   bool remarked;
 };
 
-/* picture.c: btc_op_resize_normalise of host backends */
+/* picture.c: btc_op_resize_normalise of host backends, one picture */
 void btc_resize_normalise(float *pixels, const btc_picture *p, int64_t side, const btc_shades *s);
 
 extern const btc_ops_table btc_ops_plain;

@@ -17,13 +17,13 @@ struct btc_parcel {
   bool travelled, in_use;
 };
 
-/* The largest picture's tables and lines; every smaller one's fit (kernels/cuda/resize.cu). */
+/* Tables and lines of the largest pictures; those of smaller ones fit (kernels/cuda/resize.cu). */
 btc_status cuda_pictures_open(cuda_backend *c, btc_error *err) {
   const int64_t most = BTC_PICTURE_SQUARES * c->o.picture_side;
   const btc_cuda_picture largest = {.width = most, .height = most, .canvas_width = most, .canvas_height = most, .channels = 3};
   if (!c->o.picture_side) return BTC_OK;
   if (!CUDA_TRY(c, cudaStreamCreateWithFlags(&c->copies, cudaStreamNonBlocking))) return cuda_failure(c, err);
-  return cuda_alloc(c->base, btc_cuda_resize_scratch(&largest, c->o.picture_side), &c->resize_scratch, err);
+  return cuda_alloc(c->base, BTC_CUDA_PICTURES * btc_cuda_resize_scratch(&largest, c->o.picture_side), &c->resize_scratch, err);
 }
 
 void cuda_pictures_close(cuda_backend *c) {
@@ -82,10 +82,27 @@ static btc_cuda_picture on_canvas(const btc_picture *p) {
   return k;
 }
 
-void cuda_resize_normalise(btc_backend *b, float *pixels, const btc_picture *p, int64_t side, const btc_shades *s) {
+/* At most BTC_CUDA_PICTURES, behind the journeys of all. */
+static bool resize_some(cuda_backend *c, float *pixels, const btc_picture *p, int n, int64_t side, const btc_shades *s) {
+  btc_cuda_picture picture[BTC_CUDA_PICTURES];
+  for (int i = 0; i < n; i++) {
+    if (!CUDA_TRY(c, cudaStreamWaitEvent(c->stream, p[i].parcel->sent, 0))) return false;
+    picture[i] = on_canvas(&p[i]);
+  }
+  if (!CUDA_TRY(c, btc_cuda_resize(pixels, picture, n, side, s->rescale, s->mean, s->std, c->resize_scratch, c->stream)))
+    return false;
+  for (int i = 0; i < n; i++) {
+    p[i].parcel->in_use = CUDA_TRY(c, cudaEventRecord(p[i].parcel->read, c->stream));
+    if (!p[i].parcel->in_use) return false;
+  }
+  return true;
+}
+
+void cuda_resize_normalise(btc_backend *b, float *pixels, const btc_picture *p, int64_t n, int64_t side, const btc_shades *s) {
   cuda_backend *c = b->self;
-  const btc_cuda_picture picture = on_canvas(p);
-  if (c->failed.code != BTC_OK || !CUDA_TRY(c, cudaStreamWaitEvent(c->stream, p->parcel->sent, 0))) return;
-  if (!CUDA_TRY(c, btc_cuda_resize(pixels, &picture, side, s->rescale, s->mean, s->std, c->resize_scratch, c->stream))) return;
-  p->parcel->in_use = CUDA_TRY(c, cudaEventRecord(p->parcel->read, c->stream));
+  if (c->failed.code != BTC_OK) return;
+  for (int64_t i = 0; i < n; i += BTC_CUDA_PICTURES) {
+    const int64_t some = n - i < BTC_CUDA_PICTURES ? n - i : BTC_CUDA_PICTURES;
+    if (!resize_some(c, pixels + i * 3 * side * side, p + i, (int)some, side, s)) return;
+  }
 }

@@ -168,7 +168,7 @@ void cuda_pictures_close(cuda_backend *c);
 btc_status cuda_parcel_create(btc_backend *b, size_t bytes, btc_parcel **out, btc_error *err);
 void cuda_parcel_destroy(btc_backend *b, btc_parcel **p);
 void cuda_send(btc_backend *b, btc_parcel *p, const void *src, size_t bytes);
-void cuda_resize_normalise(btc_backend *b, float *pixels, const btc_picture *p, int64_t side, const btc_shades *s);
+void cuda_resize_normalise(btc_backend *b, float *pixels, const btc_picture *p, int64_t n, int64_t side, const btc_shades *s);
 
 /* ---- cuda_items.c ---- */
 btc_status cuda_items_open(cuda_backend *c, btc_error *err);

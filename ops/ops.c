@@ -228,11 +228,11 @@ void btc_op_send(btc_backend *b, btc_parcel *p, const void *src, size_t bytes) {
   if (p) b->table->send(b, p, src, bytes);
 }
 
-void btc_op_resize_normalise(btc_backend *b, float *pixels, const btc_picture *p, int64_t side, const btc_shades *s) {
+void btc_op_resize_normalise(btc_backend *b, float *pixels, const btc_picture *p, int64_t n, int64_t side, const btc_shades *s) {
   if (b->table->resize_normalise)
-    b->table->resize_normalise(b, pixels, p, side, s);
+    b->table->resize_normalise(b, pixels, p, n, side, s);
   else
-    btc_resize_normalise(pixels, p, side, s);
+    for (int64_t i = 0; i < n; i++) btc_resize_normalise(pixels + i * 3 * side * side, &p[i], side, s);
 }
 
 const char *btc_backend_remark(btc_backend *b) {

@@ -190,9 +190,10 @@ typedef struct btc_shades {
 #define BTC_PICTURE_SQUARES 4
 bool btc_picture_fits(int64_t width, int64_t height, int64_t side);
 size_t btc_picture_bytes(int64_t side); /* of the largest that fits */
-/* pixels [3, side, side]: Pillow's 8-bit bicubic resize, then (float32(value * rescale) - mean) / std (spec 3.1, 3.3). Bit for bit
- * the same on every backend. A host resizes by plain loops, and is better given what already is the square. */
-void btc_op_resize_normalise(btc_backend *b, float *pixels, const btc_picture *p, int64_t side, const btc_shades *s);
+/* pixels [n, 3, side, side] of n pictures: Pillow's 8-bit bicubic resize, then (float32(value * rescale) - mean) / std
+ * (spec 3.1, 3.3). Bit for bit the same on every backend. A host resizes by plain loops, and is better given what already is the
+ * square. */
+void btc_op_resize_normalise(btc_backend *b, float *pixels, const btc_picture *p, int64_t n, int64_t side, const btc_shades *s);
 /* Its second half without a backend, on the host: out [3, n] of rgb [n, 3]. Any thread. */
 void btc_normalise(float *out, const uint8_t *rgb, int64_t n, const btc_shades *s);
 

@@ -2,14 +2,15 @@
  * Attention of one query row an item (decode): bound by the reading of keys and values, each read once for all query heads of its
  * group. An item's keys are cut into splits of 64, whatever their number and whatever the other items; a block takes one split of
  * one kv head of one item, and the last of them to be done joins the splits of a row, in the order of the keys whoever it is. So a
- * row's bits depend on its own item only. Who is last is told by a count, which that block sets back to zero: a
- * second launch would cost more than the one round to L2 that the count does.
+ * row's bits depend on its own item only. Who is last is told by a count, which that block sets back to zero: a second launch would
+ * cost more than the one round to L2 that the count does.
  *
  * A lane holds 16 bytes of a key's row, LANES lanes a row; eight groups of LANES lanes take eight keys each, all of whose loads are
- * issued before the first use: 64 rows of K and 64 of V, 32 KiB in flight a block at width 128 in bf16. nvcc 13.0, sm_80 and sm_90:
- * at most 168 registers with one head a group (204 with four at a time), no spills, 128 threads a block at that width; so three
- * (two) blocks a multiprocessor, 96 (64) KiB in flight, against the 32 KiB that 4.3 TB/s want of each of 132 multiprocessors at 1
- * us of latency. Bytes of a step: 2 * kv_heads * (pos + 1) * d * 2 a layer, 2.8 MB an item at position 273 with 20 heads of 128.
+ * issued before the first use: 64 rows of K and 64 of V, 32 KiB in flight a block at width 128 in bf16. nvcc 13.0: at most 168
+ * registers on sm_90 (192 on sm_80) with one head a group, 232 with four at a time, no spills, 128 threads a block at that width;
+ * so three (two) blocks a multiprocessor, 96 (64) KiB in flight, against the 32 KiB that 4.3 TB/s want of each of 132
+ * multiprocessors at 1 us of latency. Bytes of a step: 2 * kv_heads * (pos + 1) * d * 2 a layer, 2.8 MB an item at position 273
+ * with 20 heads of 128.
  *
  * Positions and cache pointers are read on the device: a captured launch goes on being right when they change. Blocks behind an
  * item's length end at once.
@@ -63,6 +64,22 @@ BTC_DEVICE uint4 load_piece(const T *row, int column, int d, bool wide) {
   BTC_UNROLL
   for (int i = 0; i < piece<T>::N; i++) p.x[i] = column + i < d ? row[column + i] : static_cast<T>(0);
   return p.u;
+}
+
+/* This lane's pieces of the queries of `heads` heads, zeros behind their ends, by way of shared memory: of whole rows at once. */
+template <int N, int LANES, int HEADS>
+BTC_DEVICE void load_queries(float (*q)[N], float *shared, const float *rows, int heads, int d) {
+  constexpr int WIDTH = LANES * N;
+  for (int i = static_cast<int>(threadIdx.x); i < HEADS * WIDTH; i += LANES * GROUPS)
+    shared[i] = i / WIDTH < heads && i % WIDTH < d ? rows[i / WIDTH * d + i % WIDTH] : 0.0f;
+  __syncthreads();
+  const float *piece = shared + static_cast<int>(threadIdx.x) % LANES * N;
+  BTC_UNROLL
+  for (int h = 0; h < HEADS; h++) BTC_UNROLL
+  for (int c = 0; c < N; c += 4) {
+    float4 x = *reinterpret_cast<const float4 *>(piece + h * WIDTH + c);
+    q[h][c] = x.x, q[h][c + 1] = x.y, q[h][c + 2] = x.z, q[h][c + 3] = x.w;
+  }
 }
 
 /* This thread's pieces of the first n of a split's keys and values. */
@@ -213,7 +230,6 @@ static __global__ void __launch_bounds__(LANES *GROUPS) decode_splits(decode_job
     return;
   }
   int n = count - first < SPLIT ? count - first : SPLIT, thread = static_cast<int>(threadIdx.x);
-  int column = thread % LANES * N;
   int64_t at = (kv_head * j.kv.capacity + first) * d;
   const T *keys = static_cast<const T *>(j.kv.k[item]) + at, *values = static_cast<const T *>(j.kv.v[item]) + at;
   bool wide =
@@ -230,9 +246,7 @@ static __global__ void __launch_bounds__(LANES *GROUPS) decode_splits(decode_job
     int head = kv_head * members + h0, heads = members - h0 < HEADS ? members - h0 : HEADS;
     int64_t row = item * j.a.heads + head;
     float q[HEADS][N];
-    BTC_UNROLL
-    for (int h = 0; h < HEADS; h++) BTC_UNROLL
-    for (int c = 0; c < N; c++) q[h][c] = h < heads && column + c < d ? q_row[(head + h) * d + column + c] : 0.0f;
+    load_queries<N, LANES, HEADS>(q, sums, q_row + head * d, heads, d);
     score_keys<T, LANES, HEADS>(s, q, k, j.a.scale * BTC_LOG2_E);
     __syncthreads();
     for (int h = thread / 32; h < heads; h += THREADS / 32)

@@ -11,7 +11,8 @@
  *   D8 = 9 (vision): 32 rows a warp; 72 f32 of output, 64 of scores and 36 words of queries a thread, 255 registers, so two
  *   blocks a multiprocessor; 54 KiB of shared memory each. 32 rows rather than 16 because a warp reads all keys and values from
  *   shared memory: 128 bytes a 16x8x16 product instead of 256, which that memory's 128 bytes a cycle could not feed.
- *   One image and head: 4 * 729^2 * 72 operations; 6 tiles of 128 rows and 12 of 64 keys compute 768 x 768, 10 % of it tail.
+ *   One image and head: 4 * 729^2 * 72 operations; 6 tiles of 128 rows and 12 of 64 keys would compute 768 x 768. Warps without
+ *   rows are left out, and so is the half of a block of keys that none of a warp's rows sees: 736 x 736 are computed.
  *   The roof is that of mma.sync, on sm_90 some 60 % of wgmma's (a lead, not measured here).
  *   D8 = 16 (language model, width 128): 16 rows a warp; 64 f32 of output, 32 of scores, at most 214 registers; 85 KiB.
  *
@@ -114,16 +115,16 @@ BTC_DEVICE void take_queries(queries<D8> *q, const char *tile, int warp_row) {
   }
 }
 
-/* s = q k^T of the warp's rows with 64 keys. */
-template <int D8>
-BTC_DEVICE void multiply_keys(float (*s)[KEY_TILES][4], const queries<D8> &q, const char *k) {
+/* s = q k^T of the warp's rows with 8 * TILES keys. */
+template <int D8, int TILES>
+BTC_DEVICE void multiply_keys(float (*s)[TILES][4], const queries<D8> &q, const char *k) {
   int lane = static_cast<int>(threadIdx.x) % 32, matrix = lane / 8;
   BTC_UNROLL
   for (int m = 0; m < shape<D8>::M; m++) BTC_UNROLL
-  for (int n = 0; n < KEY_TILES; n++) s[m][n][0] = s[m][n][1] = s[m][n][2] = s[m][n][3] = 0.0f;
+  for (int n = 0; n < TILES; n++) s[m][n][0] = s[m][n][1] = s[m][n][2] = s[m][n][3] = 0.0f;
   BTC_UNROLL
   for (int c = 0; c < shape<D8>::STEPS; c++) BTC_UNROLL
-  for (int n = 0; n < KEY_TILES; n += 2) {
+  for (int n = 0; n < TILES; n += 2) {
     uint32_t b[4];
     ldmatrix_x4(b, k + (n * 8 + matrix / 2 * 8 + lane % 8) * shape<D8>::ROW + (2 * c + matrix % 2) * PIECE);
     BTC_UNROLL
@@ -134,7 +135,7 @@ BTC_DEVICE void multiply_keys(float (*s)[KEY_TILES][4], const queries<D8> &q, co
   }
   if constexpr (D8 % 2 != 0) {
     BTC_UNROLL
-    for (int n = 0; n < KEY_TILES; n += 4) {
+    for (int n = 0; n < TILES; n += 4) {
       uint32_t b[4];
       ldmatrix_x4(b, k + (n * 8 + lane) * shape<D8>::ROW + (D8 - 1) * PIECE);
       BTC_UNROLL
@@ -146,15 +147,15 @@ BTC_DEVICE void multiply_keys(float (*s)[KEY_TILES][4], const queries<D8> &q, co
 
 /* Scores of keys a row does not see become minus infinity. row: of the view, of this lane's first row; key: of the block's first.
  */
-template <int M>
-BTC_DEVICE void hide_keys(float (*s)[KEY_TILES][4], const attention_view &v, int row, int key) {
+template <int M, int TILES>
+BTC_DEVICE void hide_keys(float (*s)[TILES][4], const attention_view &v, int row, int key) {
   int column = key + static_cast<int>(threadIdx.x) % 4 * 2;
   BTC_UNROLL
   for (int m = 0; m < M; m++) BTC_UNROLL
   for (int half = 0; half < 2; half++) {
     int limit = key_limit(v, row + m * 16 + half * 8);
     BTC_UNROLL
-    for (int n = 0; n < KEY_TILES; n++) {
+    for (int n = 0; n < TILES; n++) {
       if (column + n * 8 >= limit) s[m][n][half * 2] = -INFINITY;
       if (column + n * 8 + 1 >= limit) s[m][n][half * 2 + 1] = -INFINITY;
     }
@@ -162,19 +163,19 @@ BTC_DEVICE void hide_keys(float (*s)[KEY_TILES][4], const attention_view &v, int
 }
 
 /* Scores to weights exp(scale * (score - top)) in place; sums so far are brought to the new top. factor: scale * log2(e). */
-template <int D8>
-BTC_DEVICE void weigh(float (*s)[KEY_TILES][4], accumulators<D8> *a, float factor) {
+template <int D8, int TILES>
+BTC_DEVICE void weigh(float (*s)[TILES][4], accumulators<D8> *a, float factor) {
   BTC_UNROLL
   for (int m = 0; m < shape<D8>::M; m++) BTC_UNROLL
   for (int half = 0; half < 2; half++) {
     float top = a->top[m][half];
     BTC_UNROLL
-    for (int n = 0; n < KEY_TILES; n++) top = fmaxf(top, fmaxf(s[m][n][half * 2], s[m][n][half * 2 + 1]));
+    for (int n = 0; n < TILES; n++) top = fmaxf(top, fmaxf(s[m][n][half * 2], s[m][n][half * 2 + 1]));
     top = fmaxf(top, __shfl_xor_sync(BTC_FULL_WARP, top, 1));
     top = fmaxf(top, __shfl_xor_sync(BTC_FULL_WARP, top, 2));
     float shrink = fast_exp2((a->top[m][half] - top) * factor), shift = -top * factor, sum = 0.0f;
     BTC_UNROLL
-    for (int n = 0; n < KEY_TILES; n++) BTC_UNROLL
+    for (int n = 0; n < TILES; n++) BTC_UNROLL
     for (int i = half * 2; i < half * 2 + 2; i++) {
       s[m][n][i] = fast_exp2(fmaf(s[m][n][i], factor, shift));
       sum += s[m][n][i];
@@ -190,11 +191,11 @@ BTC_DEVICE void weigh(float (*s)[KEY_TILES][4], accumulators<D8> *a, float facto
 }
 
 /* o += p v. The accumulator of two key tiles is, rounded, the left operand of 16 keys. */
-template <int D8>
-BTC_DEVICE void multiply_values(accumulators<D8> *a, float (*p)[KEY_TILES][4], const char *v) {
+template <int D8, int TILES>
+BTC_DEVICE void multiply_values(accumulators<D8> *a, float (*p)[TILES][4], const char *v) {
   int lane = static_cast<int>(threadIdx.x) % 32, matrix = lane / 8;
   BTC_UNROLL
-  for (int n = 0; n < KEY_TILES; n += 2) {
+  for (int n = 0; n < TILES; n += 2) {
     uint32_t left[shape<D8>::M][4];
     BTC_UNROLL
     for (int m = 0; m < shape<D8>::M; m++) BTC_UNROLL
@@ -236,15 +237,15 @@ BTC_DEVICE void store_rows(const accumulators<D8> &a, const attention_view &v, i
   }
 }
 
-/* 64 keys more for one warp. row: this lane's first; warp_row: the warp's first. */
-template <int D8>
+/* 8 * TILES keys more for one warp, those of a block from its first on. row: this lane's first; warp_row: the warp's first. */
+template <int D8, int TILES>
 BTC_DEVICE void add_keys(accumulators<D8> *a, const queries<D8> &q, const attention_view &v, const char *tile, int warp_row,
                          int row, int key) {
-  float s[shape<D8>::M][KEY_TILES][4];
-  multiply_keys<D8>(s, q, tile);
-  if (key + KEYS > key_limit(v, warp_row)) hide_keys<shape<D8>::M>(s, v, row, key);
-  weigh<D8>(s, a, v.scale * BTC_LOG2_E);
-  multiply_values<D8>(a, s, tile + KEYS * shape<D8>::ROW);
+  float s[shape<D8>::M][TILES][4];
+  multiply_keys<D8, TILES>(s, q, tile);
+  if (key + TILES * 8 > key_limit(v, warp_row)) hide_keys<shape<D8>::M, TILES>(s, v, row, key);
+  weigh<D8, TILES>(s, a, v.scale * BTC_LOG2_E);
+  multiply_values<D8, TILES>(a, s, tile + KEYS * shape<D8>::ROW);
 }
 
 /* COPIED: keys and values are bf16 in whole pieces. */
@@ -259,6 +260,7 @@ static __global__ void __launch_bounds__(THREADS, 2) attend_mma(attention_job jo
   int warp_row = static_cast<int>(threadIdx.x) / 32 * 16 * S::M, row = first + warp_row + static_cast<int>(threadIdx.x) % 32 / 4;
   int last = first + S::QUERIES < v.rows ? first + S::QUERIES : v.rows; /* one behind the block's last row */
   int blocks = (key_limit(v, last - 1) + KEYS - 1) / KEYS;
+  int warp_limit = first + warp_row < v.rows ? key_limit(v, first + warp_row + 16 * S::M - 1) : 0; /* keys the warp's rows see */
   load_tile<D8>(shared, v.q, v.q_type, v.q_stride, v.wide_q, first, S::QUERIES, v.rows, v.d);
   load_keys<D8, COPIED>(buffer, v, 0);
   cp_async_commit();
@@ -277,8 +279,11 @@ static __global__ void __launch_bounds__(THREADS, 2) attend_mma(attention_job jo
     if (block == 0) take_queries<D8>(&q, shared, warp_row);
     if (block + 1 < blocks) load_keys<D8, COPIED>(buffer, v, block + 1);
     cp_async_commit();
-    if (block * KEYS < key_limit(v, first + warp_row + 16 * S::M - 1))
-      add_keys<D8>(&a, q, v, buffer + block % 2 * 2 * KEYS * S::ROW, first + warp_row, row, block * KEYS);
+    const char *tile = buffer + block % 2 * 2 * KEYS * S::ROW;
+    if (warp_limit > block * KEYS + KEYS / 2)
+      add_keys<D8, KEY_TILES>(&a, q, v, tile, first + warp_row, row, block * KEYS);
+    else if (warp_limit > block * KEYS)
+      add_keys<D8, KEY_TILES / 2>(&a, q, v, tile, first + warp_row, row, block * KEYS);
   }
   store_rows<D8>(a, v, row);
 }

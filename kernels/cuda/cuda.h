@@ -195,11 +195,12 @@ typedef struct btc_cuda_picture {
   int32_t channels; /* 1 or 3 */
 } btc_cuda_picture;
 
-/* pixels [3, side, side] f32: resized, then (rescale * value - mean) / std as the CPU's table does. scratch:
- * btc_cuda_resize_scratch bytes. */
+/* n pictures, at most BTC_CUDA_PICTURES, to pixels [n, 3, side, side] f32: resized, then (rescale * value - mean) / std as the
+ * CPU's table does. scratch: btc_cuda_resize_scratch bytes of each, a multiple of 16, one after another. */
+#define BTC_CUDA_PICTURES 8
 size_t btc_cuda_resize_scratch(const btc_cuda_picture *p, int64_t side);
-int btc_cuda_resize(float *pixels, const btc_cuda_picture *p, int64_t side, double rescale, const float mean[3], const float std[3],
-                    void *scratch, btc_cuda_stream s);
+int btc_cuda_resize(float *pixels, const btc_cuda_picture *p, int n, int64_t side, double rescale, const float mean[3],
+                    const float std[3], void *scratch, btc_cuda_stream s);
 
 #ifdef __cplusplus
 }

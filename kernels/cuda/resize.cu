@@ -1,12 +1,12 @@
 /*
  * Pillow's 8-bit bicubic resize and the normalisation after it, bit for bit engine/image_resize.c's: the weights are made by the
  * same double arithmetic (IEEE division and no contraction on both sides) and rounded to 22 bits; pixels then need integers only.
- * Horizontal first, over the rows of the picture that some output needs, then vertical, as Pillow does; what lies on the canvas
- * outside the picture is 127 and takes no memory.
+ * Horizontal first, over the rows of the picture, then vertical, as Pillow does; what lies on the canvas outside the picture is 127
+ * and takes no memory. Some pictures share three launches: one alone is a few microseconds' work for a small part of the device.
  */
 #include "kernels/cuda/device.h"
 
-enum { THREADS = 256, PRECISION_BITS = 22 };
+enum { THREADS = 256, PRECISION_BITS = 22, MOST_ROWS = 2048 /* of blocks of one picture, which take more rows in turns */ };
 
 constexpr uint8_t PAD_VALUE = 127;
 
@@ -14,6 +14,17 @@ constexpr uint8_t PAD_VALUE = 127;
 struct axis {
   int32_t *start, *count, *q;
   int64_t in, out, window;
+};
+
+/* A picture, its scratch, and the weights of both axes. */
+struct task {
+  btc_cuda_picture p;
+  axis h, v;
+  uint8_t *lines; /* [height + 1, side, channels]: rows filtered; the last one of nothing but background */
+};
+
+struct tasks {
+  task t[BTC_CUDA_PICTURES];
 };
 
 /* Largest number of inputs an output can need. */
@@ -32,8 +43,10 @@ BTC_DEVICE double bicubic(double x) {
   return 0.0;
 }
 
-/* A thread an output. The unrounded weights are computed twice rather than kept: their sum has to be known first. */
-static __global__ void __launch_bounds__(THREADS) resize_weights(axis a) {
+/* A thread an output, a row of blocks an axis (the picture's own number is blockIdx.z, here and below). The unrounded weights are
+ * computed twice rather than kept: their sum has to be known first. */
+static __global__ void __launch_bounds__(THREADS) resize_weights(tasks all) {
+  const axis &a = blockIdx.y ? all.t[blockIdx.z].v : all.t[blockIdx.z].h;
   const int64_t o = static_cast<int64_t>(blockIdx.x) * THREADS + threadIdx.x;
   if (o >= a.out) return;
   int32_t *q = a.q + o * a.window;
@@ -64,22 +77,24 @@ BTC_DEVICE uint8_t clip(int32_t sum) {
   return static_cast<uint8_t>(v < 0 ? 0 : v > 255 ? 255 : v);
 }
 
-/* lines[height + 1, side, channels]: the picture's rows filtered; the last line is a filtered row of nothing but background. */
-static __global__ void __launch_bounds__(THREADS) resize_horizontal(uint8_t *lines, btc_cuda_picture p, axis a) {
-  const int64_t i = static_cast<int64_t>(blockIdx.x) * THREADS + threadIdx.x,
-                row = blockIdx.y + static_cast<int64_t>(blockIdx.z) * gridDim.y;
-  const int64_t samples = a.out * p.channels;
-  if (i >= samples || row > p.height) return;
-  const int64_t o = i / p.channels, channel = i % p.channels, first = a.start[o] - p.left;
-  const int32_t *q = a.q + o * a.window;
-  const uint8_t *in = p.rgb + row * p.width * p.channels + channel;
-  int32_t sum = 1 << (PRECISION_BITS - 1);
-  for (int32_t k = 0; k < a.count[o]; k++) {
-    const int64_t x = first + k;
-    const bool inside = row < p.height && x >= 0 && x < p.width;
-    sum += q[k] * (inside ? in[x * p.channels] : PAD_VALUE);
+/* A thread a sample of a line. */
+static __global__ void __launch_bounds__(THREADS) resize_horizontal(tasks all) {
+  const task &t = all.t[blockIdx.z];
+  const btc_cuda_picture &p = t.p;
+  const int64_t i = static_cast<int64_t>(blockIdx.x) * THREADS + threadIdx.x, samples = t.h.out * p.channels;
+  if (i >= samples) return;
+  const int64_t o = i / p.channels, channel = i % p.channels, first = t.h.start[o] - p.left;
+  const int32_t *q = t.h.q + o * t.h.window, count = t.h.count[o];
+  for (int64_t row = blockIdx.y; row <= p.height; row += gridDim.y) {
+    const uint8_t *in = p.rgb + row * p.width * p.channels + channel;
+    int32_t sum = 1 << (PRECISION_BITS - 1);
+    for (int32_t k = 0; k < count; k++) {
+      const int64_t x = first + k;
+      const bool inside = row < p.height && x >= 0 && x < p.width;
+      sum += q[k] * (inside ? in[x * p.channels] : PAD_VALUE);
+    }
+    t.lines[row * samples + i] = clip(sum);
   }
-  lines[row * samples + i] = clip(sum);
 }
 
 struct shades {
@@ -87,26 +102,28 @@ struct shades {
   float mean[3], std[3];
 };
 
-/* pixels[3, side, side]; block: 256 columns of one row, all channels. */
-static __global__ void __launch_bounds__(THREADS)
-    resize_vertical(float *pixels, const uint8_t *lines, btc_cuda_picture p, axis a, shades n) {
-  const int64_t x = static_cast<int64_t>(blockIdx.x) * THREADS + threadIdx.x, y = blockIdx.y, side = a.out;
+/* pixels[n, 3, side, side]; block: 256 columns of one row, all channels. */
+static __global__ void __launch_bounds__(THREADS) resize_vertical(float *pixels, tasks all, shades n) {
+  const task &t = all.t[blockIdx.z];
+  const btc_cuda_picture &p = t.p;
+  const int64_t x = static_cast<int64_t>(blockIdx.x) * THREADS + threadIdx.x, y = blockIdx.y, side = t.v.out;
   if (x >= side) return;
-  const int32_t *q = a.q + y * a.window;
-  const int64_t first = a.start[y] - p.top, samples = side * p.channels;
+  const int32_t *q = t.v.q + y * t.v.window, count = t.v.count[y];
+  const int64_t first = t.v.start[y] - p.top, samples = side * p.channels;
+  float *out = pixels + blockIdx.z * 3 * side * side;
   for (int channel = 0; channel < 3; channel++) {
-    const uint8_t *in = lines + x * p.channels + (p.channels == 3 ? channel : 0);
+    const uint8_t *in = t.lines + x * p.channels + (p.channels == 3 ? channel : 0);
     int32_t sum = 1 << (PRECISION_BITS - 1);
-    for (int32_t k = 0; k < a.count[y]; k++) {
+    for (int32_t k = 0; k < count; k++) {
       const int64_t row = first + k;
       sum += q[k] * in[(row >= 0 && row < p.height ? row : p.height) * samples];
     }
     const float v = static_cast<float>(static_cast<double>(clip(sum)) * n.rescale);
-    pixels[(channel * side + y) * side + x] = (v - n.mean[channel]) / n.std[channel];
+    out[(channel * side + y) * side + x] = (v - n.mean[channel]) / n.std[channel];
   }
 }
 
-/* ---- scratch: both axes' tables, then the lines ---- */
+/* ---- scratch of a picture: both axes' tables, then the lines ---- */
 
 static size_t axis_words(int64_t in, int64_t out) {
   return static_cast<size_t>(out) * static_cast<size_t>(axis_window(in, out) + 2);
@@ -118,28 +135,36 @@ static axis place_axis(int32_t *words, int64_t in, int64_t out) {
 
 size_t btc_cuda_resize_scratch(const btc_cuda_picture *p, int64_t side) {
   size_t words = axis_words(p->canvas_width, side) + axis_words(p->canvas_height, side);
-  return words * sizeof(int32_t) +
-         static_cast<size_t>(p->height + 1) * static_cast<size_t>(side) * static_cast<size_t>(p->channels);
+  size_t bytes =
+      words * sizeof(int32_t) + static_cast<size_t>(p->height + 1) * static_cast<size_t>(side) * static_cast<size_t>(p->channels);
+  return (bytes + 15) / 16 * 16;
 }
 
-static int make_weights(const axis &a, btc_cuda_stream s) {
-  return BTC_LAUNCH(resize_weights, static_cast<unsigned>((a.out + THREADS - 1) / THREADS), THREADS, 0, s, a);
+static task place(const btc_cuda_picture &p, int64_t side, char *scratch) {
+  auto *words = reinterpret_cast<int32_t *>(scratch);
+  const axis h = place_axis(words, p.canvas_width, side);
+  const axis v = place_axis(words + axis_words(p.canvas_width, side), p.canvas_height, side);
+  return {p, h, v, reinterpret_cast<uint8_t *>(v.q + side * v.window)};
 }
 
-int btc_cuda_resize(float *pixels, const btc_cuda_picture *p, int64_t side, double rescale, const float mean[3], const float std[3],
-                    void *scratch, btc_cuda_stream s) {
-  auto *words = static_cast<int32_t *>(scratch);
-  const axis h = place_axis(words, p->canvas_width, side);
-  const axis v = place_axis(words + axis_words(p->canvas_width, side), p->canvas_height, side);
-  auto *lines = reinterpret_cast<uint8_t *>(v.q + side * v.window);
-  shades n = {rescale, {mean[0], mean[1], mean[2]}, {std[0], std[1], std[2]}};
-  const int64_t rows = p->height + 1, deep = (rows + 32767) / 32768; /* a grid's second side is short */
-  const dim3 grid_h(static_cast<unsigned>((side * p->channels + THREADS - 1) / THREADS),
-                    static_cast<unsigned>(rows < 32768 ? rows : 32768), static_cast<unsigned>(deep));
-  const dim3 grid_v(static_cast<unsigned>((side + THREADS - 1) / THREADS), static_cast<unsigned>(side));
-  int e = make_weights(h, s);
-  if (e == 0) e = make_weights(v, s);
-  if (e == 0) e = BTC_LAUNCH(resize_horizontal, grid_h, THREADS, 0, s, lines, *p, h);
-  if (e == 0) e = BTC_LAUNCH(resize_vertical, grid_v, THREADS, 0, s, pixels, lines, *p, v, n);
+int btc_cuda_resize(float *pixels, const btc_cuda_picture *p, int n, int64_t side, double rescale, const float mean[3],
+                    const float std[3], void *scratch, btc_cuda_stream s) {
+  const shades shade = {rescale, {mean[0], mean[1], mean[2]}, {std[0], std[1], std[2]}};
+  const auto columns = static_cast<unsigned>((side + THREADS - 1) / THREADS), deep = static_cast<unsigned>(n);
+  auto *place_of = static_cast<char *>(scratch);
+  tasks all = {};
+  int64_t rows = 0, samples = 0;
+  if (n <= 0) return 0;
+  for (int i = 0; i < n; i++) {
+    all.t[i] = place(p[i], side, place_of);
+    place_of += btc_cuda_resize_scratch(&p[i], side);
+    if (p[i].height + 1 > rows) rows = p[i].height + 1;
+    if (side * p[i].channels > samples) samples = side * p[i].channels;
+  }
+  if (rows > MOST_ROWS) rows = MOST_ROWS;
+  const dim3 lines(static_cast<unsigned>((samples + THREADS - 1) / THREADS), static_cast<unsigned>(rows), deep);
+  int e = BTC_LAUNCH(resize_weights, dim3(columns, 2, deep), THREADS, 0, s, all);
+  if (e == 0) e = BTC_LAUNCH(resize_horizontal, lines, THREADS, 0, s, all);
+  if (e == 0) e = BTC_LAUNCH(resize_vertical, dim3(columns, static_cast<unsigned>(side), deep), THREADS, 0, s, pixels, all, shade);
   return e;
 }

@@ -61,7 +61,7 @@ typedef struct made {
 
 static void make_wanted(made *m, const btc_picture *p) {
   btc_backend *cpu = backend_new("cpu", 1, BTC_COMPUTE_F32, 8);
-  btc_op_resize_normalise(cpu, m->want, p, SIDE, &shades);
+  btc_op_resize_normalise(cpu, m->want, p, 1, SIDE, &shades);
   btc_backend_destroy(&cpu);
 }
 
@@ -104,7 +104,7 @@ static void check_many(void) {
     p.parcel = parcel[i % 2];
     btc_op_send(b, p.parcel, p.rgb, bytes_of(&p));
     memset((uint8_t *)(uintptr_t)p.rgb, 0xa5, bytes_of(&p));
-    btc_op_resize_normalise(b, all[i]->device, &p, SIDE, &shades);
+    btc_op_resize_normalise(b, all[i]->device, &p, 1, SIDE, &shades);
     free((uint8_t *)(uintptr_t)p.rgb);
   }
   for (int i = 0; i < MANY; i++) made_check(b, all[i]);
@@ -112,6 +112,46 @@ static void check_many(void) {
   assert_int_equal(btc_backend_finish(b, &err), BTC_OK);
   btc_backend_destroy(&b);
   FAKE_ONLY(assert_int_equal(fake_streams(), 0));
+}
+
+/* The pictures of one call, more than share a launch, side by side; and each is read before its parcel travels again. */
+static void test_cuda_pictures_of_one_call_lie_side_by_side(void **state) {
+  (void)state;
+  require_device();
+  enum { N = 11 };
+  btc_backend *b = device_new();
+  btc_parcel *parcel[N];
+  btc_picture p[N];
+  float *want = malloc((size_t)N * PIXELS * sizeof *want), *got = malloc((size_t)N * PIXELS * sizeof *got);
+  btc_error err;
+  void *place;
+  assert_non_null(want);
+  assert_non_null(got);
+  assert_int_equal(btc_backend_alloc(b, (size_t)N * PIXELS * sizeof *got, &place, &err), BTC_OK);
+  btc_backend *cpu = backend_new("cpu", 1, BTC_COMPUTE_F32, 8);
+  for (int i = 0; i < N; i++) {
+    p[i] = picture_new(sizes[i][0], sizes[i][1], i % 2);
+    p[i].parcel = parcel[i] = parcel_new(b);
+    btc_op_send(b, parcel[i], p[i].rgb, bytes_of(&p[i]));
+  }
+  btc_op_resize_normalise(cpu, want, p, N, SIDE, &shades);
+  btc_op_resize_normalise(b, place, p, N, SIDE, &shades);
+  for (int i = 0; i < N; i++) {
+    memset((uint8_t *)(uintptr_t)p[i].rgb, 0xa5, bytes_of(&p[i]));
+    btc_op_send(b, parcel[i], p[i].rgb, bytes_of(&p[i]));
+  }
+  btc_op_copy(b, got, place, (size_t)N * PIXELS * sizeof *got);
+  if (btc_backend_finish(b, &err) != BTC_OK) fail_msg("%s", err.message);
+  assert_same_bits(got, want, N * PIXELS, "pixels");
+  for (int i = 0; i < N; i++) {
+    btc_parcel_destroy(b, &parcel[i]);
+    free((uint8_t *)(uintptr_t)p[i].rgb);
+  }
+  btc_backend_free(b, place);
+  btc_backend_destroy(&b);
+  btc_backend_destroy(&cpu);
+  free(want);
+  free(got);
 }
 
 static void test_cuda_pictures_equal_the_cpu(void **state) {
@@ -159,7 +199,7 @@ static void test_cuda_pictures_travel_beside_the_operators(void **state) {
   assert_int_equal(btc_backend_finish(b, &err), BTC_OK); /* of the operators only */
   FAKE_ONLY(assert_int_equal(fake.most_beside, N));
   FAKE_ONLY(assert_int_equal(fake.waits, 0));
-  for (int i = 0; i < N; i++) btc_op_resize_normalise(b, all[i]->device, &p[i], SIDE, &shades);
+  for (int i = 0; i < N; i++) btc_op_resize_normalise(b, all[i]->device, &p[i], 1, SIDE, &shades);
   FAKE_ONLY(assert_int_equal(fake.waits, N));
   for (int i = 0; i < N; i++) {
     made_check(b, all[i]);
@@ -181,11 +221,11 @@ static void test_cuda_pictures_parcel_is_sent_again(void **state) {
   btc_op_send(b, parcel, second.rgb, bytes_of(&second));
   btc_op_send(b, parcel, first.rgb, bytes_of(&first)); /* nobody has read the second */
   FAKE_ONLY(memset(&fake, 0, sizeof fake));
-  btc_op_resize_normalise(b, one->device, &first, SIDE, &shades);
+  btc_op_resize_normalise(b, one->device, &first, 1, SIDE, &shades);
   FAKE_ONLY(assert_int_equal(fake.waits, 1));
   btc_op_send(b, parcel, second.rgb, bytes_of(&second));
   FAKE_ONLY(assert_int_equal(fake.waits, 2));
-  btc_op_resize_normalise(b, two->device, &second, SIDE, &shades);
+  btc_op_resize_normalise(b, two->device, &second, 1, SIDE, &shades);
   made_check(b, one);
   made_check(b, two);
   btc_op_send(b, parcel, first.rgb, bytes_of(&first));
@@ -270,6 +310,7 @@ static void test_cuda_pictures_pool_is_bounded(void **state) {
 
 static const struct CMUnitTest tests[] = {
     cmocka_unit_test(test_cuda_pictures_equal_the_cpu),
+    cmocka_unit_test(test_cuda_pictures_of_one_call_lie_side_by_side),
 #ifndef BTC_TEST_ON_CARD
     cmocka_unit_test(test_cuda_pictures_without_pinned_memory),
 #endif

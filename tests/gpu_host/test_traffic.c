@@ -140,7 +140,7 @@ static void test_traffic_cache_attention(void **state) {
   assert_within(COUNT(btc_cuda_attend_causal(&c.a, &c.kv, NULL)), 1, 1.35);
   free_cache(&c);
   c = new_cache(1);
-  assert_within(COUNT(btc_cuda_attend_decode(&c.a, &c.kv, 256, c.done.device, c.scratch.device, NULL)), 2, 2.45);
+  assert_within(COUNT(btc_cuda_attend_decode(&c.a, &c.kv, 256, c.done.device, c.scratch.device, NULL)), 2, 1.0);
   free_cache(&c);
 }
 

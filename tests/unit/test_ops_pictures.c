@@ -47,7 +47,7 @@ static void check(int64_t width, int64_t height, bool pad, int64_t side) {
   for (int k = 0; k < 2; k++) {
     btc_backend *b = backend_new(k ? "plain" : "cpu", 1, BTC_COMPUTE_F32, 8);
     float *got = buffer_new(n);
-    btc_op_resize_normalise(b, got, &p, side, &shades);
+    btc_op_resize_normalise(b, got, &p, 1, side, &shades);
     assert_same_bits(got, want, n, "pixels");
     buffer_free(got, n);
     btc_backend_destroy(&b);
