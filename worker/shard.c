@@ -311,14 +311,13 @@ static float *feature(const shard *s, int place) {
 /* Pictures as what the tower takes. */
 static void resize(shard *s, shard_step *d) {
   btc_backend *be = btc_stage_backend(s->stage);
-  const int64_t side = s->m->cfg->vision.image;
   const btc_shades shades = btc_request_shades(s->m);
   for (int i = 0; i < d->n_pictures; i++) {
-    btc_picture p = d->pictures[i];
-    p.parcel = s->parcel[i];
-    btc_op_send(be, p.parcel, p.rgb, (size_t)(p.width * p.height * 3));
-    btc_op_resize_normalise(be, s->pixels.at + i * 3 * side * side, &p, side, &shades);
+    btc_picture *p = &d->pictures[i];
+    p->parcel = s->parcel[i];
+    btc_op_send(be, p->parcel, p->rgb, (size_t)(p->width * p->height * 3));
   }
+  btc_op_resize_normalise(be, s->pixels.at, d->pictures, d->n_pictures, s->m->cfg->vision.image, &shades);
   d->flow = s->pixels.at;
   d->n_pictures = 0; /* they go no further */
 }
