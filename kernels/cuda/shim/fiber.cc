@@ -40,6 +40,7 @@ struct btc_fiber {
 
 static machine_context scheduler;
 static btc_fiber *current;
+const char *btc_fiber_low, *btc_fiber_high;
 
 #if defined(__SANITIZE_ADDRESS__)
 static void *scheduler_fake_stack;
@@ -137,6 +138,8 @@ void btc_fiber_resume(btc_fiber *f) {
     f->started = true;
   }
   current = f;
+  btc_fiber_low = f->stack;
+  btc_fiber_high = f->stack + STACK_BYTES;
   leave_for(f, SAVE_OF_SCHEDULER);
   switch_to(&scheduler, &f->context);
   arrive_in_scheduler();
@@ -147,8 +150,4 @@ void btc_fiber_yield(void) {
   leave_for(nullptr, SAVE_OF(f));
   switch_to(&f->context, &scheduler);
   arrive_in_fiber(f);
-}
-
-bool btc_fiber_on_stack(const void *p) {
-  return p >= current->stack && p < current->stack + STACK_BYTES;
 }

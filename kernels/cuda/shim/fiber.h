@@ -14,7 +14,10 @@ void btc_fiber_restart(btc_fiber *f);
 void btc_fiber_resume(btc_fiber *f);
 /* From inside the fiber that runs: back to the scheduler. */
 void btc_fiber_yield(void);
-/* Whether p points into the stack of the fiber that runs. */
-bool btc_fiber_on_stack(const void *p);
+/* The stack of the fiber that runs. */
+extern const char *btc_fiber_low, *btc_fiber_high;
+static inline bool btc_fiber_on_stack(const void *p) {
+  return p >= btc_fiber_low && p < btc_fiber_high;
+}
 
 #endif

@@ -50,30 +50,30 @@ static void report_fault(const char *what, uintptr_t p, const btc_shim_access &n
 
 /* ---- the rules ---- */
 
-static bool is_write(access_kind k) {
+static inline bool is_write(access_kind k) {
   return k == WRITE || k == ATOMIC || k == VOLATILE_WRITE;
 }
 
-static bool is_plain(access_kind k) {
+static inline bool is_plain(access_kind k) {
   return k == READ || k == WRITE;
 }
 
 /* Something of this launch, and in shared memory of this block: blocks have other memory at the same address. */
-static bool counts(const btc_shim_access &a, bool shared) {
+static inline bool counts(const btc_shim_access &a, bool shared) {
   return shared ? a.block == btc_shim_now.block : a.block >= btc_shim_now.first;
 }
 
-static bool ordered(const btc_shim_access &a, int thread) {
+static inline bool ordered(const btc_shim_access &a, int thread) {
   if (a.block == btc_shim_now.block) return btc_shim_clock_knows(thread, a.thread, a.tick);
   return btc_shim_clock_knows_outside(thread, a.block, a.thread, a.tick);
 }
 
-static bool races(const btc_shim_access &a, const btc_shim_access &now, bool shared) {
+static inline bool races(const btc_shim_access &a, const btc_shim_access &now, bool shared) {
   return counts(a, shared) && !ordered(a, now.thread) && (is_plain(a.kind) || is_plain(now.kind));
 }
 
 /* Keeps a read, at the price of one that is ordered before it or, where there is none, of one of the same warp. */
-static void keep_read(btc_shim_cell *c, const btc_shim_access &now, bool shared) {
+static inline void keep_read(btc_shim_cell *c, const btc_shim_access &now, bool shared) {
   int at = -1, mate = -1;
   for (int i = 0; i < SHADOW_READERS; i++) {
     const btc_shim_access &r = c->read[i];
@@ -88,10 +88,11 @@ static void keep_read(btc_shim_cell *c, const btc_shim_access &now, bool shared)
   c->read[at] = now;
 }
 
-static void touch(btc_shim_cell *c, uintptr_t p, const btc_shim_access &now, bool shared) {
-  if (races(c->write, now, shared)) report(p, shared, c->write, now);
+static inline void touch(btc_shim_cell *c, uintptr_t p, const btc_shim_access &now, bool shared) {
+  if (c->write.block && races(c->write, now, shared)) report(p, shared, c->write, now);
   if (!is_write(now.kind)) return keep_read(c, now, shared);
   for (auto &r : c->read) {
+    if (r.block == 0) continue;
     if (races(r, now, shared)) report(p, shared, r, now);
     if (is_plain(now.kind)) r.block = 0;
   }

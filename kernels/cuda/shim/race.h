@@ -11,6 +11,7 @@
  *  - Atomics race with plain accesses, not with each other. Volatile accesses count as atomic.
  *  - An early launch, before await_launch_before(): no write to global memory, no read of what a launch that may still run wrote.
  *  - A read as constant (__ldg, load_weights): no write of this launch, nor for an early one of any that may still run.
+ * An access that the compiler has removed is not seen: test_traffic runs each kernel without optimisation, watched as well.
  * Three readers a cell are kept, of different warps and blocks where there are such: a write that races with others only is missed.
  */
 #ifndef BTC_KERNELS_CUDA_SHIM_RACE_H

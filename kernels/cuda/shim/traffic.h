@@ -5,6 +5,8 @@
  *  - Shared memory: passes through the 32 banks of four bytes. Lanes at the same word share it. Accesses of 8 bytes take half a
  * warp at a time, of 16 bytes a quarter.
  *  - Global memory: sectors of 32 bytes.
+ * Lanes that skip an access in a loop are matched with the others' wrong ones from there to the next meeting: the figure is then
+ * above the truth (attend_f32's values, at widths that are no multiple of 32).
  * Kernels compiled without optimisation (test_traffic): every access of the source is one, neither split nor merged nor left out.
  */
 #ifndef BTC_KERNELS_CUDA_SHIM_TRAFFIC_H
