@@ -75,6 +75,8 @@ btc_status btc_link_receive(btc_link *l, btc_link_head *h, const uint8_t **data,
 btc_status btc_link_queue(btc_link *l, const btc_link_head *h, const btc_link_part *parts, int n, btc_error *err);
 btc_status btc_link_flush(btc_link *l, btc_error *err);
 bool btc_link_flushed(const btc_link *l);
+/* Until the system has all that is queued: as btc_link_send does. */
+btc_status btc_link_drain(btc_link *l, const btc_link_wait *w, btc_error *err);
 btc_status btc_link_take(btc_link *l, btc_link_head *h, const uint8_t **data, size_t *bytes,
                          btc_error *err); /* *data NULL: none yet */
 int btc_link_fd(const btc_link *l);

@@ -353,7 +353,7 @@ btc_status btc_link_flush(btc_link *l, btc_error *err) {
   return BTC_OK;
 }
 
-static btc_status flush_all(btc_link *l, const btc_link_wait *w, btc_error *err) {
+btc_status btc_link_drain(btc_link *l, const btc_link_wait *w, btc_error *err) {
   btc_status st = BTC_OK;
   while (st == BTC_OK) {
     st = btc_link_flush(l, err);
@@ -369,7 +369,7 @@ static btc_status flush_all(btc_link *l, const btc_link_wait *w, btc_error *err)
 btc_status btc_link_send(btc_link *l, const btc_link_head *h, const btc_link_part *parts, int n, const btc_link_wait *w,
                          btc_error *err) {
   btc_status st = btc_link_queue(l, h, parts, n, err);
-  return st == BTC_OK ? flush_all(l, w, err) : st;
+  return st == BTC_OK ? btc_link_drain(l, w, err) : st;
 }
 
 /* ---- in ---- */
@@ -503,7 +503,7 @@ btc_status btc_link_send_carried(btc_link *l, const btc_link_head *h, const btc_
     return btc_fail(err, BTC_ERR_LIMIT, "a tensor of %zu bytes for a carrier, at most %zu can be", tensor->bytes,
                     l->carrier.send ? l->limits.max_bytes : 0);
   btc_status st = queue_frame(l, h, (uint32_t)tensor->bytes, parts, n, err);
-  if (st == BTC_OK) st = flush_all(l, w, err);
+  if (st == BTC_OK) st = btc_link_drain(l, w, err);
   if (st != BTC_OK) return st;
   btc_link_wait turn = watched(&x);
   return after_carrier(&x, l->id.to, l->carrier.send(l->carrier.ctx, l->id.to, tensor->data, tensor->bytes, &turn, err), err);

@@ -18,6 +18,7 @@
 #include "engine/request.h"
 #include "engine/sampler.h"
 #include "link_nccl.h"
+#include "shard_post.h"
 #include "shard_room.h"
 #include "shard_step.h"
 
@@ -37,6 +38,7 @@ typedef struct shard {
   int turn;                                      /* which of in is asked first */
   btc_lane *lane;                                /* of our GPU; NULL: we have none */
   int64_t use_ns;                                /* when its use was last told */
+  shard_post *post;                              /* what goes out by a link without a carrier */
   link_nccl *nccl;                               /* of this epoch; NULL: tensors go by the links */
   btc_stage_item *items;                         /* [SHARD_MAX_SLOTS] */
   btc_sampler *sampler;                          /* of the rank with the head */
@@ -105,9 +107,10 @@ static bool has_order(void *ctx) {
 }
 
 static bool has_order_idle(void *ctx) {
+  shard *s = ctx;
   BTC_FAILPOINT("shard_idle");
-  tell_use(ctx);
-  return has_order(ctx);
+  tell_use(s);
+  return has_order(s) || shard_post_has_failed(s->post);
 }
 
 static btc_link_wait wait_ms(shard *s, int ms) {
@@ -122,6 +125,7 @@ static void drop_links(shard *s) {
     if (s->in[i]) s->page->frames_dropped += btc_link_dropped(s->in[i]);
     btc_link_close(&s->in[i]);
   }
+  shard_post_drop(s->post);
   btc_link_close(&s->out);
   if (link_nccl_leave(&s->nccl, &w, &err) == BTC_OK) return;
   report(s, SHARD_BROKEN, &err);
@@ -307,14 +311,13 @@ static float *feature(const shard *s, int place) {
 /* Pictures as what the tower takes. */
 static void resize(shard *s, shard_step *d) {
   btc_backend *be = btc_stage_backend(s->stage);
-  const int64_t side = s->m->cfg->vision.image;
   const btc_shades shades = btc_request_shades(s->m);
   for (int i = 0; i < d->n_pictures; i++) {
-    btc_picture p = d->pictures[i];
-    p.parcel = s->parcel[i];
-    btc_op_send(be, p.parcel, p.rgb, (size_t)(p.width * p.height * 3));
-    btc_op_resize_normalise(be, s->pixels.at + i * 3 * side * side, &p, 1, side, &shades);
+    btc_picture *p = &d->pictures[i];
+    p->parcel = s->parcel[i];
+    btc_op_send(be, p->parcel, p->rgb, (size_t)(p->width * p->height * 3));
   }
+  btc_op_resize_normalise(be, s->pixels.at, d->pictures, d->n_pictures, s->m->cfg->vision.image, &shades);
   d->flow = s->pixels.at;
   d->n_pictures = 0; /* they go no further */
 }
@@ -469,7 +472,8 @@ static btc_status hand_on(shard *s, const btc_link_head *h, const shard_step *d,
   btc_link_wait w = wait_ms(s, 0);
   btc_status st = shard_step_write(d, &s->words, &s->words_room, parts, err);
   if (st != BTC_OK) return st;
-  if (!parts[1].bytes || !btc_link_is_carried(s->out)) return btc_link_send(s->out, h, parts, SHARD_PARTS, &w, err);
+  if (!btc_link_is_carried(s->out)) return shard_post_send(s->post, s->out, h, parts, SHARD_PARTS, &w, err);
+  if (!parts[1].bytes) return btc_link_send(s->out, h, parts, SHARD_PARTS, &w, err);
   return btc_link_send_carried(s->out, h, (btc_link_part[]){parts[0], parts[2]}, 2, &parts[1], &w, err);
 }
 
@@ -485,7 +489,7 @@ static btc_status step(shard *s, btc_link *from, const btc_link_head *h, const u
   return st == BTC_OK ? hand_on(s, h, &d, err) : st;
 }
 
-/* The next frame of either link, in turns; *from: of which. CANCELLED: an order waits. */
+/* The next frame of either link, in turns; *from: of which. CANCELLED: an order waits, or what goes out has failed. */
 static btc_status receive(shard *s, btc_link **from, btc_link_head *h, const uint8_t **data, size_t *bytes, btc_error *err) {
   btc_link_wait w = {.stop = has_order_idle, .ctx = s};
   *from = s->in[0];
@@ -522,7 +526,8 @@ static _Noreturn void serve(shard *s) {
     }
     if (!s->in[0]) continue;
     btc_status st = receive(s, &from, &h, &data, &bytes, &err);
-    if (st == BTC_ERR_CANCELLED) continue;
+    if (st == BTC_ERR_CANCELLED && !shard_post_has_failed(s->post)) continue;
+    if (shard_post_has_failed(s->post)) st = shard_post_wait(s->post, &(btc_link_wait){0}, &err);
     if (st == BTC_OK) st = step(s, from, &h, data, bytes, &err);
     if (st != BTC_OK) give_up(s, &err);
   }
@@ -550,6 +555,7 @@ static btc_status open_all(shard *s, btc_error *err) {
     return btc_fail(err, BTC_ERR_ARG, "no blocks %d to %d in a model of %d", o->first, o->last, btc_block_count(s->m));
   if (strncmp(o->device, "cuda", 4) == 0 && (st = btc_lane_create(o->device, &s->lane, err)) != BTC_OK) return st;
   st = btc_link_listen("127.0.0.1", &s->listen_fd, &s->port, err);
+  if (st == BTC_OK) st = shard_post_create(&s->post, err);
   if (st == BTC_OK) st = btc_sampler_create(btc_tokenizer_vocab(s->m->tok), &s->sampler, err);
   if (st != BTC_OK) return st;
   s->items = btc_alloc_zero(SHARD_MAX_SLOTS, sizeof *s->items);

@@ -12,8 +12,9 @@
 #include <unistd.h>
 
 #include "worker/link.h"
+#include "worker/shard_post.h"
 
-enum { SOON_MS = 150, PATIENCE_MS = 20000, VERSION = 2 /* of the links */ };
+enum { SOON_MS = 150, PATIENCE_MS = 60000, VERSION = 2 /* of the links */ };
 
 static btc_link_wait within(int ms) {
   return (btc_link_wait){.deadline_ns = btc_now_ns() + (int64_t)ms * 1000000};
@@ -325,6 +326,128 @@ static void test_link_other_versions_are_named(void **state) {
   close(fd);
 }
 
+/* ---- beside what is computed ---- */
+
+enum { LARGE = 32 << 20 /* more than the system takes */ };
+
+static shard_post *make_post(void) {
+  shard_post *p;
+  btc_error err;
+  if (shard_post_create(&p, &err) != BTC_OK) fail_msg("%s", err.message);
+  return p;
+}
+
+static btc_status post(shard_post *p, btc_link *l, uint64_t step, const uint8_t *data, size_t bytes, const btc_link_wait *w,
+                       btc_error *err) {
+  return shard_post_send(p, l, &(btc_link_head){.step = step, .kind = 3}, &(btc_link_part){data, bytes}, 1, w, err);
+}
+
+static void assert_arrives(btc_link *in, uint64_t step, const uint8_t *want, size_t want_bytes) {
+  btc_link_head h;
+  const uint8_t *data;
+  size_t bytes;
+  btc_error err;
+  btc_link_wait w = within(PATIENCE_MS);
+  if (btc_link_receive(in, &h, &data, &bytes, &w, &err) != BTC_OK) fail_msg("%s", err.message);
+  assert_int_equal(h.step, step);
+  assert_int_equal(bytes, want_bytes);
+  assert_memory_equal(data, want, bytes);
+}
+
+static bool at_once(void *ctx) {
+  (void)ctx;
+  return true;
+}
+
+/* The sender goes on although nobody reads, but not to a second frame. */
+static void test_link_post_goes_on_beside_its_owner(void **state) {
+  (void)state;
+  btc_link_limits l = btc_link_limits_default();
+  uint8_t *data = noise(LARGE, 5), *copy = noise(LARGE, 5);
+  btc_link_wait patient = within(PATIENCE_MS), soon = within(SOON_MS), never = {.stop = at_once};
+  shard_post *p = make_post();
+  btc_error err = {0};
+  two t;
+  l.frame_ms = PATIENCE_MS;
+  good_two(&t, &l);
+  assert_int_equal(post(p, t.out, 1, data, LARGE, &patient, &err), BTC_OK);
+  memset(data, 0, LARGE); /* it is the caller's again */
+  assert_int_equal(post(p, t.out, 2, data, 100, &soon, &err), BTC_ERR_IO);
+  assert_int_equal(post(p, t.out, 2, data, 100, &never, &err), BTC_ERR_CANCELLED);
+  assert_false(shard_post_has_failed(p));
+  assert_arrives(t.in, 1, copy, LARGE);
+  for (int i = 2; i < 6; i++) {
+    patient = within(PATIENCE_MS);
+    assert_int_equal(post(p, t.out, (uint64_t)i, copy, (size_t)i * 1000, &patient, &err), BTC_OK);
+  }
+  for (int i = 2; i < 6; i++) assert_arrives(t.in, (uint64_t)i, copy, (size_t)i * 1000);
+  assert_int_equal(shard_post_wait(p, &patient, &err), BTC_OK);
+  shard_post_destroy(&p);
+  close_two(&t);
+  free(data);
+  free(copy);
+}
+
+/* What fails after its owner went on is told at the next call, once. */
+static void check_late_failure(bool closes) {
+  btc_link_limits l = btc_link_limits_default();
+  uint8_t *data = noise(LARGE, 6);
+  btc_link_wait patient = within(PATIENCE_MS);
+  shard_post *p = make_post();
+  btc_error err = {0};
+  two t;
+  l.frame_ms = closes ? PATIENCE_MS : SOON_MS;
+  good_two(&t, &l);
+  btc_status first = post(p, t.out, 1, data, LARGE, &patient, &err);
+  if (closes) btc_link_close(&t.in);
+  for (int64_t end = btc_now_ns() + (int64_t)PATIENCE_MS * 1000000;
+       first == BTC_OK && !shard_post_has_failed(p) && btc_now_ns() < end;)
+    usleep(5000);
+  if (first == BTC_OK) { /* or, on a machine that stood still meanwhile, it is late already */
+    assert_true(shard_post_has_failed(p));
+    assert_int_equal(post(p, t.out, 2, data, 100, &patient, &err), BTC_ERR_IO);
+  }
+  assert_true(strstr(err.message, closes ? "rank 2 cannot be reached" : "took nothing for 150 ms") ||
+              (!closes && strstr(err.message, "too late")));
+  assert_false(shard_post_has_failed(p));
+  shard_post_destroy(&p);
+  close_two(&t);
+  free(data);
+}
+
+static void test_link_post_tells_of_late_failures(void **state) {
+  (void)state;
+  check_late_failure(true);
+  check_late_failure(false);
+}
+
+/* The epoch is over while a frame is on its way: the next one has a link of its own. */
+static void test_link_post_is_dropped(void **state) {
+  (void)state;
+  btc_link_limits l = btc_link_limits_default();
+  uint8_t *data = noise(LARGE, 7);
+  shard_post *p = make_post();
+  btc_error err = {0};
+  two t;
+  l.frame_ms = PATIENCE_MS;
+  for (int i = 0; i < 3; i++) {
+    btc_link_wait patient = within(PATIENCE_MS);
+    good_two(&t, &l);
+    assert_int_equal(post(p, t.out, 1, data, 100, &patient, &err), BTC_OK);
+    assert_int_equal(post(p, t.out, 2, data, LARGE, &patient, &err), BTC_OK);
+    shard_post_drop(p);
+    assert_false(shard_post_has_failed(p));
+    assert_arrives(t.in, 1, data, 100);
+    close_two(&t);
+  }
+  good_two(&t, &l);
+  btc_link_wait patient = within(PATIENCE_MS);
+  assert_int_equal(post(p, t.out, 1, data, LARGE, &patient, &err), BTC_OK);
+  shard_post_destroy(&p); /* and so is a process */
+  close_two(&t);
+  free(data);
+}
+
 /* ---- time ---- */
 
 static void test_link_slow_peer_is_given_up(void **state) {
@@ -434,19 +557,14 @@ static void test_link_hmac_is_over_all_parts(void **state) {
 }
 
 static const struct CMUnitTest tests[] = {
-    cmocka_unit_test(test_link_carries_frames_of_any_size),
-    cmocka_unit_test(test_link_frame_over_the_bound_is_refused),
-    cmocka_unit_test(test_link_damage_anywhere_is_seen),
-    cmocka_unit_test(test_link_frame_cut_anywhere_is_an_error),
-    cmocka_unit_test(test_link_old_epoch_frame_is_dropped),
-    cmocka_unit_test(test_link_wrong_hello_is_turned_away),
-    cmocka_unit_test(test_link_other_versions_are_named),
-    cmocka_unit_test(test_link_strangers_do_not_hinder),
-    cmocka_unit_test(test_link_slow_peer_is_given_up),
-    cmocka_unit_test(test_link_wait_can_be_stopped),
-    cmocka_unit_test(test_link_peer_killed_within_a_frame),
-    cmocka_unit_test(test_link_crc32c_known_answers),
-    cmocka_unit_test(test_link_crc32c_instruction_and_tables_agree),
+    cmocka_unit_test(test_link_carries_frames_of_any_size),  cmocka_unit_test(test_link_frame_over_the_bound_is_refused),
+    cmocka_unit_test(test_link_damage_anywhere_is_seen),     cmocka_unit_test(test_link_frame_cut_anywhere_is_an_error),
+    cmocka_unit_test(test_link_old_epoch_frame_is_dropped),  cmocka_unit_test(test_link_wrong_hello_is_turned_away),
+    cmocka_unit_test(test_link_other_versions_are_named),    cmocka_unit_test(test_link_post_goes_on_beside_its_owner),
+    cmocka_unit_test(test_link_post_tells_of_late_failures), cmocka_unit_test(test_link_post_is_dropped),
+    cmocka_unit_test(test_link_strangers_do_not_hinder),     cmocka_unit_test(test_link_slow_peer_is_given_up),
+    cmocka_unit_test(test_link_wait_can_be_stopped),         cmocka_unit_test(test_link_peer_killed_within_a_frame),
+    cmocka_unit_test(test_link_crc32c_known_answers),        cmocka_unit_test(test_link_crc32c_instruction_and_tables_agree),
     cmocka_unit_test(test_link_hmac_is_over_all_parts),
 };
 
