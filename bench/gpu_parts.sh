@@ -294,7 +294,7 @@ part_sanitizer() {
   [ -z "$REHEARSE" ] || missing 'a rehearsal has no card'
   local run='' bad='' slow='' check program status
   for check in memcheck racecheck; do
-    for program in gpu_norms gpu_sample gpu_elementwise gpu_layout gpu_convert gpu_matvec gpu_attention_cache gpu_attention; do
+    for program in gpu_norms gpu_sample gpu_elementwise gpu_layout gpu_convert gpu_matvec gpu_matvec_fused gpu_attention_cache gpu_attention; do
       echo "== $check $program"
       status=0
       LD_LIBRARY_PATH=$(libraries) timeout -k 2 12 "$tool" --tool $check --error-exitcode 9 "$BUILD/tests/$program" >"$OUT/check.tmp" 2>&1 || status=$?

@@ -189,28 +189,23 @@ static btc_products heads_of(const bench *b, int64_t i) {
                         .few = true};
 }
 
+/* As the decoder does it: what makes queries, keys and values also rotates and stores them. */
+static void attend(const bench *b, int64_t i) {
+  const btc_products p = heads_of(b, i);
+  btc_op_products_attend(b->be, &p,
+                         &(btc_attention_items){.o = b->o,
+                                                .m = b->items,
+                                                .layer = i,
+                                                .heads = b->z->heads,
+                                                .cos = b->cos,
+                                                .sin = b->sin,
+                                                .scale = 1.0f / sqrtf(HEAD_DIM)});
+}
+
+/* Of that, queries, keys and values alone. */
 static void make_heads(const bench *b, int64_t i) {
   const btc_products p = heads_of(b, i);
   btc_op_products(b->be, &p);
-}
-
-static void attend(const bench *b, int64_t i) {
-  const btc_products p = heads_of(b, i);
-  const btc_product_part q = btc_products_part(b->be, &p, 0), k = btc_products_part(b->be, &p, 1),
-                         v = btc_products_part(b->be, &p, 2);
-  btc_op_attention_items(b->be, &(btc_attention_items){.q = q.at,
-                                                       .k = k.at,
-                                                       .v = v.at,
-                                                       .o = b->o,
-                                                       .q_stride = q.stride,
-                                                       .k_stride = k.stride,
-                                                       .v_stride = v.stride,
-                                                       .m = b->items,
-                                                       .layer = i,
-                                                       .heads = b->z->heads,
-                                                       .cos = b->cos,
-                                                       .sin = b->sin,
-                                                       .scale = 1.0f / sqrtf(HEAD_DIM)});
 }
 
 static void project(const bench *b, int64_t i) {
@@ -236,7 +231,6 @@ static void close_layer(const bench *b, int64_t i) {
 }
 
 static void whole_layer(const bench *b, int64_t i) {
-  make_heads(b, i);
   attend(b, i);
   project(b, i);
   make_gated(b, i);
@@ -264,9 +258,12 @@ typedef struct part {
   uint64_t number; /* of its recordings */
 } part;
 
-static const part parts[] = {{"norm, query, key, value", make_heads, false, 1}, {"rotation, cache, attention", attend, false, 2},
-                             {"out and residual", project, false, 3},           {"norm, gate, up, SiLU", make_gated, false, 4},
-                             {"down and residual", close_layer, false, 5},      {"a layer", whole_layer, false, 6},
+static const part parts[] = {{"norm, query, key, value, rotation, cache, attention", attend, false, 1},
+                             {"of these norm, query, key, value", make_heads, false, 2},
+                             {"out and residual", project, false, 3},
+                             {"norm, gate, up, SiLU", make_gated, false, 4},
+                             {"down and residual", close_layer, false, 5},
+                             {"a layer", whole_layer, false, 6},
                              {"head and pick, a step", choose, true, 7}};
 enum { PARTS = sizeof parts / sizeof parts[0] };
 
@@ -288,13 +285,11 @@ static double matrix_bytes(const btc_weight *w) {
 /* Bytes that a part has to read: weights, keys and values. */
 static double bytes_of(const bench *b, const part *p) {
   const layer *l = &b->layer[0];
-  const double each[] = {3 * matrix_bytes(&l->heads[0]), 4.0 * (double)(b->items * (b->z->position + 1) * b->z->heads * HEAD_DIM),
-                         matrix_bytes(&l->o), 2 * matrix_bytes(&l->gated[0]), matrix_bytes(&l->down)};
-  double all = 0;
+  const double heads = 3 * matrix_bytes(&l->heads[0]),
+               keys = 4.0 * (double)(b->items * (b->z->position + 1) * b->z->heads * HEAD_DIM);
+  const double each[] = {heads + keys, heads, matrix_bytes(&l->o), 2 * matrix_bytes(&l->gated[0]), matrix_bytes(&l->down)};
   if (p->once) return matrix_bytes(&b->head);
-  if (p->number < 6) return each[p->number - 1];
-  for (int i = 0; i < 5; i++) all += each[i];
-  return all;
+  return p->number < 6 ? each[p->number - 1] : each[0] + each[2] + each[3] + each[4];
 }
 
 static void time_decode(bench *b, int64_t items) {
