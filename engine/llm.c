@@ -33,24 +33,16 @@ static void attend(const btc_run *r, const btc_llm_block *b, int64_t layer, cons
                           .normed = x->normed,
                           .y = x->made,
                           .few = x->decode};
-  const btc_product_part q = btc_products_part(r->be, &p, 0), k = btc_products_part(r->be, &p, 1),
-                         v = btc_products_part(r->be, &p, 2);
-  btc_op_products(r->be, &p);
-  btc_op_attention_items(r->be, &(btc_attention_items){.q = q.at,
-                                                       .k = k.at,
-                                                       .v = v.at,
-                                                       .o = o,
-                                                       .q_stride = q.stride,
-                                                       .k_stride = k.stride,
-                                                       .v_stride = v.stride,
-                                                       .first = x->first,
-                                                       .m = x->m,
-                                                       .layer = layer,
-                                                       .heads = l->heads,
-                                                       .cos = r->m->rope_cos,
-                                                       .sin = r->m->rope_sin,
-                                                       .scale = 1.0f / sqrtf((float)l->head_dim),
-                                                       .prefill = !x->decode});
+  btc_op_products_attend(r->be, &p,
+                         &(btc_attention_items){.o = o,
+                                                .first = x->first,
+                                                .m = x->m,
+                                                .layer = layer,
+                                                .heads = l->heads,
+                                                .cos = r->m->rope_cos,
+                                                .sin = r->m->rope_sin,
+                                                .scale = 1.0f / sqrtf((float)l->head_dim),
+                                                .prefill = !x->decode});
   (x->decode ? btc_op_matvec : btc_op_matmul)(r->be, x->h, o, x->m, &b->o, &(btc_epilogue){.x_packed = true, .residual = x->h});
 }
 

@@ -48,6 +48,8 @@ typedef struct btc_ops_table {
   btc_product_part (*products_part)(const btc_backend *b, const btc_products *p, int i);
   void (*products)(btc_backend *b, const btc_products *p);
   void (*products_gated)(btc_backend *b, float *out, const btc_products *p);
+  /* false: nothing was done, and the two are done one after the other. May be NULL. */
+  bool (*products_attend)(btc_backend *b, const btc_products *p, const btc_attention_items *a);
   void (*set_items)(btc_backend *b, const btc_items *items);
   void (*attention_items)(btc_backend *b, const btc_attention_items *a);
   void (*embed_items)(btc_backend *b, float *y, const btc_weight *table);

@@ -200,6 +200,7 @@ const btc_ops_table btc_ops_cuda = {
     .products_part = cuda_products_part,
     .products = cuda_products,
     .products_gated = cuda_products_gated,
+    .products_attend = cuda_products_attend,
     .set_items = cuda_set_items,
     .attention_items = cuda_attention_items,
     .embed_items = cuda_embed_items,

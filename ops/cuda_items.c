@@ -182,43 +182,80 @@ static void set_window(cuda_backend *c, int64_t first, int64_t m) {
   mark_sent(c);
 }
 
-void cuda_attention_items(btc_backend *b, const btc_attention_items *a) {
-  cuda_backend *c = b->self;
+typedef struct attention {
+  btc_cuda_kv kv;
+  btc_cuda_causal causal; /* but for the queries */
+  btc_cuda_rotation rotation;
+} attention;
+
+/* false: it cannot be computed. */
+static bool describe(cuda_backend *c, const btc_attention_items *a, attention *out) {
   const places p = places_of(c);
   const size_t at = (size_t)(a->layer * c->n_items) * sizeof(void *);
   set_window(c, a->first, a->m);
-  const int32_t *row_item = (const int32_t *)(c->table + (a->prefill ? p.row_item : p.item_row)) + a->first;
-  const int32_t *row_pos = (const int32_t *)(c->table + (a->prefill ? p.row_pos : p.item_pos)) + a->first;
-  btc_cuda_kv kv = {.k = (void *const *)(c->table + p.k + at),
-                    .v = (void *const *)(c->table + p.v + at),
-                    .type = (btc_cuda_type)c->kv.dtype,
-                    .kv_heads = c->kv.kv_heads,
-                    .capacity = c->kv.capacity,
-                    .d = c->kv.d};
-  btc_cuda_causal job = {.q = a->q,
-                         .o = a->o,
-                         .out = c->bf16 ? BTC_CUDA_BF16 : BTC_CUDA_F32,
-                         .q_stride = a->q_stride,
-                         .heads = a->heads,
-                         .items = c->n_items,
-                         .max_rows = c->max_rows,
-                         .first_row = (const int32_t *)(c->table + p.first_row),
-                         .pos = (const int32_t *)(c->table + p.pos),
-                         .scale = a->scale,
-                         .bf16_math = c->bf16};
-  if (c->failed.code != BTC_OK) return;
+  *out = (attention){
+      .kv = {.k = (void *const *)(c->table + p.k + at),
+             .v = (void *const *)(c->table + p.v + at),
+             .type = (btc_cuda_type)c->kv.dtype,
+             .kv_heads = c->kv.kv_heads,
+             .capacity = c->kv.capacity,
+             .d = c->kv.d},
+      .causal = {.o = a->o,
+                 .out = c->bf16 ? BTC_CUDA_BF16 : BTC_CUDA_F32,
+                 .heads = a->heads,
+                 .items = c->n_items,
+                 .max_rows = c->max_rows,
+                 .first_row = (const int32_t *)(c->table + p.first_row),
+                 .pos = (const int32_t *)(c->table + p.pos),
+                 .scale = a->scale,
+                 .bf16_math = c->bf16},
+      .rotation = {.row_item = (const int32_t *)(c->table + (a->prefill ? p.row_item : p.item_row)) + a->first,
+                   .row_pos = (const int32_t *)(c->table + (a->prefill ? p.row_pos : p.item_pos)) + a->first,
+                   .cos = cuda_vector(c, a->cos),
+                   .sin = cuda_vector(c, a->sin),
+                   .heads = a->heads},
+  };
+  if (c->failed.code != BTC_OK) return false;
   /* A cache larger than the context the backend was made for would make more splits than the scratch has room for. */
-  if (!a->prefill && btc_cuda_decode_scratch(c->n_items, a->heads, c->kv.d, c->kv.capacity) > c->decode_bytes) {
-    cuda_note(c, cudaErrorInvalidValue, "keys and values beyond the backend's positions", __FILE__, __LINE__);
-    return;
-  }
-  if (!CUDA_TRY(c, btc_cuda_rope_store(a->q, a->q_stride, a->heads, a->k, a->k_stride, a->v, a->v_stride, a->m, &kv, row_item,
-                                       row_pos, cuda_vector(c, a->cos), cuda_vector(c, a->sin), c->stream)))
-    return;
-  if (!a->prefill)
-    CUDA_TRY(c, btc_cuda_attend_decode(&job, &kv, c->kv.capacity, c->decode_done, c->decode_scratch, c->stream));
+  if (!a->prefill && btc_cuda_decode_scratch(c->n_items, a->heads, c->kv.d, c->kv.capacity) > c->decode_bytes)
+    return cuda_note(c, cudaErrorInvalidValue, "keys and values beyond the backend's positions", __FILE__, __LINE__);
+  return true;
+}
+
+static void attend(cuda_backend *c, attention *job, const float *q, int64_t q_stride, bool prefill) {
+  job->causal.q = q;
+  job->causal.q_stride = q_stride;
+  if (!prefill)
+    CUDA_TRY(c, btc_cuda_attend_decode(&job->causal, &job->kv, c->kv.capacity, c->decode_done, c->decode_scratch, c->stream));
   else
-    CUDA_TRY(c, btc_cuda_attend_causal(&job, &kv, c->stream));
+    CUDA_TRY(c, btc_cuda_attend_causal(&job->causal, &job->kv, c->stream));
+}
+
+void cuda_attention_items(btc_backend *b, const btc_attention_items *a) {
+  cuda_backend *c = b->self;
+  attention job;
+  if (!describe(c, a, &job)) return;
+  const btc_cuda_rotation *r = &job.rotation;
+  if (CUDA_TRY(c, btc_cuda_rope_store(a->q, a->q_stride, a->heads, a->k, a->k_stride, a->v, a->v_stride, a->m, &job.kv, r->row_item,
+                                      r->row_pos, r->cos, r->sin, c->stream)))
+    attend(c, &job, a->q, a->q_stride, a->prefill);
+}
+
+/* One launch makes queries, keys and values of a decode step and puts them where attention finds them. */
+bool cuda_products_attend(btc_backend *b, const btc_products *p, const btc_attention_items *a) {
+  cuda_backend *c = b->self;
+  cuda_constant whole;
+  attention job;
+  if (!p->few || a->prefill || p->bias[0] || !cuda_together(c, p, &whole)) return false;
+  const btc_cuda_matrix w = cuda_matrix(c, &whole);
+  if (!btc_cuda_matvec_rotates(&w, c->kv.d, c->bf16)) return false;
+  if (!describe(c, a, &job)) return true;
+  const btc_cuda_rows rows = cuda_few_rows(b, p, &whole);
+  const int64_t q_stride = a->heads * c->kv.d;
+  if (c->failed.code == BTC_OK &&
+      CUDA_TRY(c, btc_cuda_matvec_rotated(p->y, q_stride, &rows, &w, &job.kv, &job.rotation, c->bf16, c->stream)))
+    attend(c, &job, p->y, q_stride, false);
+  return true;
 }
 
 void cuda_embed_items(btc_backend *b, float *y, const btc_weight *table) {

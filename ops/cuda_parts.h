@@ -154,13 +154,17 @@ btc_status cuda_products_open(cuda_backend *c, btc_error *err);
 void cuda_products_close(cuda_backend *c);
 void cuda_matmul(btc_backend *b, float *y, const float *x, int64_t m, const btc_weight *w, const btc_epilogue *e);
 void cuda_matvec(btc_backend *b, float *y, const float *x, int64_t m, const btc_weight *w, const btc_epilogue *e);
-/* The same of a constant, with the epilogue's vectors as the caller knows them. few: as btc_op_matvec. */
-void cuda_multiply(cuda_backend *c, const cuda_constant *k, float *y, const float *x, int64_t m, const btc_epilogue *e, bool few);
+/* The same of a constant, with the epilogue's vectors as the caller knows them. */
+void cuda_multiply_many(cuda_backend *c, const cuda_constant *k, float *y, const float *x, int64_t m, const btc_epilogue *e);
+void cuda_multiply_few(cuda_backend *c, const cuda_constant *k, float *y, const btc_cuda_rows *x, const btc_epilogue *e);
+btc_cuda_matrix cuda_matrix(const cuda_backend *c, const cuda_constant *k); /* as the few-row products take it */
 
 /* ---- cuda_together.c ---- */
 btc_product_part cuda_products_part(const btc_backend *b, const btc_products *p, int i);
 void cuda_products(btc_backend *b, const btc_products *p);
 void cuda_products_gated(btc_backend *b, float *out, const btc_products *p);
+/* Rows of p for a few-row product with k, normalised before it where it cannot do that itself. */
+btc_cuda_rows cuda_few_rows(btc_backend *b, const btc_products *p, const cuda_constant *k);
 
 /* ---- cuda_parcel.c ---- */
 btc_status cuda_pictures_open(cuda_backend *c, btc_error *err);
@@ -175,6 +179,7 @@ btc_status cuda_items_open(cuda_backend *c, btc_error *err);
 void cuda_items_close(cuda_backend *c);
 void cuda_set_items(btc_backend *b, const btc_items *items);
 void cuda_attention_items(btc_backend *b, const btc_attention_items *a);
+bool cuda_products_attend(btc_backend *b, const btc_products *p, const btc_attention_items *a);
 void cuda_embed_items(btc_backend *b, float *y, const btc_weight *table);
 bool cuda_sequence_begin(btc_backend *b, uint64_t key);
 bool cuda_sequence_end(btc_backend *b);

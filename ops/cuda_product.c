@@ -230,19 +230,21 @@ static void apply(cuda_backend *c, const product *p, void *y, int64_t m, const f
   CUDA_TRY(c, btc_cuda_epilogue_apply(p->y_bf16 ? NULL : y, p->y_bf16 ? y : NULL, c->dot, m, p->k->rows, &last, c->stream));
 }
 
-/* Rows of x in either type, straight to y. */
-static void multiply_few(cuda_backend *c, const product *p, void *y, const void *x, bool x_bf16, int64_t m) {
-  const cuda_constant *k = p->k;
-  const btc_cuda_matrix matrix = {
+btc_cuda_matrix cuda_matrix(const cuda_backend *c, const cuda_constant *k) {
+  return (btc_cuda_matrix){
       .data = k->product, .type = c->bf16 ? BTC_CUDA_BF16 : BTC_CUDA_F32, .rows = k->rows, .cols = k->cols, .pitch = k->pitch};
+}
+
+/* Rows of x in either type, straight to y. */
+static void multiply_few(cuda_backend *c, const product *p, void *y, const btc_cuda_rows *x) {
+  const btc_cuda_matrix matrix = cuda_matrix(c, p->k);
   const btc_cuda_epilogue last = {.bias = p->e.bias,
                                   .scale = p->e.scale,
                                   .residual = p->e.residual,
                                   .residual_rows = p->e.residual_rows,
                                   .act = (btc_cuda_act)p->e.act,
                                   .residual_first = p->e.residual_first};
-  CUDA_TRY(c, btc_cuda_matvec(p->y_bf16 ? NULL : y, p->y_bf16 ? y : NULL, x, x_bf16 ? BTC_CUDA_BF16 : BTC_CUDA_F32, m, &matrix,
-                              &last, c->bf16, c->stream));
+  CUDA_TRY(c, btc_cuda_matvec(p->y_bf16 ? NULL : y, p->y_bf16 ? y : NULL, x, &matrix, &last, c->bf16, c->stream));
 }
 
 /* The residual of row i, where a window begins. */
@@ -258,8 +260,10 @@ static void run_window(cuda_backend *c, const product *p, float *y, const float 
   if (!p->fused && !p->plain) {
     product part = *p;
     part.e.residual = residual_at(p, i);
-    multiply_few(c, &part, p->y_bf16 ? (void *)((uint16_t *)y + i * n) : y + i * n,
-                 x_bf16 ? (const void *)((const uint16_t *)x + i * cols) : x + i * cols, x_bf16, m);
+    const btc_cuda_rows few = {.x = x_bf16 ? (const void *)((const uint16_t *)x + i * cols) : x + i * cols,
+                               .type = x_bf16 ? BTC_CUDA_BF16 : BTC_CUDA_F32,
+                               .m = m};
+    multiply_few(c, &part, p->y_bf16 ? (void *)((uint16_t *)y + i * n) : y + i * n, &few);
     return;
   }
   const void *from = x_bf16 ? (const void *)((const uint16_t *)x + i * cols) : x + i * cols;
@@ -320,28 +324,34 @@ static void multiply_many(cuda_backend *c, product *p, float *y, const float *x,
   }
 }
 
-void cuda_multiply(cuda_backend *c, const cuda_constant *k, float *y, const float *x, int64_t m, const btc_epilogue *e, bool few) {
-  product p = {.k = k, .e = *e, .y_bf16 = e->y_packed && c->bf16, .host_bias = e->bias};
-  if (c->failed.code != BTC_OK) return;
-  if (!k || !k->product) {
-    cuda_note(c, cudaErrorInvalidValue, "a product with a weight that is not held", __FILE__, __LINE__);
-    return;
-  }
-  p.e.bias = cuda_vector(c, e->bias);
-  p.e.scale = cuda_vector(c, e->scale);
-  p.e.residual = cuda_vector(c, e->residual);
-  if (few)
-    multiply_few(c, &p, y, x, e->x_packed && c->bf16, m);
-  else
-    multiply_many(c, &p, y, x, m);
+/* The product, with the epilogue's vectors where the device has them. false: it cannot be made. */
+static bool prepare(cuda_backend *c, product *p, const cuda_constant *k, const btc_epilogue *e) {
+  *p = (product){.k = k, .e = *e, .y_bf16 = e->y_packed && c->bf16, .host_bias = e->bias};
+  if (c->failed.code != BTC_OK) return false;
+  if (!k || !k->product) return cuda_note(c, cudaErrorInvalidValue, "a product with a weight that is not held", __FILE__, __LINE__);
+  p->e.bias = cuda_vector(c, e->bias);
+  p->e.scale = cuda_vector(c, e->scale);
+  p->e.residual = cuda_vector(c, e->residual);
+  return true;
+}
+
+void cuda_multiply_many(cuda_backend *c, const cuda_constant *k, float *y, const float *x, int64_t m, const btc_epilogue *e) {
+  product p;
+  if (prepare(c, &p, k, e)) multiply_many(c, &p, y, x, m);
+}
+
+void cuda_multiply_few(cuda_backend *c, const cuda_constant *k, float *y, const btc_cuda_rows *x, const btc_epilogue *e) {
+  product p;
+  if (prepare(c, &p, k, e)) multiply_few(c, &p, y, x);
 }
 
 void cuda_matmul(btc_backend *b, float *y, const float *x, int64_t m, const btc_weight *w, const btc_epilogue *e) {
   cuda_backend *c = b->self;
-  cuda_multiply(c, cuda_find(c, w->data), y, x, m, e, false);
+  cuda_multiply_many(c, cuda_find(c, w->data), y, x, m, e);
 }
 
 void cuda_matvec(btc_backend *b, float *y, const float *x, int64_t m, const btc_weight *w, const btc_epilogue *e) {
   cuda_backend *c = b->self;
-  cuda_multiply(c, cuda_find(c, w->data), y, x, m, e, true);
+  const btc_cuda_rows rows = {.x = x, .type = e->x_packed && c->bf16 ? BTC_CUDA_BF16 : BTC_CUDA_F32, .m = m};
+  cuda_multiply_few(c, cuda_find(c, w->data), y, &rows, e);
 }

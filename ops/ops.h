@@ -303,6 +303,9 @@ typedef struct btc_attention_items {
   bool prefill;
 } btc_attention_items;
 void btc_op_attention_items(btc_backend *b, const btc_attention_items *a);
+/* The same of the parts of p, three matrices of m rows of x; q, k, v and their strides of `a` are not read. A device may have no
+ * use for p's y. */
+void btc_op_products_attend(btc_backend *b, const btc_products *p, const btc_attention_items *a);
 /* y[all rows, n] = rows `ids` of a stored table. */
 void btc_op_embed_items(btc_backend *b, float *y, const btc_weight *table);
 

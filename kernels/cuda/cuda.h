@@ -158,11 +158,38 @@ typedef struct btc_cuda_matrix {
   int64_t pitch; /* elements from row to row; 0: cols */
 } btc_cuda_matrix;
 
-/* y[m, rows] = epilogue(x[m, cols] w^T) for few rows: each weight is read once for up to 32 rows (8 in f32 arithmetic). x is dense,
- * F32 or BF16. round: both operands are rounded to bf16, products and sums in f32; else f32 arithmetic. The bits of a row depend on
- * none of the other rows; those of an F32 x with `round` are those of the same rows given as BF16. y or y_bf16 may be NULL. */
-int btc_cuda_matvec(float *y, uint16_t *y_bf16, const void *x, btc_cuda_type x_type, int64_t m, const btc_cuda_matrix *w,
-                    const btc_cuda_epilogue *e, int round, btc_cuda_stream s);
+/* Rows of x for few-row products, dense [m, cols], F32 or BF16. norm: they are F32, and normalised on the way as btc_cuda_rmsnorm
+ * does it, bit for bit; where btc_cuda_matvec_norms says so, the product does that itself. */
+typedef struct btc_cuda_rows {
+  const void *x;
+  btc_cuda_type type;
+  int64_t m;
+  const float *norm; /* [cols]; NULL: none */
+  float eps;
+} btc_cuda_rows;
+int btc_cuda_matvec_norms(const btc_cuda_rows *x, const btc_cuda_matrix *w, int round);
+
+/* y[m, rows] = epilogue(x[m, cols] w^T) for few rows: each weight is read once for up to 32 rows (8 in f32 arithmetic). round: both
+ * operands are rounded to bf16, products and sums in f32; else f32 arithmetic. The bits of a row depend on none of the other rows;
+ * those of an F32 x with `round` are those of the same rows given as BF16. y or y_bf16 may be NULL. */
+int btc_cuda_matvec(float *y, uint16_t *y_bf16, const btc_cuda_rows *x, const btc_cuda_matrix *w, const btc_cuda_epilogue *e,
+                    int round, btc_cuda_stream s);
+/* w is two matrices of rows/2: y[m, rows/2] = silu(x gate^T) * (x up^T), bit for bit btc_cuda_matvec and btc_cuda_silu_mul of F32.
+ */
+int btc_cuda_matvec_gated(float *y, uint16_t *y_bf16, const btc_cuda_rows *x, const btc_cuda_matrix *w, int round,
+                          btc_cuda_stream s);
+
+/* As btc_cuda_rope_store has them. */
+typedef struct btc_cuda_rotation {
+  const int32_t *row_item, *row_pos;
+  const float *cos, *sin;
+  int64_t heads; /* of queries */
+} btc_cuda_rotation;
+/* w is the rows of the query heads, the key heads and the value heads: queries [m, heads*d] rotated to q, keys (rotated) and values
+ * to the cache, bit for bit btc_cuda_matvec and btc_cuda_rope_store. Where btc_cuda_matvec_rotates says so. */
+int btc_cuda_matvec_rotates(const btc_cuda_matrix *w, int64_t d, int round);
+int btc_cuda_matvec_rotated(float *q, int64_t q_stride, const btc_cuda_rows *x, const btc_cuda_matrix *w, const btc_cuda_kv *kv,
+                            const btc_cuda_rotation *r, int round, btc_cuda_stream s);
 
 /* ---- sample.cu: the choices of engine/sampler.c ---- */
 

@@ -83,11 +83,6 @@ int btc_cuda_add(float *y, const float *a, const float *b, int64_t n, btc_cuda_s
 
 /* ---- silu(gate) * up ---- */
 
-/* exp by its exact library function: the gate's own error then stays within a few units in the last place. */
-BTC_DEVICE float silu_times(float g, float u) {
-  return g / (1.0f + expf(-g)) * u;
-}
-
 BTC_DEVICE float widen(float x) {
   return x;
 }

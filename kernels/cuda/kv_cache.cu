@@ -1,22 +1,10 @@
 /* Keys and values into the cache: a thread an element of a row, neighbours in memory on both sides. */
-#include "kernels/cuda/device.h"
+#include "kernels/cuda/cache.h"
 
 enum { THREADS = 256 };
 
 static unsigned blocks_for(int64_t threads) {
   return static_cast<unsigned>((threads + THREADS - 1) / THREADS);
-}
-
-BTC_DEVICE void put(void *cache, btc_cuda_type t, int64_t i, float v) {
-  if (t == BTC_CUDA_F32)
-    static_cast<float *>(cache)[i] = v;
-  else
-    static_cast<uint16_t *>(cache)[i] = f32_to_bf16(v);
-}
-
-/* Where channel c of head h at position pos lies in an item's cache. */
-BTC_DEVICE int64_t slot(const btc_cuda_kv &kv, int64_t h, int64_t pos, int64_t c) {
-  return (h * kv.capacity + pos) * kv.d + c;
 }
 
 static __global__ void __launch_bounds__(THREADS)
@@ -48,19 +36,18 @@ static __global__ void __launch_bounds__(THREADS) rope_store(rows r, btc_cuda_kv
   const int64_t half = kv.d / 2, heads = r.heads + kv.kv_heads, i = static_cast<int64_t>(blockIdx.x) * THREADS + threadIdx.x;
   if (i >= r.m * heads * half) return;
   const int64_t j = i % half, h = i / half % heads, row = i / half / heads, pos = r.pos[row];
-  const float c = r.cos[pos * half + j], s = r.sin[pos * half + j];
   if (h < r.heads) {
     float *low = r.q + row * r.q_stride + h * kv.d + j, *high = low + half;
-    const float l = *low, u = *high;
-    *low = l * c - u * s;
-    *high = u * c + l * s;
+    const float2 turned = rotate(*low, *high, r.cos, r.sin, pos * half + j);
+    *low = turned.x;
+    *high = turned.y;
     return;
   }
   const int64_t head = h - r.heads, item = r.item[row], to = slot(kv, head, pos, j);
   const float *k = r.k + row * r.k_stride + head * kv.d + j, *v = r.v + row * r.v_stride + head * kv.d + j;
-  const float l = k[0], u = k[half];
-  put(kv.k[item], kv.type, to, l * c - u * s);
-  put(kv.k[item], kv.type, to + half, u * c + l * s);
+  const float2 turned = rotate(k[0], k[half], r.cos, r.sin, pos * half + j);
+  put(kv.k[item], kv.type, to, turned.x);
+  put(kv.k[item], kv.type, to + half, turned.y);
   put(kv.v[item], kv.type, to, v[0]);
   put(kv.v[item], kv.type, to + half, v[half]);
 }

@@ -1,42 +1,96 @@
-/* What the two families of few-row products share: their operands. */
+/* What the two families of few-row products share: their operands, and what becomes of a sum. */
 #ifndef BTC_KERNELS_CUDA_MATVEC_H
 #define BTC_KERNELS_CUDA_MATVEC_H
 
+#include "kernels/cuda/cache.h"
 #include "kernels/cuda/epilogue.h"
+
+/* PLAIN: an epilogue. The others are made of two sums, of rows of w that lie apart: a block takes as many rows of each kind. */
+typedef enum matvec_kind { MATVEC_PLAIN, MATVEC_GATED, MATVEC_ROTATED } matvec_kind;
 
 typedef struct matvec_job {
   const void *w, *x;
   float *y;         /* may be NULL */
   uint16_t *y_bf16; /* may be NULL */
   btc_cuda_type w_type, x_type;
-  int m, n, k; /* x [m, k], w [n, k], y [m, n] */
-  int pitch;   /* of w's rows */
-  bool wide;   /* rows of w and x are made of whole 16-byte pieces */
-  bool round;
-  btc_cuda_epilogue e;
+  int m, n, k;                /* x [m, k], w [n, k] */
+  int pitch;                  /* of w's rows */
+  bool wide;                  /* rows of w and x are made of whole 16-byte pieces */
+  bool round;                 /* operands to bf16 */
+  const float *norm;          /* [k]: x is normalised first; NULL: it is not */
+  float eps;                  /* of the norm */
+  matvec_kind kind;           /* what is stored: */
+  btc_cuda_epilogue e;        /* PLAIN: y [m, n]; GATED: y [m, n/2] */
+  btc_cuda_kv kv;             /* ROTATED: y [m, heads*d] at y_stride, and the cache */
+  btc_cuda_rotation rotation; /* ROTATED */
+  int64_t y_stride;
 } matvec_job;
 
-/* Weights are read once: they go past L1, which keeps x. */
-BTC_DEVICE uint4 load_weights(const void *p) {
+/* Sixteen bytes of weights, or zeros when they are not there. Weights are read once: they go past L1, which keeps x. One statement
+ * that writes its registers in place: as a choice between two values the compiler would wait for the load to make it. */
+BTC_DEVICE uint4 load_weights(const void *p, bool there) {
 #ifdef __CUDACC__
   uint4 u;
-  asm("ld.global.nc.L1::no_allocate.v4.u32 {%0,%1,%2,%3}, [%4];" : "=r"(u.x), "=r"(u.y), "=r"(u.z), "=r"(u.w) : "l"(p));
+  asm volatile(
+      "{\n"
+      " .reg .pred there;\n"
+      " setp.ne.b32 there, %5, 0;\n"
+      " mov.b32 %0, 0;\n"
+      " mov.b32 %1, 0;\n"
+      " mov.b32 %2, 0;\n"
+      " mov.b32 %3, 0;\n"
+      " @there ld.global.nc.L1::no_allocate.v4.u32 {%0,%1,%2,%3}, [%4];\n"
+      "}"
+      : "=&r"(u.x), "=&r"(u.y), "=&r"(u.z), "=&r"(u.w)
+      : "l"(p), "r"(static_cast<int>(there)));
   return u;
 #else
-  return __ldg(static_cast<const uint4 *>(p));
+  return there ? __ldg(static_cast<const uint4 *>(p)) : make_uint4(0, 0, 0, 0);
 #endif
 }
 
-BTC_DEVICE void store_product(const matvec_job &j, int row, int column, float dot) {
-  float y = finish(dot, j.e, row, column, j.n);
-  int64_t at = static_cast<int64_t>(row) * j.n + column;
+BTC_DEVICE void store_product(const matvec_job &j, int64_t at, float y) {
   if (j.y) j.y[at] = y;
   if (j.y_bf16) j.y_bf16[at] = f32_to_bf16(y);
 }
 
+BTC_DEVICE void finish_product(const matvec_job &j, int x_row, int row, float dot) {
+  store_product(j, static_cast<int64_t>(x_row) * j.n + row, finish(dot, j.e, x_row, row, j.n));
+}
+
+/* Channels c and c + d/2 of a head of queries, keys or values, whose rows of w `low` is one of. */
+BTC_DEVICE void finish_rotated(const matvec_job &j, int x_row, int low, float a, float b) {
+  const int d = static_cast<int>(j.kv.d), c = low % d, half = d / 2;
+  const int64_t pos = j.rotation.row_pos[x_row];
+  int64_t head = low / d;
+  const bool value = head >= j.rotation.heads + j.kv.kv_heads;
+  const float2 turned = value ? make_float2(a, b) : rotate(a, b, j.rotation.cos, j.rotation.sin, pos * half + c);
+  if (head < j.rotation.heads) {
+    float *q = j.y + x_row * j.y_stride + low;
+    q[0] = turned.x;
+    q[half] = turned.y;
+    return;
+  }
+  const int64_t item = j.rotation.row_item[x_row];
+  head -= j.rotation.heads + (value ? j.kv.kv_heads : 0);
+  void *cache = value ? j.kv.v[item] : j.kv.k[item];
+  const int64_t to = slot(j.kv, head, pos, c);
+  put(cache, j.kv.type, to, turned.x);
+  put(cache, j.kv.type, to + half, turned.y);
+}
+
+/* What is made of the sums of two rows of w, the first of them row `low`. */
+BTC_DEVICE void finish_pair(const matvec_job &j, int x_row, int low, float a, float b) {
+  if (j.kind == MATVEC_GATED)
+    store_product(j, static_cast<int64_t>(x_row) * (j.n / 2) + low, silu_times(a, b));
+  else
+    finish_rotated(j, x_row, low, a, b);
+}
+
 /* bf16 weights with x rounded to bf16: tensor cores. */
 int btc_cuda_matvec_mma(const matvec_job *j, btc_cuda_stream s);
-/* Everything else: fused multiply-adds in f32. */
+bool btc_cuda_matvec_mma_norms(const matvec_job *j); /* whether it normalises itself; j->norm is there */
+/* Everything else: fused multiply-adds in f32. No norms. */
 int btc_cuda_matvec_f32(const matvec_job *j, btc_cuda_stream s);
 
 #endif

@@ -1,6 +1,7 @@
 /*
  * Products of a few rows in f32 arithmetic with weights of any stored type: `--dtype f32`, and the rounding of both operands where
- * the weights are not kept as bf16. A warp takes two rows of w and up to eight rows of x; lane l adds columns 8 l .. 8 l + 7 of
+ * the weights are not kept as bf16. A warp takes two rows of w (neighbours, or the two that one result is made of) and up to eight
+ * rows of x; lane l adds columns 8 l .. 8 l + 7 of
  * every 256, each lane's sum in the order of the columns, then the lanes by a fixed tree. Bound by memory for one row of x
  * (at 16 bytes a lane four loads are in flight), by L1 for eight. At most 128 registers, no spills.
  */
@@ -42,14 +43,23 @@ BTC_DEVICE void load_eight(float *v, const void *p, btc_cuda_type type, int64_t 
   for (int i = 0; i < PIECE; i++) v[i] = bf16_to_f32(f32_to_bf16(v[i]));
 }
 
+/* Rows of w of a warp: the second of the last one of an odd number repeats it and is not stored. */
+struct row_pair {
+  int x, y;
+};
+
+BTC_DEVICE row_pair rows_of(const matvec_job &j, int pair) {
+  const int half = static_cast<int>(j.kv.d) / 2;
+  if (j.kind == MATVEC_GATED) return {pair, pair + j.n / 2};
+  if (j.kind == MATVEC_ROTATED) return {pair / half * 2 * half + pair % half, pair / half * 2 * half + pair % half + half};
+  return {2 * pair, 2 * pair + 1 < j.n ? 2 * pair + 1 : j.n - 1};
+}
+
 template <btc_cuda_type TYPE, int M>
-BTC_DEVICE void add_columns(float (*sum)[M], const matvec_job &j, int row, int x_row, int column) {
+BTC_DEVICE void add_columns(float (*sum)[M], const matvec_job &j, row_pair rows, int x_row, int column) {
   float w[ROWS][PIECE];
-  BTC_UNROLL
-  for (int r = 0; r < ROWS; r++) {
-    int64_t from = row + r < j.n ? row + r : j.n - 1; /* a row behind the last one repeats it and is not stored */
-    load_eight(w[r], j.w, TYPE, from * j.pitch, column, j.k, j.wide, j.round);
-  }
+  load_eight(w[0], j.w, TYPE, static_cast<int64_t>(rows.x) * j.pitch, column, j.k, j.wide, j.round);
+  load_eight(w[1], j.w, TYPE, static_cast<int64_t>(rows.y) * j.pitch, column, j.k, j.wide, j.round);
   BTC_UNROLL
   for (int i = 0; i < M; i++) {
     if (x_row + i >= j.m) continue;
@@ -65,24 +75,30 @@ BTC_DEVICE void add_columns(float (*sum)[M], const matvec_job &j, int row, int x
 template <btc_cuda_type TYPE, int M>
 static __global__ void __launch_bounds__(THREADS, 2) matvec_f32(matvec_job j) {
   int lane = static_cast<int>(threadIdx.x) % 32;
-  int row = (static_cast<int>(blockIdx.x) * WARPS + static_cast<int>(threadIdx.x) / 32) * ROWS;
+  int pair = static_cast<int>(blockIdx.x) * WARPS + static_cast<int>(threadIdx.x) / 32;
   int x_row = static_cast<int>(blockIdx.y) * M;
-  if (row >= j.n) return;
+  if (pair * ROWS >= j.n) return;
+  row_pair rows = rows_of(j, pair);
   float sum[ROWS][M];
   BTC_UNROLL
   for (int r = 0; r < ROWS; r++) BTC_UNROLL
   for (int i = 0; i < M; i++) sum[r][i] = 0.0f;
   int column = lane * PIECE;
   for (; column + SPAN < j.k; column += 2 * SPAN) {
-    add_columns<TYPE, M>(sum, j, row, x_row, column);
-    add_columns<TYPE, M>(sum, j, row, x_row, column + SPAN);
+    add_columns<TYPE, M>(sum, j, rows, x_row, column);
+    add_columns<TYPE, M>(sum, j, rows, x_row, column + SPAN);
   }
-  if (column < j.k) add_columns<TYPE, M>(sum, j, row, x_row, column);
+  if (column < j.k) add_columns<TYPE, M>(sum, j, rows, x_row, column);
   BTC_UNROLL
-  for (int r = 0; r < ROWS; r++) BTC_UNROLL
   for (int i = 0; i < M; i++) {
-    float dot = warp_sum(sum[r][i]);
-    if (lane == 0 && row + r < j.n && x_row + i < j.m) store_product(j, x_row + i, row + r, dot);
+    float a = warp_sum(sum[0][i]), b = warp_sum(sum[1][i]);
+    if (lane != 0 || x_row + i >= j.m) continue;
+    if (j.kind != MATVEC_PLAIN) {
+      finish_pair(j, x_row + i, rows.x, a, b);
+      continue;
+    }
+    finish_product(j, x_row + i, rows.x, a);
+    if (rows.y != rows.x) finish_product(j, x_row + i, rows.y, b);
   }
 }
 

@@ -8,61 +8,15 @@
  * done. Many rows take a warp each that plays all eight: no warp then waits for another, and eight times the rows are on their way
  * from memory. Both give the same bits. Rows wider than what registers hold are read again.
  */
-#include "kernels/cuda/device.h"
+#include "kernels/cuda/row.h"
 
-enum { WARPS = 8, PIECE = 128, STEP = WARPS * PIECE, ROWS = 4 /* of a block of warps with a row each */, MANY_ROWS = 2048 };
-
-/* Columns j..j+3 of a row of n; those past the end are 0. */
-BTC_DEVICE float4 load4(const float *row, int64_t j, int64_t n, bool aligned) {
-  if (aligned && j + 4 <= n) return *reinterpret_cast<const float4 *>(row + j);
-  float4 v = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
-  if (j < n) v.x = row[j];
-  if (j + 1 < n) v.y = row[j + 1];
-  if (j + 2 < n) v.z = row[j + 2];
-  if (j + 3 < n) v.w = row[j + 3];
-  return v;
-}
-
-BTC_DEVICE void store4(float *row, int64_t j, int64_t n, bool aligned, float4 v) {
-  if (aligned && j + 4 <= n) {
-    *reinterpret_cast<float4 *>(row + j) = v;
-    return;
-  }
-  if (j < n) row[j] = v.x;
-  if (j + 1 < n) row[j + 1] = v.y;
-  if (j + 2 < n) row[j + 2] = v.z;
-  if (j + 3 < n) row[j + 3] = v.w;
-}
-
-BTC_DEVICE void store4(uint16_t *row, int64_t j, int64_t n, bool aligned, float4 v) {
-  if (aligned && j + 4 <= n) {
-    *reinterpret_cast<uint2 *>(row + j) = make_uint2(pack_bf16(v.x, v.y), pack_bf16(v.z, v.w));
-    return;
-  }
-  if (j < n) row[j] = f32_to_bf16(v.x);
-  if (j + 1 < n) row[j + 1] = f32_to_bf16(v.y);
-  if (j + 2 < n) row[j + 2] = f32_to_bf16(v.z);
-  if (j + 3 < n) row[j + 3] = f32_to_bf16(v.w);
-}
+enum { WARPS = ROW_WARPS, PIECE = 128, STEP = ROW_STEP, ROWS = 4 /* of a block of warps with a row each */, MANY_ROWS = 2048 };
 
 /* The block's sum, in every thread. `parts` [WARPS] must not be in use by an earlier sum that some thread still reads. */
 BTC_DEVICE float block_sum(float x, float *parts) {
-  x = warp_sum(x);
-  if (threadIdx.x % 32 == 0) parts[threadIdx.x / 32] = x;
+  leave_part(x, parts);
   __syncthreads();
-  float sum = 0.0f;
-  BTC_UNROLL
-  for (int w = 0; w < WARPS; w++) sum += parts[w];
-  return sum;
-}
-
-BTC_DEVICE float squares(float sum, float4 v) {
-  return fmaf(v.w, v.w, fmaf(v.z, v.z, fmaf(v.y, v.y, fmaf(v.x, v.x, sum))));
-}
-
-/* Rows may start anywhere when n is odd: then one column at a time. */
-BTC_DEVICE bool rows_aligned(int64_t n) {
-  return n % 4 == 0;
+  return add_parts(parts);
 }
 
 /* How a row lies in threads. HELD: pieces a thread holds; 0: any number, read again. SUMS: of the eight warps' sums that it makes:
@@ -167,13 +121,12 @@ static __global__ void __launch_bounds__((held<HELD, SUMS>::THREADS))
   BTC_UNROLL
   for (int k = 0; has(h, k); k++)
     if (column(h, k) < n) sum[k % SUMS] = squares(sum[k % SUMS], piece(h, k));
-  const float scale = 1.0f / sqrtf(row_sum(sum, parts) / static_cast<float>(n) + eps);
+  const float scale = rms_scale(row_sum(sum, parts), n, eps);
   BTC_UNROLL
   for (int k = 0; has(h, k); k++) {
     const int64_t j = column(h, k);
     if (j >= n) continue;
-    float4 v = piece(h, k), w = load4(weight, j, n, true);
-    v = make_float4(v.x * scale * w.x, v.y * scale * w.y, v.z * scale * w.z, v.w * scale * w.w);
+    const float4 v = rms_norm4(piece(h, k), scale, load4(weight, j, n, true));
     if (y) store4(y + at, j, n, h.aligned, v);
     if (y_bf16) store4(y_bf16 + at, j, n, h.aligned, v);
   }

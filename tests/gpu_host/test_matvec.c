@@ -20,6 +20,12 @@ typedef struct product {
   btc_cuda_type x_type;
 } product;
 
+static int matvec(float *y, uint16_t *y_bf16, const void *x, btc_cuda_type x_type, int64_t m, const btc_cuda_matrix *w,
+                  const btc_cuda_epilogue *e, int round) {
+  const btc_cuda_rows rows = {.x = x, .type = x_type, .m = m};
+  return btc_cuda_matvec(y, y_bf16, &rows, w, e, round, NULL);
+}
+
 static product make_product(const sizes *s, btc_dtype w, btc_cuda_type x) {
   product p = {.w = gpu_stored(w, s->n * s->k), .x = gpu_stored(x == BTC_CUDA_F32 ? BTC_F32 : BTC_BF16, s->m * s->k), .x_type = x};
   p.matrix = (btc_cuda_matrix){.data = p.w.device, .type = (btc_cuda_type)w, .rows = s->n, .cols = s->k};
@@ -51,7 +57,7 @@ static void check(const sizes *s, btc_dtype w, btc_cuda_type x, bool round) {
            (int)x, round);
   product p = make_product(s, w, x);
   gpu_array y = gpu_new((size_t)(s->m * s->n) * 4, 0), h = gpu_new((size_t)(s->m * s->n) * 2, 0);
-  GPU(btc_cuda_matvec(y.device, h.device, p.x.device, x, s->m, &p.matrix, NULL, round, NULL));
+  GPU(matvec(y.device, h.device, p.x.device, x, s->m, &p.matrix, NULL, round));
   gpu_get(&y);
   gpu_get(&h);
   float *want = plain_product(&p, s, round, NULL);
@@ -88,14 +94,13 @@ static void check_rows(int64_t n, int64_t k, btc_dtype w, bool round, int64_t fe
   product p = make_product(&s, w, BTC_CUDA_F32);
   gpu_array alone = gpu_new((size_t)(M * n) * 4, 0);
   for (int64_t i = 0; i < M; i += few)
-    GPU(btc_cuda_matvec((float *)alone.device + i * n, NULL, (float *)p.x.device + i * k, p.x_type, few, &p.matrix, NULL, round,
-                        NULL));
+    GPU(matvec((float *)alone.device + i * n, NULL, (float *)p.x.device + i * k, p.x_type, few, &p.matrix, NULL, round));
   gpu_get(&alone);
   static const int64_t rows[] = {2, 7, 9, 17, 32};
   for (size_t i = 0; i < sizeof rows / sizeof rows[0]; i++) {
     int64_t m = rows[i], first = M - m;
     gpu_array y = gpu_new((size_t)(m * n) * 4, 0);
-    GPU(btc_cuda_matvec(y.device, NULL, (float *)p.x.device + first * k, p.x_type, m, &p.matrix, NULL, round, NULL));
+    GPU(matvec(y.device, NULL, (float *)p.x.device + first * k, p.x_type, m, &p.matrix, NULL, round));
     gpu_get(&y);
     assert_same_bits(y.host, gpu_f32(&alone) + first * n, m * n, "rows together");
     gpu_free(&y);
@@ -125,8 +130,8 @@ static void test_matvec_rounds_as_the_producer_does(void **state) {
             b = gpu_new((size_t)(s.m * s.n) * 4, 0);
   for (int64_t i = 0; i < s.m * s.k; i++) ((uint16_t *)h.host)[i] = btc_f32_to_bf16(gpu_f32(&p.x)[i]);
   gpu_put(&h);
-  GPU(btc_cuda_matvec(a.device, NULL, p.x.device, BTC_CUDA_F32, s.m, &p.matrix, NULL, 1, NULL));
-  GPU(btc_cuda_matvec(b.device, NULL, h.device, BTC_CUDA_BF16, s.m, &p.matrix, NULL, 1, NULL));
+  GPU(matvec(a.device, NULL, p.x.device, BTC_CUDA_F32, s.m, &p.matrix, NULL, 1));
+  GPU(matvec(b.device, NULL, h.device, BTC_CUDA_BF16, s.m, &p.matrix, NULL, 1));
   gpu_get(&a);
   gpu_get(&b);
   assert_same_bits(a.host, b.host, s.m * s.n, "rounded rows");
@@ -147,10 +152,10 @@ static void check_padded(sizes s, int64_t pitch, btc_dtype w, bool round) {
   for (int64_t i = 0; i < s.n; i++)
     memcpy((char *)padded.host + (size_t)(i * pitch) * size, (char *)p.w.host + (size_t)i * row, row);
   gpu_put(&padded);
-  GPU(btc_cuda_matvec(a.device, NULL, p.x.device, BTC_CUDA_F32, s.m, &p.matrix, NULL, round, NULL));
+  GPU(matvec(a.device, NULL, p.x.device, BTC_CUDA_F32, s.m, &p.matrix, NULL, round));
   p.matrix.data = padded.device;
   p.matrix.pitch = pitch;
-  GPU(btc_cuda_matvec(b.device, NULL, p.x.device, BTC_CUDA_F32, s.m, &p.matrix, NULL, round, NULL));
+  GPU(matvec(b.device, NULL, p.x.device, BTC_CUDA_F32, s.m, &p.matrix, NULL, round));
   gpu_get(&a);
   gpu_get(&b);
   assert_same_bits(b.host, a.host, s.m * s.n, "padded rows");
@@ -182,7 +187,7 @@ static void check_epilogue(btc_act act, bool bias, bool scale, bool residual, bo
                         .act = act,
                         .residual_first = first};
   float *want = plain_product(&p, &s, true, &plain);
-  GPU(btc_cuda_matvec(y.device, NULL, p.x.device, BTC_CUDA_F32, s.m, &p.matrix, &e, 1, NULL));
+  GPU(matvec(y.device, NULL, p.x.device, BTC_CUDA_F32, s.m, &p.matrix, &e, 1));
   gpu_get(&y);
   /* Activations steepen by at most 1.2; a few roundings of numbers up to |want| + 2. */
   for (int64_t i = 0; i < s.m * s.n; i++)

@@ -22,7 +22,7 @@ static const make_model_size tiny_size = {.image = 74,
                                           .vocab = 300,
                                           .context = 512};
 
-static const char *build(char dir[128], const char *name, int64_t shard_bytes) {
+static const char *build(char dir[128], const char *name, const make_model_size *size, int64_t shard_bytes) {
   char tokenizer[128], file[160];
   btc_error err = {0};
   if (dir[0]) return dir;
@@ -33,18 +33,26 @@ static const char *build(char dir[128], const char *name, int64_t shard_bytes) {
   tiny_default(&m);
   assert_int_equal(btc_file_publish(file, m.bytes, m.n, &err), BTC_OK);
   snprintf(dir, 128, "%s/%s", test_tmp_dir(), name);
-  if (make_model_write(dir, &tiny_size, tokenizer, shard_bytes, 7, &err) != BTC_OK) fail_msg("%s", err.message);
+  if (make_model_write(dir, size, tokenizer, shard_bytes, 7, &err) != BTC_OK) fail_msg("%s", err.message);
   return dir;
 }
 
 const char *tiny_checkpoint(void) {
   static char dir[128];
-  return build(dir, "tiny", 1 << 30);
+  return build(dir, "tiny", &tiny_size, 1 << 30);
 }
 
 const char *tiny_checkpoint_sharded(void) {
   static char dir[128];
-  return build(dir, "tiny-sharded", 60000);
+  return build(dir, "tiny-sharded", &tiny_size, 60000);
+}
+
+const char *tiny_checkpoint_of_heads(int heads, int kv_heads) {
+  static char dir[128];
+  make_model_size size = tiny_size;
+  size.heads = heads;
+  size.kv_heads = kv_heads;
+  return build(dir, "tiny-heads", &size, 1 << 30);
 }
 
 const char *tiny_picture(int w, int h, unsigned seed) {
