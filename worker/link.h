@@ -90,6 +90,10 @@ typedef struct btc_link_carrier {
   void *ctx; /* outlives the link */
   /* Both return when the memory at data is the caller's again. */
   btc_status (*send)(void *ctx, uint32_t to, const void *data, size_t bytes, const btc_link_wait *w, btc_error *err);
+  /* begin: the same without waiting for the other end; the memory is the carrier's until look says that it is done with what was
+   * begun. One at a time, and what is received meanwhile comes behind it. NULL, both of them: it only sends. */
+  btc_status (*begin)(void *ctx, uint32_t to, const void *data, size_t bytes, const btc_link_wait *w, btc_error *err);
+  btc_status (*look)(void *ctx, bool *done, btc_error *err);
   btc_status (*receive)(void *ctx, uint32_t from, void *data, size_t bytes, const btc_link_wait *w, btc_error *err);
 } btc_link_carrier;
 /* From now on the link has this carrier; both ends get theirs before they use it. */
@@ -98,6 +102,12 @@ bool btc_link_is_carried(const btc_link *l);
 /* Like btc_link_send, with a tensor of 1..max_bytes for the carrier. */
 btc_status btc_link_send_carried(btc_link *l, const btc_link_head *h, const btc_link_part *parts, int n,
                                  const btc_link_part *tensor, const btc_link_wait *w, btc_error *err);
+/* The same, but the tensor is the link's until settle has returned, or look has said so. The one before it is settled first. */
+btc_status btc_link_begin_carried(btc_link *l, const btc_link_head *h, const btc_link_part *parts, int n,
+                                  const btc_link_part *tensor, const btc_link_wait *w, btc_error *err);
+/* Has the other end what was begun? One look, which does not wait; its deadline is that of a frame, from the beginning on. */
+btc_status btc_link_look(btc_link *l, bool *done, btc_error *err);
+btc_status btc_link_settle(btc_link *l, const btc_link_wait *w, btc_error *err); /* until it has */
 /* The tensor of the frame that was received or taken last, whose head said `carried` bytes. It comes before the next frame. */
 btc_status btc_link_receive_carried(btc_link *l, void *data, const btc_link_wait *w, btc_error *err);
 

@@ -152,9 +152,8 @@ static btc_status usable(const link_nccl *n, btc_error *err) {
   return n->failed.code == BTC_OK ? BTC_OK : btc_fail(err, n->failed.code, "%s", n->failed.message);
 }
 
-/* One tensor: put on the queue as a group, so that the calls themselves do not block, and waited for. */
-static btc_status transfer(link_nccl *n, bool out, uint32_t peer, void *data, size_t bytes, const btc_link_wait *w,
-                           btc_error *err) {
+/* One tensor: put on the queue as a group, so that the calls themselves do not block. */
+static btc_status begin(link_nccl *n, bool out, uint32_t peer, void *data, size_t bytes, const btc_link_wait *w, btc_error *err) {
   const char *what = out ? "ncclSend" : "ncclRecv";
   btc_error own;
   if (!err) err = &own;
@@ -168,8 +167,15 @@ static btc_status transfer(link_nccl *n, bool out, uint32_t peer, void *data, si
     return err->code;
   }
   if (!TRY(n, lib.group_end(), err)) return err->code;
-  btc_status st = wait_until(n, false, what, w, err); /* started */
-  return st == BTC_OK ? wait_until(n, true, what, w, err) : st;
+  return wait_until(n, false, what, w, err); /* started */
+}
+
+static btc_status transfer(link_nccl *n, bool out, uint32_t peer, void *data, size_t bytes, const btc_link_wait *w,
+                           btc_error *err) {
+  btc_error own;
+  if (!err) err = &own;
+  btc_status st = begin(n, out, peer, data, bytes, w, err);
+  return st == BTC_OK ? wait_until(n, true, out ? "ncclSend" : "ncclRecv", w, err) : st;
 }
 
 btc_status link_nccl_send(link_nccl *n, uint32_t to, const void *data, size_t bytes, const btc_link_wait *w, btc_error *err) {
@@ -178,6 +184,25 @@ btc_status link_nccl_send(link_nccl *n, uint32_t to, const void *data, size_t by
 
 btc_status link_nccl_receive(link_nccl *n, uint32_t from, void *data, size_t bytes, const btc_link_wait *w, btc_error *err) {
   return transfer(n, false, from, data, bytes, w, err);
+}
+
+btc_status link_nccl_begin(link_nccl *n, uint32_t to, const void *data, size_t bytes, const btc_link_wait *w, btc_error *err) {
+  return begin(n, true, to, (void *)(uintptr_t)data, bytes, w, err);
+}
+
+btc_status link_nccl_look(link_nccl *n, bool *done, btc_error *err) {
+  btc_error own;
+  *done = false;
+  if (!err) err = &own;
+  return usable(n, err) == BTC_OK ? look(n, true, "ncclSend", done, err) : err->code;
+}
+
+static btc_status begin_out(void *ctx, uint32_t to, const void *data, size_t bytes, const btc_link_wait *w, btc_error *err) {
+  return link_nccl_begin(ctx, to, data, bytes, w, err);
+}
+
+static btc_status look_out(void *ctx, bool *done, btc_error *err) {
+  return link_nccl_look(ctx, done, err);
 }
 
 static btc_status carry_out(void *ctx, uint32_t to, const void *data, size_t bytes, const btc_link_wait *w, btc_error *err) {
@@ -189,7 +214,7 @@ static btc_status carry_in(void *ctx, uint32_t from, void *data, size_t bytes, c
 }
 
 btc_link_carrier link_nccl_carrier(link_nccl *n) {
-  return (btc_link_carrier){.ctx = n, .send = carry_out, .receive = carry_in};
+  return (btc_link_carrier){.ctx = n, .send = carry_out, .begin = begin_out, .look = look_out, .receive = carry_in};
 }
 
 /* ---- leaving ---- */

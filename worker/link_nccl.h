@@ -47,6 +47,10 @@ btc_status link_nccl_join(const link_nccl_options *o, const btc_link_wait *w, li
  * call fails. */
 btc_status link_nccl_send(link_nccl *n, uint32_t to, const void *data, size_t bytes, const btc_link_wait *w, btc_error *err);
 btc_status link_nccl_receive(link_nccl *n, uint32_t from, void *data, size_t bytes, const btc_link_wait *w, btc_error *err);
+/* A send that is on the queue when this returns; what is put there later comes behind it. data stays until link_nccl_look has said
+ * that the queue is empty. */
+btc_status link_nccl_begin(link_nccl *n, uint32_t to, const void *data, size_t bytes, const btc_link_wait *w, btc_error *err);
+btc_status link_nccl_look(link_nccl *n, bool *done, btc_error *err);
 btc_link_carrier link_nccl_carrier(link_nccl *n);
 
 /* Ends our part in it, whatever the others do. *n is NULL then. w's stop (w or it NULL: none) is called while it lasts and ends

@@ -18,10 +18,11 @@
 #include <string.h>
 #include <sys/random.h>
 #include <sys/socket.h>
+#include <time.h>
 #include <unistd.h>
 
 enum { VERSION = 2 /* of these bytes and of the steps in them (shard_step.h) */, HEAD = 48, HELLO = 64, NONCE = 32, MAC = 32 };
-enum { SLICE_MS = 20 };
+enum { SLICE_MS = 20, ASK_US = 2000, NAP_US = 50 };
 static const uint32_t FRAME_MAGIC = 0x46435442, HELLO_MAGIC = 0x48435442; /* "BTCF", "BTCH" */
 
 struct btc_link {
@@ -40,7 +41,8 @@ struct btc_link {
   size_t out_start, out_end, out_room;
   int64_t moved_ns; /* when the queue was last seen to move or to begin */
   btc_link_carrier carrier;
-  uint32_t owed; /* bytes that the carrier brings before the next frame */
+  int64_t begun_ns; /* when the carrier began to send; 0: nothing is on its way */
+  uint32_t owed;    /* bytes that the carrier brings before the next frame */
 };
 
 /* ---- bytes ---- */
@@ -496,17 +498,64 @@ static btc_status after_carrier(const watch *x, uint32_t peer, btc_status st, bt
   return btc_fail(err, BTC_ERR_IO, "rank %u closed the link within a tensor", peer);
 }
 
-btc_status btc_link_send_carried(btc_link *l, const btc_link_head *h, const btc_link_part *parts, int n,
-                                 const btc_link_part *tensor, const btc_link_wait *w, btc_error *err) {
-  watch x = {.l = l, .w = w};
+/* All of a frame but its tensor, which its carrier is to take next. */
+static btc_status send_head(btc_link *l, const btc_link_head *h, const btc_link_part *parts, int n, const btc_link_part *tensor,
+                            const btc_link_wait *w, btc_error *err) {
   if (!l->carrier.send || !tensor->bytes || tensor->bytes > l->limits.max_bytes)
     return btc_fail(err, BTC_ERR_LIMIT, "a tensor of %zu bytes for a carrier, at most %zu can be", tensor->bytes,
                     l->carrier.send ? l->limits.max_bytes : 0);
-  btc_status st = queue_frame(l, h, (uint32_t)tensor->bytes, parts, n, err);
-  if (st == BTC_OK) st = btc_link_drain(l, w, err);
+  btc_status st = btc_link_settle(l, w, err);
+  if (st == BTC_OK) st = queue_frame(l, h, (uint32_t)tensor->bytes, parts, n, err);
+  return st == BTC_OK ? btc_link_drain(l, w, err) : st;
+}
+
+btc_status btc_link_send_carried(btc_link *l, const btc_link_head *h, const btc_link_part *parts, int n,
+                                 const btc_link_part *tensor, const btc_link_wait *w, btc_error *err) {
+  watch x = {.l = l, .w = w};
+  btc_status st = send_head(l, h, parts, n, tensor, w, err);
   if (st != BTC_OK) return st;
   btc_link_wait turn = watched(&x);
   return after_carrier(&x, l->id.to, l->carrier.send(l->carrier.ctx, l->id.to, tensor->data, tensor->bytes, &turn, err), err);
+}
+
+btc_status btc_link_begin_carried(btc_link *l, const btc_link_head *h, const btc_link_part *parts, int n,
+                                  const btc_link_part *tensor, const btc_link_wait *w, btc_error *err) {
+  watch x = {.l = l, .w = w};
+  if (!l->carrier.begin) return btc_link_send_carried(l, h, parts, n, tensor, w, err);
+  btc_status st = send_head(l, h, parts, n, tensor, w, err);
+  if (st != BTC_OK) return st;
+  btc_link_wait turn = watched(&x);
+  st = l->carrier.begin(l->carrier.ctx, l->id.to, tensor->data, tensor->bytes, &turn, err);
+  if (st == BTC_OK) l->begun_ns = btc_now_ns();
+  return after_carrier(&x, l->id.to, st, err);
+}
+
+btc_status btc_link_look(btc_link *l, bool *done, btc_error *err) {
+  struct pollfd p = {.fd = l->fd, .events = POLLRDHUP};
+  *done = true;
+  if (!l->begun_ns) return BTC_OK;
+  btc_status st = l->carrier.look(l->carrier.ctx, done, err);
+  if (st == BTC_OK && *done) l->begun_ns = 0;
+  if (st != BTC_OK || *done) return st;
+  if (poll(&p, 1, 0) > 0) return btc_fail(err, BTC_ERR_IO, "rank %u closed the link within a tensor", l->id.to);
+  if (btc_now_ns() - l->begun_ns <= (int64_t)l->limits.frame_ms * 1000000) return BTC_OK;
+  return btc_fail(err, BTC_ERR_IO, "rank %u did not take a tensor within %d ms", l->id.to, l->limits.frame_ms);
+}
+
+btc_status btc_link_settle(btc_link *l, const btc_link_wait *w, btc_error *err) {
+  int64_t asked = btc_now_ns();
+  for (;;) {
+    bool done;
+    btc_status st = btc_link_look(l, &done, err);
+    if (st != BTC_OK || done) return st;
+    int64_t now = btc_now_ns();
+    if (w->deadline_ns && now >= w->deadline_ns) return btc_fail(err, BTC_ERR_IO, "sending a tensor: too late");
+    if (now - asked >= ASK_US * INT64_C(1000)) {
+      asked = now;
+      if (w->stop && w->stop(w->ctx)) return btc_fail(err, BTC_ERR_CANCELLED, "sending a tensor: stopped");
+    }
+    nanosleep(&(struct timespec){.tv_nsec = NAP_US * 1000L}, NULL);
+  }
 }
 
 btc_status btc_link_receive_carried(btc_link *l, void *data, const btc_link_wait *w, btc_error *err) {

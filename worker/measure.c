@@ -196,7 +196,8 @@ static int64_t scratch_floats(const btc_model *m, btc_block_kind kind, const mea
   }
 }
 
-/* Working memory of a block: its scratch, and its flow in the stage's two buffers, the rank's own, and the two links'. */
+/* Working memory of a block: its scratch, and its flow in the stage's two buffers, the rank's own, and the two links'; with a
+ * carrier three of the rank's own: one that arrives, one that is computed, one that leaves. */
 static int64_t work_bytes(const btc_model *m, int i, const measure_options *o) {
   const btc_stage_item it = {.n_images = 2, .positions = usual_positions(m, o)};
   int64_t flow = max64(i ? btc_flow_floats(m, i, &it, 1, false) : 0, btc_flow_floats(m, i + 1, &it, 1, false));

@@ -12,6 +12,7 @@
 #include <sys/mman.h>
 #include <sys/socket.h>
 #include <sysexits.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "base/failpoint.h"
@@ -22,7 +23,7 @@
 #include "shard_room.h"
 #include "shard_step.h"
 
-enum { TICK_MS = 20, FRAME_NCCL_ID = 0x4e43 /* a frame of forming; those of steps have other kinds */ };
+enum { TICK_MS = 20, ASK_US = 2000, NAP_US = 50, FRAME_NCCL_ID = 0x4e43 /* a frame of forming; those of steps have other kinds */ };
 
 typedef struct shard {
   btc_shard_options o;
@@ -43,7 +44,8 @@ typedef struct shard {
   btc_stage_item *items;                         /* [SHARD_MAX_SLOTS] */
   btc_sampler *sampler;                          /* of the rank with the head */
   btc_pick *picks;                               /* [SHARD_MAX_SLOTS] likewise */
-  shard_room flow, arrived;                      /* what goes out, and what a carrier brings: on the GPU when a carrier takes it */
+  shard_room flow[2], arrived;                   /* what goes out, and what a carrier brings: on the GPU when a carrier takes it */
+  int flow_at;                                   /* which is computed; a carrier may still be sending the other one */
   shard_room cosine, gathered, visual, features; /* features: [places, T, C]; these three on the GPU if we have one */
   shard_room pixels;                             /* [SHARD_IMAGES, 3, side, side] where the tower begins, likewise */
   btc_parcel *parcel[SHARD_IMAGES];              /* of the stage's backend: pictures on their way to its device */
@@ -239,15 +241,28 @@ static void copy(shard *s, void *dst, const void *src, int64_t floats) {
     memcpy(dst, src, (size_t)floats * sizeof(float));
 }
 
-static btc_status grow(shard_room *r, btc_lane *lane, int64_t floats, btc_error *err) {
-  btc_status st = BTC_FAILS("shard_step_memory") ? BTC_ERR_NOMEM : shard_room_make(r, lane, floats, err);
+/* To free a GPU's memory is to wait for all that is on its way, without a deadline: so it is waited for with one before. */
+static btc_status settle(shard *s, btc_error *err) {
+  btc_link_wait w = wait_ms(s, 0);
+  return btc_link_settle(s->out, &w, err);
+}
+
+static btc_status grow(shard *s, shard_room *r, btc_lane *lane, int64_t floats, btc_error *err) {
+  btc_status st = floats > r->floats || lane != r->lane ? settle(s, err) : BTC_OK;
+  if (st != BTC_OK) return st;
+  st = BTC_FAILS("shard_step_memory") ? BTC_ERR_NOMEM : shard_room_make(r, lane, floats, err);
   if (st != BTC_ERR_NOMEM) return st;
   return btc_fail(err, st, "not enough memory: %lld bytes for a step", 4 * (long long)floats);
 }
 
+static float *flow_of(const shard *s) {
+  return s->flow[s->flow_at].at;
+}
+
 /* For the stage's output: on the GPU when it goes out from there. */
 static btc_status make_flow(shard *s, const btc_stage_item *items, int n, int last, bool decode, btc_error *err) {
-  return grow(&s->flow, btc_link_is_carried(s->out) ? s->lane : NULL, btc_flow_floats(s->m, last, items, n, decode), err);
+  return grow(s, &s->flow[s->flow_at], btc_link_is_carried(s->out) ? s->lane : NULL, btc_flow_floats(s->m, last, items, n, decode),
+              err);
 }
 
 static void drop_stage(shard *s) {
@@ -287,6 +302,7 @@ static btc_status reserve(shard *s, const shard_step *d, btc_error *err) {
   if (BTC_FAILS("shard_reserve_memory"))
     return btc_fail(err, BTC_ERR_NOMEM, "not enough memory: a stage of %d slots of %lld positions", d->slots,
                     (long long)d->slot_positions);
+  if ((st = settle(s, err)) != BTC_OK) return st;
   if (!s->stage || s->slots != d->slots) st = make_stage(s, d->slots, err);
   if (st != BTC_OK) return st;
   st = btc_stage_reserve(s->stage, &widest, 1, d->slot_positions, err);
@@ -338,8 +354,8 @@ static btc_status encode(shard *s, shard_step *d, btc_error *err) {
     btc_stage_item all = {.n_images = d->n, .positions = 1}; /* places are no slots */
     st = make_flow(s, d->items, d->n, last, false, err);
     if (st == BTC_OK) BTC_FAILPOINT("shard_vision");
-    if (st == BTC_OK) st = btc_stage_prefill_part(s->stage, s->o.first, last, &all, 1, d->flow, s->flow.at, err);
-    made = s->flow.at;
+    if (st == BTC_OK) st = btc_stage_prefill_part(s->stage, s->o.first, last, &all, 1, d->flow, flow_of(s), err);
+    made = flow_of(s);
   }
   for (int i = 0; st == BTC_OK && keep && i < d->n; i++) copy(s, feature(s, d->items[i].slot), made + i * image, image);
   if (st == BTC_OK && keep)
@@ -351,7 +367,7 @@ static btc_status encode(shard *s, shard_step *d, btc_error *err) {
 /* Features of a prefill's images, side by side. */
 static btc_status gather(shard *s, shard_step *d, btc_error *err) {
   const int64_t image = s->m->tokens * s->m->hidden;
-  btc_status st = grow(&s->gathered, s->lane, d->n_places * image, err);
+  btc_status st = grow(s, &s->gathered, s->lane, d->n_places * image, err);
   for (int i = 0; st == BTC_OK && i < d->n_places; i++) {
     if (d->places[i] < 0 || d->places[i] >= s->places)
       return btc_fail(err, BTC_ERR_FORMAT, "step: features from place %d of %d", d->places[i], s->places);
@@ -364,7 +380,7 @@ static btc_status gather(shard *s, shard_step *d, btc_error *err) {
 /* Where the change maps of this step's pairs go. */
 static btc_status make_maps(shard *s, shard_step *d, btc_error *err) {
   int64_t cosines = shard_step_cosines(s->m, d->items, d->n), at = 0;
-  btc_status st = cosines ? grow(&s->cosine, NULL, cosines, err) : BTC_OK;
+  btc_status st = cosines ? grow(s, &s->cosine, NULL, cosines, err) : BTC_OK;
   for (int i = 0; st == BTC_OK && i < d->n; i++) {
     if (d->items[i].n_images != 2) continue;
     d->items[i].cosine = s->cosine.at + at;
@@ -384,7 +400,7 @@ static btc_status make_visual(shard *s, shard_step *d, btc_error *err) {
   if (!d->chunk) {
     st = gather(s, d, err);
     if (st == BTC_OK) st = make_maps(s, d, err);
-    if (st == BTC_OK) st = grow(&s->visual, s->lane, btc_flow_floats(s->m, s->change + 1, d->items, d->n, false), err);
+    if (st == BTC_OK) st = grow(s, &s->visual, s->lane, btc_flow_floats(s->m, s->change + 1, d->items, d->n, false), err);
     if (st == BTC_OK) st = btc_stage_prefill_part(s->stage, s->change, s->change + 1, d->items, d->n, d->flow, s->visual.at, err);
   }
   s->visual_slot = st == BTC_OK ? d->items[0].slot : -1;
@@ -396,8 +412,8 @@ static btc_status make_visual(shard *s, shard_step *d, btc_error *err) {
 static btc_status hand_visual(shard *s, shard_step *d, btc_error *err) {
   btc_status st = make_flow(s, d->items, d->n, s->change + 1, false, err);
   if (st != BTC_OK) return st;
-  copy(s, s->flow.at, s->visual.at, btc_flow_floats(s->m, s->change + 1, d->items, d->n, false));
-  d->flow = s->flow.at;
+  copy(s, flow_of(s), s->visual.at, btc_flow_floats(s->m, s->change + 1, d->items, d->n, false));
+  d->flow = flow_of(s);
   return btc_backend_finish(btc_stage_backend(s->stage), err);
 }
 
@@ -416,8 +432,8 @@ static btc_status prefill(shard *s, shard_step *d, btc_error *err) {
   if (s->o.last == splice) return hand_visual(s, d, err);
   if (first >= last) return BTC_OK; /* nothing but the head */
   st = make_flow(s, d->items, d->n, last, false, err);
-  if (st == BTC_OK) st = btc_stage_prefill_part(s->stage, first, last, d->items, d->n, d->flow, s->flow.at, err);
-  d->flow = s->flow.at;
+  if (st == BTC_OK) st = btc_stage_prefill_part(s->stage, first, last, d->items, d->n, d->flow, flow_of(s), err);
+  d->flow = flow_of(s);
   return st;
 }
 
@@ -425,8 +441,8 @@ static btc_status decode(shard *s, shard_step *d, btc_error *err) {
   btc_status st = make_flow(s, d->items, d->n, s->o.last, true, err);
   if (st != BTC_OK) return st;
   BTC_FAILPOINT("shard_decode");
-  st = btc_stage_decode(s->stage, d->items, d->n, d->flow, s->flow.at, err);
-  d->flow = s->flow.at;
+  st = btc_stage_decode(s->stage, d->items, d->n, d->flow, flow_of(s), err);
+  d->flow = flow_of(s);
   return st;
 }
 
@@ -434,9 +450,9 @@ static btc_status decode(shard *s, shard_step *d, btc_error *err) {
 static void pick(shard *s, shard_step *d, int n) {
   const int64_t vocab = s->m->cfg->llm.vocab;
   const btc_pick *made = btc_stage_picks(s->stage);
-  float *row = s->flow.at;
+  float *row = flow_of(s);
   for (int k = 0; k < n; k++) {
-    const float *logits = s->flow.at + k * vocab;
+    const float *logits = flow_of(s) + k * vocab;
     s->picks[k] = !d->items[k].greedy ? (btc_pick){0} : made ? made[k] : btc_sampler_greedy(s->sampler, logits);
     if (d->items[k].greedy) continue;
     if (row != logits) memmove(row, logits, (size_t)vocab * sizeof *row);
@@ -461,7 +477,7 @@ static btc_status compute(shard *s, shard_step *d, btc_error *err) {
 /* The tensor of a frame that a carrier brings; its size has been checked against the step. */
 static btc_status take_tensor(shard *s, btc_link *from, shard_step *d, btc_error *err) {
   btc_link_wait w = wait_ms(s, 0);
-  btc_status st = grow(&s->arrived, s->lane, d->flow_floats, err);
+  btc_status st = grow(s, &s->arrived, s->lane, d->flow_floats, err);
   if (st == BTC_OK) st = btc_link_receive_carried(from, s->arrived.at, &w, err);
   d->flow = s->arrived.at;
   return st;
@@ -474,7 +490,9 @@ static btc_status hand_on(shard *s, const btc_link_head *h, const shard_step *d,
   if (st != BTC_OK) return st;
   if (!btc_link_is_carried(s->out)) return shard_post_send(s->post, s->out, h, parts, SHARD_PARTS, &w, err);
   if (!parts[1].bytes) return btc_link_send(s->out, h, parts, SHARD_PARTS, &w, err);
-  return btc_link_send_carried(s->out, h, (btc_link_part[]){parts[0], parts[2]}, 2, &parts[1], &w, err);
+  st = btc_link_begin_carried(s->out, h, (btc_link_part[]){parts[0], parts[2]}, 2, &parts[1], &w, err);
+  s->flow_at = !s->flow_at; /* the next step's is the one before's, which has gone */
+  return st;
 }
 
 static btc_status step(shard *s, btc_link *from, const btc_link_head *h, const uint8_t *data, size_t bytes, btc_error *err) {
@@ -489,17 +507,45 @@ static btc_status step(shard *s, btc_link *from, const btc_link_head *h, const u
   return st == BTC_OK ? hand_on(s, h, &d, err) : st;
 }
 
-/* The next frame of either link, in turns; *from: of which. CANCELLED: an order waits, or what goes out has failed. */
+/* What is there now of either link, in turns; *data NULL: nothing. */
+static btc_status look_in(shard *s, btc_link **from, btc_link_head *h, const uint8_t **data, size_t *bytes, btc_error *err) {
+  for (int k = 0; k < 2; k++) {
+    *from = s->in[s->turn = !s->turn];
+    if (!*from) continue;
+    btc_status st = btc_link_take(*from, h, data, bytes, err);
+    if (st != BTC_OK || *data) return st;
+  }
+  *data = NULL;
+  return BTC_OK;
+}
+
+/* While a carrier sends: the next frame, or nothing as soon as the tensor has gone. CANCELLED as below. */
+static btc_status receive_beside(shard *s, btc_link **from, btc_link_head *h, const uint8_t **data, size_t *bytes, btc_error *err) {
+  int64_t asked = btc_now_ns();
+  for (;;) {
+    bool gone;
+    btc_status st = look_in(s, from, h, data, bytes, err);
+    if (st != BTC_OK || *data) return st;
+    st = btc_link_look(s->out, &gone, err);
+    if (st != BTC_OK || gone) return st;
+    if (btc_now_ns() - asked >= ASK_US * INT64_C(1000)) {
+      asked = btc_now_ns();
+      if (has_order_idle(s)) return btc_fail(err, BTC_ERR_CANCELLED, "an order waits");
+    }
+    nanosleep(&(struct timespec){.tv_nsec = NAP_US * 1000L}, NULL);
+  }
+}
+
+/* The next frame of either link; *from: of which. CANCELLED: an order waits, or what goes out has failed. */
 static btc_status receive(shard *s, btc_link **from, btc_link_head *h, const uint8_t **data, size_t *bytes, btc_error *err) {
   btc_link_wait w = {.stop = has_order_idle, .ctx = s};
+  btc_status st = receive_beside(s, from, h, data, bytes, err);
+  if (st != BTC_OK || *data) return st;
   *from = s->in[0];
   if (!s->in[1]) return btc_link_receive(s->in[0], h, data, bytes, &w, err);
   for (;;) {
-    for (int k = 0; k < 2; k++) {
-      *from = s->in[s->turn = !s->turn];
-      btc_status st = btc_link_take(*from, h, data, bytes, err);
-      if (st != BTC_OK || *data) return st;
-    }
+    st = look_in(s, from, h, data, bytes, err);
+    if (st != BTC_OK || *data) return st;
     struct pollfd f[] = {{.fd = btc_link_fd(s->in[0]), .events = POLLIN},
                          {.fd = btc_link_fd(s->in[1]), .events = POLLIN},
                          {.fd = SHARD_FD, .events = POLLIN}};

@@ -4,7 +4,7 @@
  * A frame that the system takes at once, as a token's, never sees the thread.
  *
  * The link copies what it sends, so nothing of the caller's is held. Not for a link with a carrier: a communicator has one thread,
- * and does what it is told one thing after another in any case.
+ * and what was begun there goes on by itself (link.h).
  *
  * Thread: everything here but the thread itself belongs to the rank's.
  */

@@ -466,6 +466,79 @@ static void test_link_nccl_under_a_link(void **state) {
   end_linked(k);
 }
 
+/* Rank 0 goes on with a tensor under way that nobody takes yet; what it begins next, or waits for, comes behind it. */
+static atomic_int begun;
+
+static void begin_and_go_on(rank *r) {
+  linked *k = r->ctx;
+  const btc_link_part part = {body, sizeof body}, tensor = {k->data, k->bytes};
+  btc_link_wait w = within(PATIENCE_MS);
+  bool done = true;
+  r->done = open_link(r);
+  for (int i = 0; r->o.rank && i < PATIENCE_MS && !atomic_load(&begun); i++) usleep(1000);
+  for (uint64_t step = 1; step <= 2 && r->done == BTC_OK; step++) {
+    if (r->o.rank) {
+      r->done = receive_frame(r, k);
+      continue;
+    }
+    r->done = btc_link_begin_carried(k->link, &(btc_link_head){.step = step, .kind = 4}, &part, 1, &tensor, &w, &r->err);
+    if (r->done == BTC_OK && step == 1) r->done = btc_link_look(k->link, &done, &r->err);
+    if (step == 1 && done) r->done = BTC_ERR_INTERNAL; /* nobody took it */
+    atomic_store(&begun, 1);
+  }
+  if (!r->o.rank && r->done == BTC_OK) r->done = btc_link_settle(k->link, &w, &r->err);
+  if (!r->o.rank && r->done == BTC_OK) r->done = btc_link_look(k->link, &done, &r->err);
+  if (!r->o.rank && !done) r->done = BTC_ERR_INTERNAL;
+  btc_link_close(&k->link);
+}
+
+static void test_link_nccl_goes_on_with_a_tensor_under_way(void **state) {
+  (void)state;
+  rank r[2];
+  linked k[2];
+  run_linked(r, k, NULL);
+  atomic_store(&begun, 0);
+  for (int i = 0; i < 2; i++) r[i].then = begin_and_go_on;
+  run_ranks(r, 2);
+  all_joined(r, 2);
+  for (int i = 0; i < 2; i++)
+    if (r[i].done != BTC_OK) fail_msg("rank %d: %s: %s", i, btc_status_text(r[i].done), r[i].err.message);
+  assert_int_equal(k[1].got.step, 2);
+  assert_memory_equal(k[1].data, k[0].data, k[0].bytes);
+  end_linked(k);
+}
+
+/* The tensor that is under way is never taken: the other end has gone, or is there and does nothing. */
+static void begin_in_vain(rank *r) {
+  linked *k = r->ctx;
+  const btc_link_part tensor = {k->data, k->bytes};
+  btc_link_wait w = within(PATIENCE_MS), soon = within(SOON_MS);
+  r->done = open_link(r);
+  if (!r->o.rank && r->done == BTC_OK)
+    r->done = btc_link_begin_carried(k->link, &(btc_link_head){.step = 1, .kind = 4}, NULL, 0, &tensor, &w, &r->err);
+  if (!r->o.rank && r->done == BTC_OK) {
+    r->done =
+        btc_link_settle(k->link, &soon, &r->err) == BTC_ERR_IO && strstr(r->err.message, "too late") ? BTC_OK : BTC_ERR_INTERNAL;
+    atomic_store(&begun, 1);
+    if (r->done == BTC_OK) r->done = btc_link_settle(k->link, &w, &r->err);
+  }
+  for (int i = 0; r->o.rank && i < PATIENCE_MS && !atomic_load(&begun); i++) usleep(1000);
+  btc_link_close(&k->link);
+}
+
+static void test_link_nccl_tensor_under_way_is_never_taken(void **state) {
+  (void)state;
+  rank r[2];
+  linked k[2];
+  run_linked(r, k, NULL);
+  atomic_store(&begun, 0);
+  for (int i = 0; i < 2; i++) r[i].then = begin_in_vain;
+  run_ranks(r, 2);
+  all_joined(r, 2);
+  failed_with(&r[0], r[0].done, BTC_ERR_IO, "rank 1 closed the link within a tensor");
+  end_linked(k);
+}
+
 /* A carrier that fails at one end, with deadlines of a minute: the other is told by the link, long before. */
 static void check_told(const char *fail, int told) {
   rank r[2];
@@ -561,6 +634,8 @@ static const struct CMUnitTest tests[] = {
     cmocka_unit_test_setup_teardown(test_link_nccl_abort_hangs, set_up, nothing_left),
     cmocka_unit_test_setup_teardown(test_link_nccl_abort_hangs_after_joining_failed, set_up, nothing_left),
     cmocka_unit_test_setup_teardown(test_link_nccl_under_a_link, set_up, nothing_left),
+    cmocka_unit_test_setup_teardown(test_link_nccl_goes_on_with_a_tensor_under_way, set_up, nothing_left),
+    cmocka_unit_test_setup_teardown(test_link_nccl_tensor_under_way_is_never_taken, set_up, nothing_left),
     cmocka_unit_test_setup_teardown(test_link_nccl_receiver_is_told, set_up, nothing_left),
     cmocka_unit_test_setup_teardown(test_link_nccl_sender_is_told, set_up, nothing_left),
     cmocka_unit_test_setup_teardown(test_link_nccl_peer_is_killed, set_up, nothing_left),

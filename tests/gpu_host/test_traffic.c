@@ -144,23 +144,32 @@ static void test_traffic_cache_attention(void **state) {
   free_cache(&c);
 }
 
-static found product(btc_cuda_type x, int64_t m, int round) {
+typedef enum work { PLAIN, NORMED, GATED } work;
+
+static found product(btc_cuda_type type, int64_t m, int round, work kind) {
   enum { N = 64, K = 2048 };
-  gpu_array w = gpu_stored(BTC_BF16, N * K), rows = gpu_stored(dtype_of(x), m * K), y = gpu_new((size_t)(m * N) * 4, 0);
+  gpu_array w = gpu_stored(BTC_BF16, N * K), rows = gpu_stored(dtype_of(type), m * K), y = gpu_new((size_t)(m * N) * 4, 0);
+  gpu_array norm = gpu_random(K);
   btc_cuda_matrix matrix = {w.device, BTC_CUDA_BF16, N, K, 0};
-  found f = COUNT(btc_cuda_matvec(y.device, NULL, rows.device, x, m, &matrix, NULL, round, NULL));
+  btc_cuda_rows x = {rows.device, type, m, kind == NORMED ? norm.device : NULL, 1e-6f};
+  found f = kind == GATED ? COUNT(btc_cuda_matvec_gated(y.device, NULL, &x, &matrix, round, NULL))
+                          : COUNT(btc_cuda_matvec(y.device, NULL, &x, &matrix, NULL, round, NULL));
   gpu_free(&w);
   gpu_free(&rows);
   gpu_free(&y);
+  gpu_free(&norm);
   return f;
 }
 
 static void test_traffic_matvec(void **state) {
   (void)state;
-  assert_within(product(BTC_CUDA_BF16, 1, 1), 1, 1);
-  assert_within(product(BTC_CUDA_F32, 8, 1), 2, 1.5);
-  assert_within(product(BTC_CUDA_BF16, 32, 1), 2, 1);
-  assert_within(product(BTC_CUDA_F32, 4, 0), 1, 1.8);
+  assert_within(product(BTC_CUDA_BF16, 1, 1, PLAIN), 1, 1);
+  assert_within(product(BTC_CUDA_F32, 8, 1, PLAIN), 2, 1.5);
+  assert_within(product(BTC_CUDA_BF16, 32, 1, PLAIN), 2, 1);
+  assert_within(product(BTC_CUDA_F32, 4, 0, PLAIN), 1, 1.8);
+  assert_within(product(BTC_CUDA_F32, 1, 1, NORMED), 1.15, 1);
+  assert_within(product(BTC_CUDA_BF16, 1, 1, GATED), 1, 1);
+  assert_within(product(BTC_CUDA_BF16, 8, 1, GATED), 2, 1);
 }
 
 static void test_traffic_rows(void **state) {

@@ -207,7 +207,7 @@ void btc_shim_atomic_store(void *p, const void *value, size_t bytes);
 
 /* *p = f(*p); what it was before. */
 template <typename T, typename F>
-static inline T btc_shim_update(T *p, F f) {
+BTC_SHIM_FLAT T btc_shim_update(T *p, F f) {
   T old;
   btc_shim_atomic_load(&old, p, sizeof old);
   T v = f(old);
@@ -215,27 +215,27 @@ static inline T btc_shim_update(T *p, F f) {
   return old;
 }
 template <typename T>
-static inline T atomicAdd(T *p, btc_shim_as<T> v) {
+BTC_SHIM_FLAT T atomicAdd(T *p, btc_shim_as<T> v) {
   return btc_shim_update(p, [v](T old) { return static_cast<T>(old + v); });
 }
 template <typename T>
-static inline T atomicMax(T *p, btc_shim_as<T> v) {
+BTC_SHIM_FLAT T atomicMax(T *p, btc_shim_as<T> v) {
   return btc_shim_update(p, [v](T old) { return v > old ? v : old; });
 }
 template <typename T>
-static inline T atomicMin(T *p, btc_shim_as<T> v) {
+BTC_SHIM_FLAT T atomicMin(T *p, btc_shim_as<T> v) {
   return btc_shim_update(p, [v](T old) { return v < old ? v : old; });
 }
 template <typename T>
-static inline T atomicExch(T *p, btc_shim_as<T> v) {
+BTC_SHIM_FLAT T atomicExch(T *p, btc_shim_as<T> v) {
   return btc_shim_update(p, [v](T) { return v; });
 }
 template <typename T>
-static inline T atomicCAS(T *p, btc_shim_as<T> expected, btc_shim_as<T> v) {
+BTC_SHIM_FLAT T atomicCAS(T *p, btc_shim_as<T> expected, btc_shim_as<T> v) {
   return btc_shim_update(p, [=](T old) { return old == expected ? v : old; });
 }
 /* One more, and 0 behind `last`. */
-static inline unsigned atomicInc(unsigned *p, unsigned last) {
+BTC_SHIM_FLAT unsigned atomicInc(unsigned *p, unsigned last) {
   return btc_shim_update(p, [last](unsigned old) { return old >= last ? 0 : old + 1; });
 }
 void btc_shim_fence();
