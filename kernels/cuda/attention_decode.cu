@@ -7,7 +7,7 @@
  *
  * A lane holds 16 bytes of a key's row, LANES lanes a row; eight groups of LANES lanes take eight keys each, all of whose loads are
  * issued before the first use: 64 rows of K and 64 of V, 32 KiB in flight a block at width 128 in bf16. nvcc 13.0: at most 168
- * registers on sm_90 (192 on sm_80) with one head a group, 232 with four at a time, no spills, 128 threads a block at that width;
+ * registers with one head a group, 225 with four at a time, no spills, 128 threads a block at that width;
  * so three (two) blocks a multiprocessor, 96 (64) KiB in flight, against the 32 KiB that 4.3 TB/s want of each of 132
  * multiprocessors at 1 us of latency. Bytes of a step: 2 * kv_heads * (pos + 1) * d * 2 a layer, 2.8 MB an item at position 273
  * with 20 heads of 128.
@@ -52,18 +52,43 @@ BTC_DEVICE void widen(float *x, const uint4 &u, uint16_t) {
   x[7] = bf16_high(u.w);
 }
 
-/* Elements `column`.. of a row of d, zeros behind the row. */
-template <typename T>
-BTC_DEVICE uint4 load_piece(const T *row, int column, int d, bool wide) {
-  if (column >= d) return make_uint4(0, 0, 0, 0);
-  if (wide) return *reinterpret_cast<const uint4 *>(row + column);
-  union {
-    T x[piece<T>::N];
-    uint4 u;
-  } p;
-  BTC_UNROLL
-  for (int i = 0; i < piece<T>::N; i++) p.x[i] = column + i < d ? row[column + i] : static_cast<T>(0);
-  return p.u;
+/* Sixteen bytes of a key or value, or zeros when they are not there; past L1, for they are read once. One statement that writes its
+ * registers in place: as a choice between two values the compiler would wait for each load to make it. */
+BTC_DEVICE uint4 load_cached(const void *p, bool there) {
+#ifdef __CUDACC__
+  uint4 u;
+  asm volatile(
+      "{\n"
+      " .reg .pred there;\n"
+      " setp.ne.b32 there, %5, 0;\n"
+      " mov.b32 %0, 0;\n"
+      " mov.b32 %1, 0;\n"
+      " mov.b32 %2, 0;\n"
+      " mov.b32 %3, 0;\n"
+      " @there ld.global.L1::no_allocate.v4.u32 {%0,%1,%2,%3}, [%4];\n"
+      "}"
+      : "=&r"(u.x), "=&r"(u.y), "=&r"(u.z), "=&r"(u.w)
+      : "l"(p), "r"(static_cast<int>(there)));
+  return u;
+#else
+  return there ? *static_cast<const uint4 *>(p) : make_uint4(0, 0, 0, 0);
+#endif
+}
+
+/* Elements `column`.. of a row of d, zeros behind the row. WIDE: rows are made of whole 16-byte pieces. */
+template <typename T, bool WIDE>
+BTC_DEVICE uint4 load_piece(const T *row, int column, int d) {
+  if constexpr (WIDE) {
+    return load_cached(row + column, column < d);
+  } else {
+    union {
+      T x[piece<T>::N];
+      uint4 u;
+    } p;
+    BTC_UNROLL
+    for (int i = 0; i < piece<T>::N; i++) p.x[i] = column + i < d ? row[column + i] : static_cast<T>(0);
+    return p.u;
+  }
 }
 
 /* This lane's pieces of the queries of `heads` heads, zeros behind their ends, by way of shared memory: of whole rows at once. */
@@ -83,15 +108,15 @@ BTC_DEVICE void load_queries(float (*q)[N], float *shared, const float *rows, in
 }
 
 /* This thread's pieces of the first n of a split's keys and values. */
-template <typename T, int LANES>
-BTC_DEVICE void load_split(uint4 *k, uint4 *v, const T *keys, const T *values, int n, int d, bool wide) {
+template <typename T, int LANES, bool WIDE>
+BTC_DEVICE void load_split(uint4 *k, uint4 *v, const T *keys, const T *values, int n, int d) {
   int column = static_cast<int>(threadIdx.x) % LANES * piece<T>::N, group = static_cast<int>(threadIdx.x) / LANES;
   BTC_UNROLL
   for (int i = 0; i < KEYS_EACH; i++)
-    k[i] = load_piece(keys + (i * GROUPS + group) * d, i * GROUPS + group < n ? column : d, d, wide);
+    k[i] = load_piece<T, WIDE>(keys + (i * GROUPS + group) * d, i * GROUPS + group < n ? column : d, d);
   BTC_UNROLL
   for (int i = 0; i < KEYS_EACH; i++)
-    v[i] = load_piece(values + (i * GROUPS + group) * d, i * GROUPS + group < n ? column : d, d, wide);
+    v[i] = load_piece<T, WIDE>(values + (i * GROUPS + group) * d, i * GROUPS + group < n ? column : d, d);
 }
 
 /* Scores of this group's keys with each head, into s[HEADS][SPLIT]. */
@@ -217,8 +242,9 @@ BTC_DEVICE void join_splits(const decode_job &j, int item, int head, int members
     store_row(j, item, head + i / d, i % d, join_column(j, item * j.a.heads + head + i / d, n, i % d));
 }
 
-template <typename T, int LANES, int HEADS>
-static __global__ void __launch_bounds__(LANES *GROUPS) decode_splits(decode_job j) {
+/* Blocks a multiprocessor: 0 leaves it to the compiler, which then finds three without spilling; elsewhere as few as it takes. */
+template <typename T, int LANES, int HEADS, bool WIDE>
+static __global__ void __launch_bounds__(LANES *GROUPS, WIDE &&HEADS == 1 ? 0 : 1) decode_splits(decode_job j) {
   constexpr int N = piece<T>::N, THREADS = LANES * GROUPS, WIDTH = LANES * N;
   BTC_SHARED(float, s, HEADS *SPLIT);
   BTC_SHARED(float, sums, GROUPS *HEADS *WIDTH);
@@ -232,14 +258,12 @@ static __global__ void __launch_bounds__(LANES *GROUPS) decode_splits(decode_job
   int n = count - first < SPLIT ? count - first : SPLIT, thread = static_cast<int>(threadIdx.x);
   int64_t at = (kv_head * j.kv.capacity + first) * d;
   const T *keys = static_cast<const T *>(j.kv.k[item]) + at, *values = static_cast<const T *>(j.kv.v[item]) + at;
-  bool wide =
-      whole_pieces(keys, d, d, sizeof(T) == 4 ? BTC_CUDA_F32 : BTC_CUDA_BF16) && reinterpret_cast<uintptr_t>(values) % 16 == 0;
-  /* Only the last split has a key that the launch before has just stored: the others are asked for before it has ended. */
-  bool old = first + SPLIT < count;
+  /* Only the last split has a key that the launch before has just stored: the others are asked for before it has ended. The second
+   * branch is always taken; without it the compiler would let the wait behind it go first. */
   uint4 k[KEYS_EACH], v[KEYS_EACH];
-  if (old) load_split<T, LANES>(k, v, keys, values, n, d, wide);
+  if (first + SPLIT >= count) await_launch_before();
+  if (j.kv.k) load_split<T, LANES, WIDE>(k, v, keys, values, n, d);
   await_launch_before();
-  if (!old) load_split<T, LANES>(k, v, keys, values, n, d, wide);
   int members = static_cast<int>(j.a.heads / j.kv.kv_heads), n_splits = j.splits;
   const float *q_row = j.a.q + row_of(j, item) * j.a.q_stride;
   for (int h0 = 0; h0 < members; h0 += HEADS) {
@@ -273,8 +297,11 @@ size_t btc_cuda_decode_scratch(int64_t items, int64_t heads, int64_t d, int64_t 
 template <typename T, int LANES>
 static int launch(const decode_job &j, btc_cuda_stream s) {
   dim3 grid(static_cast<unsigned>(j.splits), static_cast<unsigned>(j.kv.kv_heads), static_cast<unsigned>(j.a.items));
-  if (j.a.heads == j.kv.kv_heads) return BTC_LAUNCH_EARLY((decode_splits<T, LANES, 1>), grid, dim3(LANES * GROUPS), 0, s, j);
-  return BTC_LAUNCH_EARLY((decode_splits<T, LANES, 4>), grid, dim3(LANES * GROUPS), 0, s, j);
+  dim3 block(LANES * GROUPS);
+  if (j.kv.d * static_cast<int64_t>(sizeof(T)) % 16 != 0)
+    return BTC_LAUNCH_EARLY((decode_splits<T, LANES, 1, false>), grid, block, 0, s, j);
+  if (j.a.heads == j.kv.kv_heads) return BTC_LAUNCH_EARLY((decode_splits<T, LANES, 1, true>), grid, block, 0, s, j);
+  return BTC_LAUNCH_EARLY((decode_splits<T, LANES, 4, true>), grid, block, 0, s, j);
 }
 
 int btc_cuda_attend_decode(const btc_cuda_causal *a, const btc_cuda_kv *kv, int64_t max_pos, uint32_t *done, void *scratch,

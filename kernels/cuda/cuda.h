@@ -96,7 +96,7 @@ int btc_cuda_embed(float *y, const void *table, btc_cuda_type t, int64_t cols, c
 /* ---- kv_cache.cu, attention*.cu ---- */
 
 /* Keys and values of one layer of `items` items: k and v are device arrays of pointers, one an item, each to
- * [kv_heads, capacity, d] in type (f32 or bf16). */
+ * [kv_heads, capacity, d] in type (f32 or bf16), at 16 bytes as everything here. */
 typedef struct btc_cuda_kv {
   void *const *k, *const *v;
   btc_cuda_type type;

@@ -216,8 +216,10 @@ static __global__ void __launch_bounds__(THREADS, F == NARROW || T * X8 > (F == 
   const tile rows = tile_of<T>(j);
   const row_starts<T> starts = starts_of<T>(j, rows);
   weights<T> even, odd;
-  load_pair<F, T>(&even, j, starts, 0); /* weights first: they wait for nothing */
-  if constexpr (T >= X8) load_pair<F, T>(&odd, j, starts, 1);
+  if (j.w) { /* Weights first: they wait for nothing. Without a branch the compiler lets the wait below go before them. */
+    load_pair<F, T>(&even, j, starts, 0);
+    if constexpr (T >= X8) load_pair<F, T>(&odd, j, starts, 1);
+  }
   await_launch_before();
   BTC_DYNAMIC_SHARED(uint16_t, normed);
   if constexpr (F == NORMED) normalise_rows(normed, j);
