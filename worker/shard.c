@@ -453,8 +453,11 @@ static void pick(shard *s, shard_step *d, int n) {
   float *row = flow_of(s);
   for (int k = 0; k < n; k++) {
     const float *logits = flow_of(s) + k * vocab;
-    s->picks[k] = !d->items[k].greedy ? (btc_pick){0} : made ? made[k] : btc_sampler_greedy(s->sampler, logits);
-    if (d->items[k].greedy) continue;
+    if (d->items[k].greedy) {
+      s->picks[k] = made ? made[k] : btc_sampler_greedy(s->sampler, logits);
+      continue;
+    }
+    s->picks[k] = (btc_pick){0};
     if (row != logits) memmove(row, logits, (size_t)vocab * sizeof *row);
     row += vocab;
   }
