@@ -52,34 +52,11 @@ BTC_DEVICE void widen(float *x, const uint4 &u, uint16_t) {
   x[7] = bf16_high(u.w);
 }
 
-/* Sixteen bytes of a key or value, or zeros when they are not there; past L1, for they are read once. One statement that writes its
- * registers in place: as a choice between two values the compiler would wait for each load to make it. */
-BTC_DEVICE uint4 load_cached(const void *p, bool there) {
-#ifdef __CUDACC__
-  uint4 u;
-  asm volatile(
-      "{\n"
-      " .reg .pred there;\n"
-      " setp.ne.b32 there, %5, 0;\n"
-      " mov.b32 %0, 0;\n"
-      " mov.b32 %1, 0;\n"
-      " mov.b32 %2, 0;\n"
-      " mov.b32 %3, 0;\n"
-      " @there ld.global.L1::no_allocate.v4.u32 {%0,%1,%2,%3}, [%4];\n"
-      "}"
-      : "=&r"(u.x), "=&r"(u.y), "=&r"(u.z), "=&r"(u.w)
-      : "l"(p), "r"(static_cast<int>(there)));
-  return u;
-#else
-  return there ? *static_cast<const uint4 *>(p) : make_uint4(0, 0, 0, 0);
-#endif
-}
-
 /* Elements `column`.. of a row of d, zeros behind the row. WIDE: rows are made of whole 16-byte pieces. */
 template <typename T, bool WIDE>
 BTC_DEVICE uint4 load_piece(const T *row, int column, int d) {
   if constexpr (WIDE) {
-    return load_cached(row + column, column < d);
+    return load_once<false>(row + column, column < d);
   } else {
     union {
       T x[piece<T>::N];

@@ -49,6 +49,41 @@
 
 #define BTC_FULL_WARP 0xffffffffu
 
+/* ---- loads ---- */
+
+/* Sixteen bytes that a kernel reads once, past L1, or zeros when they are not there. CONSTANT: nothing writes them while the kernel
+ * lives. One statement that writes its registers in place: as a choice between two values the compiler would wait for each load to
+ * make it. */
+template <bool CONSTANT>
+BTC_DEVICE uint4 load_once(const void *p, bool there) {
+#ifdef __CUDACC__
+#define BTC_LOAD_ONCE(space)                           \
+  asm volatile(                                        \
+      "{\n"                                            \
+      " .reg .pred there;\n"                           \
+      " setp.ne.b32 there, %5, 0;\n"                   \
+      " mov.b32 %0, 0;\n"                              \
+      " mov.b32 %1, 0;\n"                              \
+      " mov.b32 %2, 0;\n"                              \
+      " mov.b32 %3, 0;\n"                              \
+      " @there ld." space                              \
+      ".L1::no_allocate.v4.u32 {%0,%1,%2,%3}, [%4];\n" \
+      "}"                                              \
+      : "=&r"(u.x), "=&r"(u.y), "=&r"(u.z), "=&r"(u.w) \
+      : "l"(p), "r"(static_cast<int>(there)))
+  uint4 u;
+  if constexpr (CONSTANT)
+    BTC_LOAD_ONCE("global.nc");
+  else
+    BTC_LOAD_ONCE("global");
+  return u;
+#undef BTC_LOAD_ONCE
+#else
+  if (!there) return make_uint4(0, 0, 0, 0);
+  return CONSTANT ? __ldg(static_cast<const uint4 *>(p)) : *static_cast<const uint4 *>(p);
+#endif
+}
+
 /* ---- launches that overlap (launch.h, BTC_LAUNCH_EARLY); without effect in others and on chips before sm_90 ---- */
 
 /* The launch behind this one may begin as soon as all blocks of this one have said so or have ended. */

@@ -26,27 +26,9 @@ typedef struct matvec_job {
   int64_t y_stride;
 } matvec_job;
 
-/* Sixteen bytes of weights, or zeros when they are not there. Weights are read once: they go past L1, which keeps x. One statement
- * that writes its registers in place: as a choice between two values the compiler would wait for the load to make it. */
+/* Sixteen bytes of weights, or zeros when they are not there. */
 BTC_DEVICE uint4 load_weights(const void *p, bool there) {
-#ifdef __CUDACC__
-  uint4 u;
-  asm volatile(
-      "{\n"
-      " .reg .pred there;\n"
-      " setp.ne.b32 there, %5, 0;\n"
-      " mov.b32 %0, 0;\n"
-      " mov.b32 %1, 0;\n"
-      " mov.b32 %2, 0;\n"
-      " mov.b32 %3, 0;\n"
-      " @there ld.global.nc.L1::no_allocate.v4.u32 {%0,%1,%2,%3}, [%4];\n"
-      "}"
-      : "=&r"(u.x), "=&r"(u.y), "=&r"(u.z), "=&r"(u.w)
-      : "l"(p), "r"(static_cast<int>(there)));
-  return u;
-#else
-  return there ? __ldg(static_cast<const uint4 *>(p)) : make_uint4(0, 0, 0, 0);
-#endif
+  return load_once<true>(p, there);
 }
 
 BTC_DEVICE void store_product(const matvec_job &j, int64_t at, float y) {
