@@ -21,7 +21,7 @@
 #include "worker/pipe.h"
 #include "worker/shard.h"
 
-enum { MOST = 320, TOKENS = 12, PATIENCE_MS = 60000 };
+enum { MOST = 320, TOKENS = 12, PATIENCE_MS = 60000, WEDGE_MS = 1500 };
 
 /* ---- items and their answers ---- */
 
@@ -127,7 +127,7 @@ static pipe_options quick(void) {
   o.slots = 8;
   o.max_tokens = TOKENS;
   o.precision = w.precision;
-  o.wedge_ms = 1500;
+  o.wedge_ms = PATIENCE_MS; /* nobody stands still but where a test stops it */
   return o;
 }
 
@@ -672,6 +672,7 @@ static void test_pipe_stopped_rank_is_replaced(void **state) {
   (void)state;
   make_work(tiny_checkpoint(), 60, true, BTC_PRECISION_F32);
   pipe_options o = quick();
+  o.wedge_ms = WEDGE_MS;
   pipe_driver *p = open_even(&o, 3);
   for (int r = 0; r < 3; r++) {
     btc_error err;
@@ -723,6 +724,7 @@ static void test_pipe_zombie_of_an_old_epoch(void **state) {
   make_work(tiny_checkpoint(), 40, true, BTC_PRECISION_F32);
   for (int r = 0; r < 3; r++) {
     pipe_options o = quick();
+    o.wedge_ms = WEDGE_MS;
     o.leave_wedged = true;
     pipe_driver *p = open_even(&o, 3);
     pid_t old = pipe_get_state(p).pid[r];
