@@ -176,17 +176,16 @@ static void time_product(bench *b, const gpu_shape *s) {
 
 /* ---- a decode step's layer ---- */
 
+/* Products of the items' rows behind a norm; the caller names the matrices. */
+static btc_products of_rows(const bench *b, int n) {
+  return (btc_products){
+      .n = n, .x = b->h, .m = b->items, .norm = b->norm, .eps = 1e-5f, .normed = b->normed, .y = b->made, .few = true};
+}
+
 static btc_products heads_of(const bench *b, int64_t i) {
-  const layer *l = &b->layer[i];
-  return (btc_products){.n = 3,
-                        .w = {&l->heads[0], &l->heads[1], &l->heads[2]},
-                        .x = b->h,
-                        .m = b->items,
-                        .norm = b->norm,
-                        .eps = 1e-5f,
-                        .normed = b->normed,
-                        .y = b->made,
-                        .few = true};
+  btc_products p = of_rows(b, 3);
+  for (int k = 0; k < 3; k++) p.w[k] = &b->layer[i].heads[k];
+  return p;
 }
 
 /* As the decoder does it: what makes queries, keys and values also rotates and stores them. */
@@ -213,17 +212,9 @@ static void project(const bench *b, int64_t i) {
 }
 
 static void make_gated(const bench *b, int64_t i) {
-  const layer *l = &b->layer[i];
-  btc_op_products_gated(b->be, b->o,
-                        &(btc_products){.n = 2,
-                                        .w = {&l->gated[0], &l->gated[1]},
-                                        .x = b->h,
-                                        .m = b->items,
-                                        .norm = b->norm,
-                                        .eps = 1e-5f,
-                                        .normed = b->normed,
-                                        .y = b->made,
-                                        .few = true});
+  btc_products p = of_rows(b, 2);
+  for (int k = 0; k < 2; k++) p.w[k] = &b->layer[i].gated[k];
+  btc_op_products_gated(b->be, b->o, &p);
 }
 
 static void close_layer(const bench *b, int64_t i) {
@@ -239,15 +230,9 @@ static void whole_layer(const bench *b, int64_t i) {
 
 static void choose(const bench *b, int64_t i) {
   (void)i;
-  btc_op_products(b->be, &(btc_products){.n = 1,
-                                         .w = {&b->head},
-                                         .x = b->h,
-                                         .m = b->items,
-                                         .norm = b->norm,
-                                         .eps = 1e-5f,
-                                         .normed = b->normed,
-                                         .y = b->made,
-                                         .few = true});
+  btc_products p = of_rows(b, 1);
+  p.w[0] = &b->head;
+  btc_op_products(b->be, &p);
   btc_op_pick(b->be, b->picks, b->made, b->z->vocab, b->items, b->z->vocab);
 }
 
