@@ -28,6 +28,12 @@ typedef enum play {
   PLAY_STATUS
 } play;
 
+/* What a Submit said, in brief. */
+typedef struct submission {
+  char key[64];
+  uint64_t items, dups;
+} submission;
+
 typedef struct fake {
   void *zmq, *router;
   char endpoint[160];
@@ -37,8 +43,8 @@ typedef struct fake {
   int requests;
   uint64_t first_id;
   bool same_id; /* every request had the number of the first */
-  char key[64]; /* of the last Submit */
-  uint64_t items, dups;
+  pthread_mutex_t submitted_lock;
+  submission submitted; /* the last one */
 } fake;
 
 static void reply(fake *f, const btc_message *m, bool ok, const char *jid, const char *text, uint64_t in_reply_to) {
@@ -125,9 +131,19 @@ static void note(fake *f, const btc_message *m) {
   if (!f->requests++) f->first_id = m->req_id, f->same_id = true;
   if (m->req_id != f->first_id) f->same_id = false;
   if (!m->envelope || m->envelope->body_case != BTC__ENVELOPE__BODY_SUBMIT) return;
-  snprintf(f->key, sizeof f->key, "%s", m->envelope->submit->key);
-  f->items = m->envelope->submit->manifest_items + m->envelope->submit->n_items;
-  f->dups = m->envelope->submit->n_duplicates;
+  pthread_mutex_lock(&f->submitted_lock);
+  snprintf(f->submitted.key, sizeof f->submitted.key, "%s", m->envelope->submit->key);
+  f->submitted.items = m->envelope->submit->manifest_items + m->envelope->submit->n_items;
+  f->submitted.dups = m->envelope->submit->n_duplicates;
+  pthread_mutex_unlock(&f->submitted_lock);
+}
+
+/* What the last submission said. The client repeats itself while the broker is slow, so one may still come in. */
+static submission last_submission(fake *f) {
+  pthread_mutex_lock(&f->submitted_lock);
+  submission s = f->submitted;
+  pthread_mutex_unlock(&f->submitted_lock);
+  return s;
 }
 
 static void *broker_thread(void *ctx) {
@@ -150,7 +166,7 @@ static int n_fakes;
 
 static void start(fake *f, const play *script) {
   btc_error err;
-  *f = (fake){.zmq = zmq_ctx_new(), .script = script};
+  *f = (fake){.zmq = zmq_ctx_new(), .script = script, .submitted_lock = PTHREAD_MUTEX_INITIALIZER};
   snprintf(f->endpoint, sizeof f->endpoint, "ipc://%s/b%d", test_tmp_dir(), n_fakes++);
   if (btc_socket_bind_router(f->zmq, f->endpoint, NULL, 100, &f->router, &err) != BTC_OK) fail_msg("%s", err.message);
   assert_int_equal(pthread_create(&f->thread, NULL, broker_thread, f), 0);
@@ -161,6 +177,7 @@ static void stop(fake *f) {
   pthread_join(f->thread, NULL);
   btc_socket_close(&f->router);
   zmq_ctx_term(f->zmq);
+  pthread_mutex_destroy(&f->submitted_lock);
 }
 
 static btc_client *client(const char *brokers, int64_t timeout_ms) {
@@ -332,8 +349,9 @@ static void write_lines(const char *path, int n, bool twice) {
 static void test_client_submits_a_manifest(void **state) {
   (void)state;
   static const play script[] = {PLAY_IGNORE, PLAY_OK, PLAY_END};
-  char path[160], jid[BTC_CLIENT_JID], hex[65], first_key[64];
+  char path[160], jid[BTC_CLIENT_JID], hex[65];
   fake f;
+  submission first, again;
   bool existed;
   btc_error err;
   btc_manifest_summary m;
@@ -355,13 +373,15 @@ static void test_client_submits_a_manifest(void **state) {
   btc_client *c = client(f.endpoint, 20000);
   assert_int_equal(btc_client_submit(c, &(btc_submission){.manifest = &m}, jid, &existed, &err), BTC_OK);
   assert_string_equal(jid, "j1");
-  assert_true(strlen(f.key) == 33); /* made up, so that the repetition made no second job */
-  assert_true(f.items == 10 && f.dups == 5);
-  snprintf(first_key, sizeof first_key, "%s", f.key);
+  first = last_submission(&f);
+  assert_true(strlen(first.key) == 33); /* made up, so that the repetition made no second job */
+  assert_true(first.items == 10 && first.dups == 5);
   assert_int_equal(btc_client_submit(c, &(btc_submission){.manifest = &m, .key = "mine"}, jid, &existed, &err), BTC_OK);
-  assert_string_equal(f.key, "mine");
+  again = last_submission(&f);
+  assert_string_equal(again.key, "mine");
   assert_int_equal(btc_client_submit(c, &(btc_submission){.manifest = &m}, jid, &existed, &err), BTC_OK);
-  assert_string_not_equal(f.key, first_key);
+  again = last_submission(&f);
+  assert_string_not_equal(again.key, first.key);
   assert_int_equal(btc_client_submit(c, &(btc_submission){.manifest = NULL}, jid, &existed, &err), BTC_ERR_ARG);
   btc_client_close(&c);
   stop(&f);
