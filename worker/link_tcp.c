@@ -22,7 +22,12 @@
 #include <unistd.h>
 
 enum { VERSION = 2 /* of these bytes and of the steps in them (shard_step.h) */, HEAD = 48, HELLO = 64, NONCE = 32, MAC = 32 };
-enum { SLICE_MS = 20, ASK_US = 2000, NAP_US = 50 };
+enum {
+  SLICE_MS = 20,
+  ASK_US = 2000,
+  NAP_US = 50,
+  LAST_MS = 100 /* for the last of a tensor after the other end closed the link */
+};
 static const uint32_t FRAME_MAGIC = 0x46435442, HELLO_MAGIC = 0x48435442; /* "BTCF", "BTCH" */
 
 struct btc_link {
@@ -41,8 +46,9 @@ struct btc_link {
   size_t out_start, out_end, out_room;
   int64_t moved_ns; /* when the queue was last seen to move or to begin */
   btc_link_carrier carrier;
-  int64_t begun_ns; /* when the carrier began to send; 0: nothing is on its way */
-  uint32_t owed;    /* bytes that the carrier brings before the next frame */
+  int64_t begun_ns;  /* when the carrier began to send; 0: nothing is on its way */
+  int64_t closed_ns; /* when the other end was seen to have closed the link while a carrier worked */
+  uint32_t owed;     /* bytes that the carrier brings before the next frame */
 };
 
 /* ---- bytes ---- */
@@ -479,11 +485,20 @@ typedef struct watch { /* the wait of a carrier's call */
   bool closed;
 } watch;
 
+/* Has the other end closed the link, and has what it took or sent before had time to be seen? A tensor and the closing behind it
+   come by different ways: who sees the closing first asks the carrier again. */
+static bool has_gone(btc_link *l) {
+  struct pollfd p = {.fd = l->fd, .events = POLLRDHUP};
+  if (poll(&p, 1, 0) <= 0) return false;
+  int64_t now = btc_now_ns();
+  if (!l->closed_ns) l->closed_ns = now;
+  return now - l->closed_ns > LAST_MS * INT64_C(1000000);
+}
+
 /* The caller says when to stop; so does the link, when its other end has closed it. */
 static bool watch_link(void *ctx) {
   watch *x = ctx;
-  struct pollfd p = {.fd = x->l->fd, .events = POLLRDHUP};
-  x->closed = poll(&p, 1, 0) > 0;
+  x->closed = has_gone(x->l);
   return x->closed || (x->w->stop && x->w->stop(x->w->ctx));
 }
 
@@ -531,13 +546,12 @@ btc_status btc_link_begin_carried(btc_link *l, const btc_link_head *h, const btc
 }
 
 btc_status btc_link_look(btc_link *l, bool *done, btc_error *err) {
-  struct pollfd p = {.fd = l->fd, .events = POLLRDHUP};
   *done = true;
   if (!l->begun_ns) return BTC_OK;
   btc_status st = l->carrier.look(l->carrier.ctx, done, err);
   if (st == BTC_OK && *done) l->begun_ns = 0;
   if (st != BTC_OK || *done) return st;
-  if (poll(&p, 1, 0) > 0) return btc_fail(err, BTC_ERR_IO, "rank %u closed the link within a tensor", l->id.to);
+  if (has_gone(l)) return btc_fail(err, BTC_ERR_IO, "rank %u closed the link within a tensor", l->id.to);
   if (btc_now_ns() - l->begun_ns <= (int64_t)l->limits.frame_ms * 1000000) return BTC_OK;
   return btc_fail(err, BTC_ERR_IO, "rank %u did not take a tensor within %d ms", l->id.to, l->limits.frame_ms);
 }
