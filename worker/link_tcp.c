@@ -244,7 +244,10 @@ btc_status btc_link_accept(int listen_fd, const btc_link_id *id, const btc_link_
     if (st == BTC_OK) st = link_create(fd, id, l, false, out, err);
     if (st == BTC_OK) return BTC_OK;
     close(fd);
-    if (st == BTC_ERR_CANCELLED || st == BTC_ERR_NOMEM) return btc_fail(err, st, "waiting for the previous rank: stopped");
+    /* Who is refused may knock again at once and for ever (a rank of the next epoch does, until we hear of that): ask here too. */
+    if (st == BTC_ERR_CANCELLED || (w->stop && w->stop(w->ctx)))
+      return btc_fail(err, BTC_ERR_CANCELLED, "waiting for the previous rank: stopped");
+    if (st == BTC_ERR_NOMEM) return st;
   }
 }
 

@@ -4,6 +4,7 @@
 
 #include <arpa/inet.h>
 #include <netinet/in.h>
+#include <poll.h>
 #include <pthread.h>
 #include <signal.h>
 #include <stdio.h>
@@ -497,6 +498,22 @@ static void test_link_wait_can_be_stopped(void **state) {
   close(fd);
 }
 
+/* A rank of the next epoch knocks without a pause at one that still waits in the last: its next order is seen all the same. */
+static void test_link_who_is_refused_delays_no_stop(void **state) {
+  (void)state;
+  btc_link_limits l = btc_link_limits_default();
+  btc_link_id id = some_id(5);
+  btc_link *in = NULL;
+  int asked = 0, fd, port;
+  btc_link_wait w = {.stop = say_stop, .ctx = &asked};
+  assert_int_equal(btc_link_listen("127.0.0.1", &fd, &port, NULL), BTC_OK);
+  for (int i = 0; i < 8; i++) close(raw_connect(port));
+  assert_int_equal(btc_link_accept(fd, &id, &l, &w, &in, NULL), BTC_ERR_CANCELLED);
+  struct pollfd more = {.fd = fd, .events = POLLIN};
+  assert_int_equal(poll(&more, 1, 0), 1); /* others still stand at the door */
+  close(fd);
+}
+
 static void test_link_peer_killed_within_a_frame(void **state) {
   (void)state;
   btc_link_limits l = btc_link_limits_default();
@@ -557,14 +574,23 @@ static void test_link_hmac_is_over_all_parts(void **state) {
 }
 
 static const struct CMUnitTest tests[] = {
-    cmocka_unit_test(test_link_carries_frames_of_any_size),  cmocka_unit_test(test_link_frame_over_the_bound_is_refused),
-    cmocka_unit_test(test_link_damage_anywhere_is_seen),     cmocka_unit_test(test_link_frame_cut_anywhere_is_an_error),
-    cmocka_unit_test(test_link_old_epoch_frame_is_dropped),  cmocka_unit_test(test_link_wrong_hello_is_turned_away),
-    cmocka_unit_test(test_link_other_versions_are_named),    cmocka_unit_test(test_link_post_goes_on_beside_its_owner),
-    cmocka_unit_test(test_link_post_tells_of_late_failures), cmocka_unit_test(test_link_post_is_dropped),
-    cmocka_unit_test(test_link_strangers_do_not_hinder),     cmocka_unit_test(test_link_slow_peer_is_given_up),
-    cmocka_unit_test(test_link_wait_can_be_stopped),         cmocka_unit_test(test_link_peer_killed_within_a_frame),
-    cmocka_unit_test(test_link_crc32c_known_answers),        cmocka_unit_test(test_link_crc32c_instruction_and_tables_agree),
+    cmocka_unit_test(test_link_carries_frames_of_any_size),
+    cmocka_unit_test(test_link_frame_over_the_bound_is_refused),
+    cmocka_unit_test(test_link_damage_anywhere_is_seen),
+    cmocka_unit_test(test_link_frame_cut_anywhere_is_an_error),
+    cmocka_unit_test(test_link_old_epoch_frame_is_dropped),
+    cmocka_unit_test(test_link_wrong_hello_is_turned_away),
+    cmocka_unit_test(test_link_other_versions_are_named),
+    cmocka_unit_test(test_link_post_goes_on_beside_its_owner),
+    cmocka_unit_test(test_link_post_tells_of_late_failures),
+    cmocka_unit_test(test_link_post_is_dropped),
+    cmocka_unit_test(test_link_strangers_do_not_hinder),
+    cmocka_unit_test(test_link_slow_peer_is_given_up),
+    cmocka_unit_test(test_link_wait_can_be_stopped),
+    cmocka_unit_test(test_link_who_is_refused_delays_no_stop),
+    cmocka_unit_test(test_link_peer_killed_within_a_frame),
+    cmocka_unit_test(test_link_crc32c_known_answers),
+    cmocka_unit_test(test_link_crc32c_instruction_and_tables_agree),
     cmocka_unit_test(test_link_hmac_is_over_all_parts),
 };
 
