@@ -80,7 +80,7 @@ static void hear_driver(agent *a, const shard_report *w) {
   if (w->said == SHARD_BROKEN) member_broken(a, (btc_status)w->status, w->message);
 }
 
-static void listen_to_both(agent *a) {
+void member_listen(agent *a) {
   member *m = a->member;
   shard_report w;
   char how[64], cause[128];
@@ -102,7 +102,7 @@ static void listen_to_both(agent *a) {
 
 static void on_event(void *ctx, int events) {
   (void)events;
-  listen_to_both(ctx);
+  member_listen(ctx);
 }
 
 static void watch_shard(agent *a) {
@@ -142,7 +142,7 @@ static void on_watch(void *ctx) {
   member *m = a->member;
   btc_timer_after_ms(m->timer, WATCH_MS);
   if (!m->on) return;
-  listen_to_both(a);
+  member_listen(a);
   watch_shard(a);
   watch_driver(a);
   if (m->st != MEMBER_ACTIVE && member_idle_too_long(a)) member_hand_back(a, "no pipe to compute them");

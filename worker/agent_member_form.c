@@ -170,7 +170,10 @@ static void on_abort(agent *a, const Btc__PipeAbort *x) {
   stop_epoch(a);
 }
 
+/* What ends an epoch may be the echo of what our own processes said before, by way of a neighbour: they are heard first, or the
+   reason that only they know (a rank without memory) is lost. */
 void member_take(agent *a, const Btc__Envelope *e) {
+  if (a->member && a->member->on) member_listen(a);
   if (e->body_case == BTC__ENVELOPE__BODY_PIPE_FORM) on_form(a, e->pipe_form);
   if (e->body_case == BTC__ENVELOPE__BODY_PIPE_GO) on_go(a, e->pipe_go);
   if (e->body_case == BTC__ENVELOPE__BODY_PIPE_ABORT) on_abort(a, e->pipe_abort);

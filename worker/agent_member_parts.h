@@ -50,6 +50,7 @@ void member_hand_back(agent *a, const char *why); /* all items */
 
 /* agent_member.c */
 btc_status member_start_shard(agent *a, int first, int last, btc_error *err);
+void member_listen(agent *a); /* takes what our processes have said */
 void member_tell_driver(const member *m, shard_told told);
 
 #endif
