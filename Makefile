@@ -2,8 +2,8 @@
 SHELL := /bin/bash
 BUILD ?= build
 JOBS ?= $(shell nproc)
-# Most tests of the queue wait for something: twice as many as processors keep these busy.
-TEST_JOBS ?= $(shell echo $$((2 * $(JOBS))))
+# Most tests of the queue wait for something: more than twice as many as processors keep these busy.
+TEST_JOBS ?= $(shell echo $$((5 * $(JOBS) / 2)))
 SHARED ?= $(abspath ../shared)
 WERROR ?= OFF
 
