@@ -79,7 +79,19 @@ static btc_status wait_for(int fd, short events, const btc_link_wait *w, const c
   }
 }
 
+/* The same within a loop that ends when all has moved: a peer that moves a little all the time keeps nobody from hearing a stop.
+   asked_ns: 0 before the loop. */
+static btc_status wait_on(int fd, short events, const btc_link_wait *w, int64_t *asked_ns, const char *what, btc_error *err) {
+  btc_status st = wait_for(fd, events, w, what, err);
+  int64_t now = btc_now_ns();
+  if (!*asked_ns) *asked_ns = now;
+  if (st != BTC_OK || now - *asked_ns < (int64_t)SLICE_MS * 1000000) return st;
+  *asked_ns = now;
+  return w->stop && w->stop(w->ctx) ? btc_fail(err, BTC_ERR_CANCELLED, "%s: stopped", what) : BTC_OK;
+}
+
 static btc_status read_all(int fd, void *data, size_t n, const btc_link_wait *w, const char *what, btc_error *err) {
+  int64_t asked_ns = 0;
   for (size_t at = 0; at < n;) {
     ssize_t k = recv(fd, (uint8_t *)data + at, n - at, 0);
     if (k > 0) {
@@ -89,7 +101,7 @@ static btc_status read_all(int fd, void *data, size_t n, const btc_link_wait *w,
     if (k == 0) return btc_fail(err, BTC_ERR_IO, "%s: the peer closed the connection", what);
     if (errno == EINTR) continue;
     if (errno != EAGAIN && errno != EWOULDBLOCK) return btc_fail(err, BTC_ERR_IO, "%s: %s", what, strerror(errno));
-    btc_status st = wait_for(fd, POLLIN, w, what, err);
+    btc_status st = wait_on(fd, POLLIN, w, &asked_ns, what, err);
     if (st != BTC_OK) return st;
   }
   return BTC_OK;
@@ -366,13 +378,14 @@ btc_status btc_link_flush(btc_link *l, btc_error *err) {
 
 btc_status btc_link_drain(btc_link *l, const btc_link_wait *w, btc_error *err) {
   btc_status st = BTC_OK;
+  int64_t asked_ns = 0;
   while (st == BTC_OK) {
     st = btc_link_flush(l, err);
     if (st != BTC_OK || btc_link_flushed(l)) return st;
     btc_link_wait turn = *w;
     int64_t end = l->moved_ns + (int64_t)l->limits.frame_ms * 1000000;
     if (!turn.deadline_ns || end < turn.deadline_ns) turn.deadline_ns = end;
-    st = wait_for(l->fd, POLLOUT, &turn, "sending a frame", err);
+    st = wait_on(l->fd, POLLOUT, &turn, &asked_ns, "sending a frame", err);
   }
   return st;
 }
@@ -461,13 +474,14 @@ btc_status btc_link_take(btc_link *l, btc_link_head *h, const uint8_t **data, si
 
 btc_status btc_link_receive(btc_link *l, btc_link_head *h, const uint8_t **data, size_t *bytes, const btc_link_wait *w,
                             btc_error *err) {
+  int64_t asked_ns = 0;
   for (;;) {
     btc_status st = btc_link_take(l, h, data, bytes, err);
     if (st != BTC_OK || *data) return st;
     btc_link_wait turn = *w;
     int64_t end = l->began_ns + (int64_t)l->limits.frame_ms * 1000000;
     if (l->began_ns && (!turn.deadline_ns || end < turn.deadline_ns)) turn.deadline_ns = end;
-    st = wait_for(l->fd, POLLIN, &turn, l->began_ns ? "receiving the rest of a frame" : "waiting for a frame", err);
+    st = wait_on(l->fd, POLLIN, &turn, &asked_ns, l->began_ns ? "receiving the rest of a frame" : "waiting for a frame", err);
     if (st != BTC_OK) return st;
   }
 }

@@ -498,6 +498,42 @@ static void test_link_wait_can_be_stopped(void **state) {
   close(fd);
 }
 
+typedef struct trickle {
+  int fd;
+  uint8_t wire[8000];
+  size_t n, at;
+} trickle;
+
+static void *send_slowly(void *ctx) {
+  trickle *k = ctx;
+  for (; k->at < k->n && send(k->fd, k->wire + k->at, 1, MSG_NOSIGNAL) == 1; k->at++) usleep(1000);
+  return NULL;
+}
+
+/* A frame over a slow network: bytes come all the time, and an order is heard all the same. */
+static void test_link_slow_frame_delays_no_stop(void **state) {
+  (void)state;
+  static trickle k;
+  btc_link_limits l = btc_link_limits_default();
+  btc_link_head h;
+  const uint8_t *data;
+  size_t bytes;
+  pthread_t thread;
+  two t;
+  int asked = 0;
+  btc_link_wait w = {.stop = say_stop, .ctx = &asked};
+  good_two(&t, &l);
+  k.n = recorded(&t, sizeof k.wire - 48, k.wire, sizeof k.wire);
+  assert_int_equal(k.n, sizeof k.wire);
+  k.fd = btc_link_fd(t.out);
+  assert_int_equal(pthread_create(&thread, NULL, send_slowly, &k), 0);
+  assert_int_equal(btc_link_receive(t.in, &h, &data, &bytes, &w, NULL), BTC_ERR_CANCELLED);
+  btc_link_close(&t.in); /* which ends the sender, too */
+  pthread_join(thread, NULL);
+  assert_true(k.at < k.n);
+  close_two(&t);
+}
+
 /* A rank of the next epoch knocks without a pause at one that still waits in the last: its next order is seen all the same. */
 static void test_link_who_is_refused_delays_no_stop(void **state) {
   (void)state;
@@ -574,23 +610,15 @@ static void test_link_hmac_is_over_all_parts(void **state) {
 }
 
 static const struct CMUnitTest tests[] = {
-    cmocka_unit_test(test_link_carries_frames_of_any_size),
-    cmocka_unit_test(test_link_frame_over_the_bound_is_refused),
-    cmocka_unit_test(test_link_damage_anywhere_is_seen),
-    cmocka_unit_test(test_link_frame_cut_anywhere_is_an_error),
-    cmocka_unit_test(test_link_old_epoch_frame_is_dropped),
-    cmocka_unit_test(test_link_wrong_hello_is_turned_away),
-    cmocka_unit_test(test_link_other_versions_are_named),
-    cmocka_unit_test(test_link_post_goes_on_beside_its_owner),
-    cmocka_unit_test(test_link_post_tells_of_late_failures),
-    cmocka_unit_test(test_link_post_is_dropped),
-    cmocka_unit_test(test_link_strangers_do_not_hinder),
-    cmocka_unit_test(test_link_slow_peer_is_given_up),
-    cmocka_unit_test(test_link_wait_can_be_stopped),
-    cmocka_unit_test(test_link_who_is_refused_delays_no_stop),
-    cmocka_unit_test(test_link_peer_killed_within_a_frame),
-    cmocka_unit_test(test_link_crc32c_known_answers),
-    cmocka_unit_test(test_link_crc32c_instruction_and_tables_agree),
+    cmocka_unit_test(test_link_carries_frames_of_any_size),  cmocka_unit_test(test_link_frame_over_the_bound_is_refused),
+    cmocka_unit_test(test_link_damage_anywhere_is_seen),     cmocka_unit_test(test_link_frame_cut_anywhere_is_an_error),
+    cmocka_unit_test(test_link_old_epoch_frame_is_dropped),  cmocka_unit_test(test_link_wrong_hello_is_turned_away),
+    cmocka_unit_test(test_link_other_versions_are_named),    cmocka_unit_test(test_link_post_goes_on_beside_its_owner),
+    cmocka_unit_test(test_link_post_tells_of_late_failures), cmocka_unit_test(test_link_post_is_dropped),
+    cmocka_unit_test(test_link_strangers_do_not_hinder),     cmocka_unit_test(test_link_slow_peer_is_given_up),
+    cmocka_unit_test(test_link_wait_can_be_stopped),         cmocka_unit_test(test_link_who_is_refused_delays_no_stop),
+    cmocka_unit_test(test_link_slow_frame_delays_no_stop),   cmocka_unit_test(test_link_peer_killed_within_a_frame),
+    cmocka_unit_test(test_link_crc32c_known_answers),        cmocka_unit_test(test_link_crc32c_instruction_and_tables_agree),
     cmocka_unit_test(test_link_hmac_is_over_all_parts),
 };
 
