@@ -204,7 +204,8 @@ static int run(int argc, char **argv) {
   char **args;
   int n, code;
   if (!cli_parse(&cmd_results, table, sizeof table / sizeof table[0], argc, argv, &args, &n, &code)) return code;
-  if (n != 1 || !*args[0]) return cli_usage_error(&cmd_results, "one JOB expected, got %d", n);
+  if (n != 1) return cli_usage_error(&cmd_results, "one JOB expected, got %d", n);
+  if (!*args[0]) return cli_usage_error(&cmd_results, "the JOB is empty");
   if (r.cursor_file && (r.dir || r.sorted)) return cli_usage_error(&cmd_results, "--cursor goes with neither -o nor --sorted");
   r.jid = args[0];
   if ((code = open_client(&r.broker, &r.client)) == CLI_OK) code = show(&r);

@@ -101,6 +101,7 @@ static int run_status(int argc, char **argv) {
   btc_client *c = NULL;
   if (!cli_parse(&cmd_status, table, sizeof table / sizeof table[0], argc, argv, &args, &n, &code)) return code;
   if (n > 1) return cli_usage_error(&cmd_status, "at most one JOB expected, got %d", n);
+  if (n && !*args[0]) return cli_usage_error(&cmd_status, "the JOB is empty");
   if (watch && !n) return cli_usage_error(&cmd_status, "--watch needs a JOB; 'btcchat top' watches all");
   if ((code = open_client(&b, &c)) == CLI_OK) code = show_status(c, n ? args[0] : "", limit, watch, json);
   btc_client_close(&c);

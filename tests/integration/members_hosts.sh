@@ -106,6 +106,7 @@ client pipes
 
 run() { # run WHAT [cut]
   local jid cut='' waiter
+  rm -f jid # of the run before
   client submit --wait pairs.jsonl >jid 2>/dev/null &
   waiter=$!
   wait_for 60 "the job's name" grep -q . jid

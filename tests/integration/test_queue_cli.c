@@ -161,6 +161,11 @@ static void test_queue_cli_pause_resume_cancel(void **state) {
   char jid[80];
   begin(1, 2000, NULL);
   submit(cluster_manifest("p", 5000), NULL, 0, jid);
+  /* a script whose variable is empty means no job, not all of them */
+  for (int i = 0; i < 5; i++) {
+    static const char *const about[] = {"pause", "cancel", "status", "results", "replay"};
+    expect(ASK(2, about[i], ""), "", "the JOB is empty");
+  }
   expect(ASK(0, "pause", jid), "", NULL);
   expect(ASK(0, "status", jid), "paused", NULL);
   expect(ASK(0, "resume", jid), "", NULL);
