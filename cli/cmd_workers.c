@@ -125,6 +125,7 @@ static int run_drain(int argc, char **argv) {
   btc_error err;
   if (!cli_parse(&cmd_drain, table, sizeof table / sizeof table[0], argc, argv, &args, &n, &code)) return code;
   if (n != 1) return cli_usage_error(&cmd_drain, "one WORKER expected, got %d", n);
+  if (!*args[0]) return cli_usage_error(&cmd_drain, "the WORKER is empty");
   if ((code = open_client(&b, &c)) == CLI_OK) {
     btc_status st = btc_client_drain(c, args[0], (int64_t)(grace_s * 1000), &err);
     if (st != BTC_OK) code = client_failed(c, args[0], st, &err);

@@ -40,6 +40,10 @@ int open_model(const model_options *o, btc_model **m) {
     cli_error("no model: give one with -m DIR or BTCCHAT_MODEL (the nano model is not beside the program)");
     return CLI_FAILED;
   }
+  if (!*dir) {
+    cli_error("the model's folder is empty: give one with -m DIR or BTCCHAT_MODEL");
+    return CLI_FAILED;
+  }
   if (btc_model_open(dir, m, &err) == BTC_OK) return CLI_OK;
   cli_error("%s", err.message);
   return CLI_FAILED;

@@ -7,10 +7,10 @@ shift 3
 # one runs, the others take the same way.
 heavy='^(test_(captions|chaos|chaos_long|members|partition|pipe|pipe_full|pipes|run|step_crash)[.]|model_queue$|members_hosts$|slurm$|bench_)'
 heavy+='|^test_scene[.]test_scene_(in|of|that|with|records|dry|gallery|goes|leaves|full|says|over)_'
-# What has threads; the parsers' tests would be slow under TSan and show nothing.
-threads='ops|kernels|session|stage|batcher|loop|keys|link|socket|client|io|results|http|sink|worker'
 # Minutes of one operator's bits against another's, whose memory smaller tests of the same programs and the shim itself look at.
 heavy+='|^test_(verify[.]test_verify_plain_loops|matvec[.]test_matvec_row_does_not_see_others|norms[.]test_norms_many_rows_have_the_bits_of_few)$'
+# What has threads; the parsers' tests would be slow under TSan and show nothing.
+threads='ops|kernels|session|stage|batcher|loop|keys|link|socket|client|io|results|http|sink|worker'
 for kind in "$@"; do
   targets=() select=(-E "$heavy")
   if [ "$kind" = tsan ]; then

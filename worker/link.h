@@ -30,7 +30,8 @@ typedef struct btc_link_limits {
 } btc_link_limits;
 btc_link_limits btc_link_limits_default(void); /* 256 MiB, 10 s, 1 s */
 
-/* stop is asked every few milliseconds; true ends the wait with CANCELLED. It may be NULL. deadline_ns 0: none. */
+/* stop is asked every few milliseconds, also while bytes or strangers come all the time; true ends the wait with CANCELLED. It may
+ * be NULL. deadline_ns 0: none. */
 typedef struct btc_link_wait {
   int64_t deadline_ns; /* on btc_now_ns */
   bool (*stop)(void *ctx);

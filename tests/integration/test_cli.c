@@ -64,6 +64,7 @@ static void test_cli_usage_errors_exit_2(void **state) {
   expect_error(RUN("ask", "what?"), 2, "image");
   expect_error(RUN("ask", "--pair", "what?", "a.png"), 2, "--pair");
   expect_error(RUN("inspect", "a", "b"), 2, "one model");
+  expect_error(RUN("inspect", ""), 1, "folder is empty");
   expect_error(RUN("bench", "everything"), 2, "make-model");
   expect_error(RUN("verify"), 2, "case");
 }

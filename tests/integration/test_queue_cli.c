@@ -166,6 +166,7 @@ static void test_queue_cli_pause_resume_cancel(void **state) {
     static const char *const about[] = {"pause", "cancel", "status", "results", "replay"};
     expect(ASK(2, about[i], ""), "", "the JOB is empty");
   }
+  expect(ASK(2, "drain", ""), "", "the WORKER is empty");
   expect(ASK(0, "pause", jid), "", NULL);
   expect(ASK(0, "status", jid), "paused", NULL);
   expect(ASK(0, "resume", jid), "", NULL);
